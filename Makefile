@@ -1,0 +1,68 @@
+# make demo    install into .venv and scan the model that ships with headscope
+# make test    install what the tests need too, and run them
+# make check   everything that must hold before a change goes in; rewrites nothing
+# make clean   remove what these commands made
+#
+# PYTHON names the interpreter that .venv is made with, PYTEST_FLAGS is handed to pytest:
+#   make test PYTEST_FLAGS="-k stripe -x"
+
+PYTHON ?= python3
+PYTEST_FLAGS ?=
+
+BIN := .venv/bin
+# Byte code is written when a module is first imported: of most packages a few files are ever needed.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+# Tests and docs use the packaged model alone.
+OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: demo test check format lint types docs clean
+.DELETE_ON_ERROR:
+
+demo: .venv/.core
+	$(OFFLINE) $(BIN)/headscope scan demo --out results/demo
+
+test: .venv/.dev
+	$(OFFLINE) $(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+# The tests also run the examples of README.md and docs/, and hold export list, imports and changelog. They come last,
+# so that pytest's closing line is the last one.
+check: format lint types docs test
+
+format: .venv/.dev
+	$(BIN)/ruff format --check .
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+
+types: .venv/.dev
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+
+docs: .venv/.dev
+	NO_MKDOCS_2_WARNING=1 $(OFFLINE) $(BIN)/mkdocs build --strict --site-dir build/site
+
+clean:
+	rm -rf .venv build dist results .pytest_cache .ruff_cache .hypothesis
+	find . -type d -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "headscope needs Python 3.11 or newer, and $(PYTHON) is not one. Name one: make $(MAKECMDGOALS) PYTHON=python3.12"; \
+	    exit 2; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+# torch alone and first: its build is chosen here, and nothing after may replace it.
+.venv/.torch: .venv/.made constraints.txt
+	@echo "Installing torch into .venv (about 200 MB) ..."
+	$(PIP) "$$(grep '^torch==' constraints.txt)" "$$(grep '^hatchling==' constraints.txt)"
+	@touch $@
+
+.venv/.core: .venv/.torch pyproject.toml constraints.txt
+	@echo "Installing headscope and what it needs into .venv ..."
+	$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+.venv/.dev: .venv/.torch pyproject.toml constraints.txt
+	@echo "Installing headscope and what its tests need into .venv ..."
+	$(PIP) --no-build-isolation --editable ".[dev]"
+	@touch .venv/.core $@

@@ -1,0 +1,1 @@
+"""Measurements that carry a bar, each printing one document."""

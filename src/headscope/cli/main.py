@@ -1,0 +1,47 @@
+"""`headscope`: one file per command, and what happens to errors.
+
+Exit codes: 0 it ran, 1 a defect of ours, 2 the user must change something (one line on stderr).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from headscope.cli.check import check
+from headscope.cli.params import params
+from headscope.cli.scan import scan
+from headscope.errors import HeadscopeError
+
+app = typer.Typer(
+    name="headscope",
+    help="Find, verify and explain attention heads in any decoder-only language model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(scan)
+app.command()(check)
+app.command()(params)
+
+
+@app.callback()
+def root() -> None:
+    """Find, verify and explain attention heads in any decoder-only language model."""
+
+
+def main() -> None:
+    """Run the command line."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except HeadscopeError as error:
+        print(f"headscope: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

@@ -1,0 +1,36 @@
+"""A bar on stderr for work past two seconds; nothing for shorter work, or where stderr is not a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+PATIENCE_S = 2.0
+"""Work shorter than this shows no bar."""
+
+
+@contextmanager
+def bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Give a function of (done, total) that draws the bar."""
+    started = time.monotonic()
+    shown = False
+
+    def update(done: int, total: int) -> None:
+        nonlocal shown
+        if not sys.stderr.isatty() or (time.monotonic() - started < PATIENCE_S and not shown):
+            return
+        shown = True
+        share = done / max(1, total)
+        filled = round(24 * share)
+        elapsed = time.monotonic() - started
+        left = elapsed / share - elapsed if share else 0.0
+        line = f"{label} {'█' * filled}{'░' * (24 - filled)} {share:4.0%}  {left:.0f} s left"
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield update
+    finally:
+        if shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

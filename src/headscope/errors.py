@@ -1,0 +1,52 @@
+"""Every error headscope raises on purpose.
+
+    HeadscopeError
+    ├── ModelError               the model cannot be used
+    │   ├── ModelNotFound        no such hub id or folder, or no weights in it
+    │   ├── UnsafeWeights        pickled weights or remote code, without the flag that allows them
+    │   ├── UnsupportedModel     loaded, but its attention heads cannot be seen
+    │   └── NonFiniteError       NaN or infinity in weights or scores
+    └── ArgumentError            an argument is wrong (also a ValueError)
+        ├── ShapeError           a tensor's shape, or a length, does not fit
+        └── TokenError           token ids or text that the model cannot read
+
+Each message is one line: what was given, what is needed, what to do. The command line prints it and exits with 2.
+"""
+
+from __future__ import annotations
+
+
+class HeadscopeError(Exception):
+    """Root of every error that the user can mend."""
+
+
+class ModelError(HeadscopeError):
+    """The model cannot be used."""
+
+
+class ModelNotFound(ModelError):
+    """No such hub id or folder, or there are no weights in it."""
+
+
+class UnsafeWeights(ModelError):
+    """Pickled weights or remote code, without the flag that allows them."""
+
+
+class UnsupportedModel(ModelError):
+    """The model was loaded, but its attention heads cannot be seen."""
+
+
+class NonFiniteError(ModelError):
+    """NaN or infinity in weights or scores."""
+
+
+class ArgumentError(HeadscopeError, ValueError):
+    """An argument is wrong."""
+
+
+class ShapeError(ArgumentError):
+    """A tensor's shape, or a length, does not fit."""
+
+
+class TokenError(ArgumentError):
+    """Token ids or text that the model cannot read."""

@@ -1,0 +1,1 @@
+"""Kinds of evidence about a head, one file each."""

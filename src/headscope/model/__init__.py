@@ -1,0 +1,1 @@
+"""A language model seen head by head."""

@@ -1,0 +1,140 @@
+"""One layer's attention in one forward pass, as a visitor sees it.
+
+Where our kernel ran, there are `q`, `k`, `v`, the rule between them and each row's log-sum-exp; single probabilities
+are `exp(logits - lse)` and cost O(targets * d_head). Where only the model's own code could run, there is its pattern.
+Either way `probabilities` answers the same question.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from headscope.model.kernels import Rule, repeat_heads
+
+CHUNK = 4096
+"""Targets gathered at once: bounds the extra memory to 2 * CHUNK * n_heads * d_head numbers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """What determines every probability of a layer without forming the matrix."""
+
+    q: Float[Tensor, "batch head query d_qk"]
+    k: Float[Tensor, "batch kv_head key d_qk"]
+    v: Float[Tensor, "batch kv_head key d_v"]
+    rule: Rule
+    lse: Float[Tensor, "batch head query"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """One call of one layer's attention. Tensors are the model's own: read them, do not write to them."""
+
+    layer: int
+    """Index of the decoder layer, from 0, counting layers without attention too."""
+    call: int
+    """How often this layer's attention ran before in this forward pass; 0 except in looped models."""
+    z: Float[Tensor, "batch query head d_head"]
+    """Each head's mixed values, before the output projection."""
+    kernel: str
+    """What computed it: `flash`, `tiled`, `reference`, or `own` for the model's own eager code."""
+    scores: Scores | None = None
+    """q, k, v and lse; None where only the model's own code could run."""
+    own_pattern: Float[Tensor, "batch head query key"] | None = None
+    """The model's own attention probabilities; None where `scores` is there."""
+
+    @property
+    def n_heads(self) -> int:
+        """Number of query heads."""
+        return self.z.shape[2]
+
+    def probabilities(
+        self, batch: Int[Tensor, " target"], query: Int[Tensor, " target"], key: Int[Tensor, " target"]
+    ) -> Float[Tensor, "target head"]:
+        """Attention probability at single places, exact, float32 or wider.
+
+        p[t, h] = exp(softcap(scale * q[query_t] . k[key_t]) + bias - lse[query_t])
+
+        Places that the layer masks have probability 0, also in rows where all are masked, like those of padding.
+        Carries gradients only where the kernel's `lse` does; see `headscope.model.kernels`.
+        """
+        if self.scores is None:
+            assert self.own_pattern is not None
+            own = self.own_pattern[batch, :, query, key]
+            return own.to(torch.promote_types(own.dtype, torch.float32))
+        with _gradients_as_of(self.scores.lse):
+            parts = [
+                _gathered(self.scores, batch[i : i + CHUNK], query[i : i + CHUNK], key[i : i + CHUNK])
+                for i in range(0, len(batch), CHUNK)
+            ]
+        return torch.cat(parts) if parts else self.scores.lse.new_zeros(0, self.n_heads)
+
+    def pattern(self) -> Float[Tensor, "batch head query key"]:
+        """The whole matrix of probabilities: O(n^2) memory, for short inputs."""
+        if self.scores is None:
+            assert self.own_pattern is not None
+            return self.own_pattern
+        s = self.scores
+        wide = s.lse.dtype
+        with _gradients_as_of(s.lse):
+            logits = s.rule.logits(s.q.to(wide) @ repeat_heads(s.k, self.n_heads).to(wide).mT)
+            pattern = torch.exp(logits - s.lse[..., None])
+            return pattern if s.rule.bias is None else pattern.masked_fill(closed(s.rule.bias), 0.0)
+
+    def allowed(
+        self, batch: Int[Tensor, " target"], query: Int[Tensor, " target"], key: Int[Tensor, " target"]
+    ) -> tuple[Float[Tensor, " target"], Float[Tensor, " target"]]:
+        """Whether the layer's mask lets each query see its key (1 or 0), and how many keys that query may see.
+
+        Read from the mask of the first head, so sliding windows count; where the model's own code ran, a plain
+        causal mask is assumed.
+        """
+        bias = self.scores.rule.bias if self.scores is not None else None
+        if bias is None:
+            return (key <= query).float(), (query + 1).float()
+        open_ = ~closed(bias[:, 0])
+        if self.scores is not None and self.scores.rule.causal:
+            n_query, n_key = self.scores.q.shape[2], self.scores.k.shape[2]
+            open_ = open_ & torch.ones(n_query, n_key, dtype=torch.bool, device=bias.device).tril()
+        rows = batch if open_.shape[0] > 1 else torch.zeros_like(batch)
+        line = query if open_.shape[1] > 1 else torch.zeros_like(query)
+        return open_[rows, line, key].float(), open_.sum(-1)[rows, line].float()
+
+
+def closed(bias: Float[Tensor, "..."]) -> Bool[Tensor, "..."]:
+    """Where an additive mask forbids attention: half of the most negative number of its dtype, or less."""
+    return bias < torch.finfo(bias.dtype).min / 2
+
+
+def _gradients_as_of(lse: Tensor) -> AbstractContextManager[None]:
+    """Gradients that miss the share of `lse` would be wrong; without it there are none."""
+    return torch.set_grad_enabled(torch.is_grad_enabled() and lse.requires_grad)
+
+
+def _gathered(s: Scores, batch: Tensor, query: Tensor, key: Tensor) -> Float[Tensor, "target head"]:
+    n_query, n_key = s.q.shape[2], s.k.shape[2]
+    q = s.q.transpose(1, 2).flatten(0, 1).index_select(0, batch * n_query + query)
+    k = s.k.transpose(1, 2).flatten(0, 1).index_select(0, batch * n_key + key)
+    if k.shape[1] != q.shape[1]:
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    wide = s.lse.dtype
+    logits = torch.linalg.vecdot(q.to(wide), k.to(wide)) * s.rule.scale
+    if s.rule.softcap is not None:
+        logits = torch.tanh(logits / s.rule.softcap) * s.rule.softcap
+    if s.rule.bias is not None:
+        bias = s.rule.bias
+        rows = batch if bias.shape[0] > 1 else torch.zeros_like(batch)
+        line = query if bias.shape[2] > 1 else torch.zeros_like(query)
+        added = bias[rows, :, line, key]
+        logits = logits + added
+    probability = torch.exp(logits - s.lse.transpose(1, 2)[batch, query])
+    if s.rule.bias is not None:
+        probability = probability.masked_fill(closed(added), 0.0)
+    if s.rule.causal:
+        probability = probability.masked_fill((key > query)[:, None], 0.0)
+    return probability

@@ -1,0 +1,152 @@
+"""The second path: families that compute attention in code of their own, outside transformers' attention interface.
+
+Their own eager code runs unchanged. While it does, a function mode of this thread watches for the two ways to attend:
+a softmax that yields a square of probabilities, or a call of scaled-dot-product attention (which then runs through our
+kernel, to give its log-sum-exp). The linear layer that runs next is the output projection: its input is z, read or
+replaced there. A pattern is dropped as soon as its layer's projection has run, so memory is O(n^2) for one layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from headscope.model import kernels
+from headscope.model.attention import Attention, Scores
+from headscope.model.interface import Numbering, Visit
+
+_SOFTMAXES = {F.softmax, torch.softmax, Tensor.softmax}
+
+
+@dataclass(slots=True)
+class _Attended:
+    """What was last seen attending."""
+
+    scores: Scores | None = None
+    pattern: Tensor | None = None
+    kernel: str = "own"
+
+
+class _Watch(TorchFunctionMode):
+    """Remembers the latest attention that this thread computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latest: _Attended | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return self._attend(*args, **kwargs)
+        result = func(*args, **kwargs)
+        square = isinstance(result, Tensor) and result.dim() in (3, 4) and result.shape[-1] == result.shape[-2] > 1
+        if func in _SOFTMAXES and square:
+            self.latest = _Attended(pattern=result)
+        return result
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        rule = kernels.Rule(
+            scale=query.shape[-1] ** -0.5 if scale is None else scale,
+            causal=is_causal,
+            bias=None if attn_mask is None else kernels.additive(attn_mask, query.dtype),
+        )
+        z, lse, kernel = kernels.attend(query, key, value, rule)
+        self.latest = _Attended(scores=Scores(q=query, k=key, v=value, rule=rule, lse=lse), kernel=kernel)
+        return z
+
+
+def is_projection(module: nn.Module) -> bool:
+    """A linear layer of any make: no children, and a two-dimensional weight that is not an embedding's."""
+    weight = getattr(module, "weight", None)
+    return (
+        isinstance(weight, Tensor)
+        and weight.dim() == 2
+        and not isinstance(module, nn.Embedding)
+        and not any(True for _ in module.children())
+    )
+
+
+@contextmanager
+def discovering(model: nn.Module) -> Iterator[list[str]]:
+    """Within the block, the names of the linear layers that run first after each attention are collected."""
+    names: list[str] = []
+    watch = _Watch()
+    handles = []
+
+    def note(name: str) -> Any:
+        def before(module: nn.Module, args: tuple[Any, ...]) -> None:
+            if watch.latest is not None and args and isinstance(args[0], Tensor):
+                names.append(name)
+                watch.latest = None
+
+        return before
+
+    try:
+        for name, module in model.named_modules():
+            if is_projection(module):
+                handles.append(module.register_forward_pre_hook(note(name)))
+        with watch:
+            yield names
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def hooked(model: nn.Module, projections: list[nn.Module], visit: Visit, number: Numbering) -> Iterator[None]:
+    """Within the block, `visit` sees each attention just before its output projection runs.
+
+    Args:
+        model: The model whose forward pass will run inside the block.
+        projections: The output projections that `discovering` found.
+        visit: Sees each layer; a tensor it returns replaces z.
+        number: Tells layer and call of a projection.
+    """
+    watch = _Watch()
+    handles = []
+
+    def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        seen, watch.latest = watch.latest, None
+        if seen is None:
+            return None
+        mixed: Tensor = args[0]
+        batch, n_query = mixed.shape[:2]
+        pattern = None if seen.pattern is None else seen.pattern.reshape(batch, -1, *seen.pattern.shape[-2:])
+        n_heads = pattern.shape[1] if pattern is not None else seen.scores.q.shape[1] if seen.scores else 1
+        layer, call = number(module)
+        attention = Attention(
+            layer=layer,
+            call=call,
+            z=mixed.reshape(batch, n_query, n_heads, -1),
+            kernel=seen.kernel,
+            scores=seen.scores,
+            own_pattern=pattern,
+        )
+        replaced = visit(attention)
+        return None if replaced is None else (replaced.to(mixed.dtype).reshape(mixed.shape), *args[1:])
+
+    try:
+        for projection in projections:
+            handles.append(projection.register_forward_pre_hook(before))
+        with watch:
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()

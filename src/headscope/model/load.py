@@ -1,0 +1,313 @@
+"""Open a language model: a hub id, a local folder, a transformers model object, or `demo`.
+
+Weights load from safetensors; pickled weights and remote code each need their flag. A checkpoint that lacks some of
+its weights is refused, since transformers would fill them with random numbers. Every model passes the self-check
+(`headscope.model.selfcheck`), once per model object.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headscope.errors import ArgumentError, ModelError, ModelNotFound, UnsafeWeights, UnsupportedModel
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from headscope.model.selfcheck import Check
+
+DTYPES = ("auto", "float32", "float64", "float16", "bfloat16")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Model:
+    """A language model seen head by head. Made by `headscope.load`."""
+
+    hf: PreTrainedModel
+    """The transformers model, as it was given or loaded."""
+    tokenizer: Any | None
+    """Its transformers tokenizer; None leaves everything that needs only token ids."""
+    id: str
+    """Hub id, folder, `demo`, or the class of a model object."""
+    revision: str | None
+    """Commit of the hub repository, where it is known."""
+    check: Check
+    """What the self-check found, and how attention is reached."""
+
+    @property
+    def family(self) -> str:
+        """Transformers' name of the architecture, like `gpt2`."""
+        return str(self._config.model_type or self.hf.config.model_type)
+
+    @property
+    def n_layers(self) -> int:
+        """Decoder layers, with or without attention."""
+        last = max(self.check.heads, default=-1) + 1
+        return max(last, int(getattr(self._config, "num_hidden_layers", None) or 0))
+
+    @property
+    def n_heads(self) -> int:
+        """Query heads of a layer; the largest number, where layers differ."""
+        return max(self.check.heads.values(), default=0)
+
+    @property
+    def n_kv_heads(self) -> int | None:
+        """Key-value heads of a layer; None where the model's own code hides them."""
+        return self.check.kv_heads
+
+    @property
+    def n_embeddings(self) -> int:
+        """Rows of the embedding: token ids are below this."""
+        return int(self.hf.get_input_embeddings().weight.shape[0])
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Longest input in tokens, as the config states it; None where it states none."""
+        limit = getattr(self._config, "max_position_embeddings", None)
+        return int(limit) if limit else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        return self.hf.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the embedding."""
+        return self.hf.get_input_embeddings().weight.dtype
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """Start token: the tokenizer's, without a tokenizer the config's, or none."""
+        source = self.tokenizer if self.tokenizer is not None else self._config
+        start = getattr(source, "bos_token_id", None)
+        return int(start) if isinstance(start, int) and 0 <= start < self.n_embeddings else None
+
+    @property
+    def special_token_ids(self) -> frozenset[int]:
+        """Ids that are not text: the tokenizer's special tokens, or the start, end and padding ids of the config."""
+        if self.tokenizer is not None:
+            ids = list(self.tokenizer.all_special_ids)
+        else:
+            ids = [getattr(self._config, f"{name}_token_id", None) for name in ("bos", "eos", "pad")]
+        flat = [one for item in ids for one in (item if isinstance(item, list) else [item])]
+        return frozenset(one for one in flat if isinstance(one, int))
+
+    @property
+    def _config(self) -> Any:
+        return self.hf.config.get_text_config()
+
+
+_CHECKS: weakref.WeakKeyDictionary[Any, Check] = weakref.WeakKeyDictionary()
+
+
+def load(
+    source: str | Path | PreTrainedModel | Model = "demo",
+    *,
+    device: str | None = None,
+    dtype: str = "auto",
+    revision: str | None = None,
+    tokenizer: Any | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> Model:
+    """Open a model and check that its heads can be seen.
+
+    Args:
+        source: Hub id, folder in transformers' layout, transformers model object, or `demo`. A model object is left
+            as it was: mode, device, gradients, attention implementation.
+        device: Like `cpu` or `cuda:0`; `auto` spreads a large model over what there is. By default a GPU if there is one.
+        dtype: `auto` (the checkpoint's own), `float32`, `float64`, `float16` or `bfloat16`.
+        revision: Branch, tag or commit on the hub.
+        tokenizer: A transformers tokenizer, for a model object that comes without; else the one beside the weights.
+        allow_pickle: Also load weights that are not safetensors. Pickled files can run code.
+        trust_remote_code: Run model code that the repository brings.
+
+    Returns:
+        A `Model` whose support is `exact` or `degraded`.
+
+    Raises:
+        ModelNotFound: no such hub id or folder, or no weights in it.
+        UnsafeWeights: only pickled weights, or code of its own, without the flag.
+        UnsupportedModel: no softmax attention, an encoder, or attention that our check could not reproduce.
+        NonFiniteError: NaN or infinity in the weights.
+        ArgumentError: an option that does not fit.
+    """
+    model = open_model(
+        source,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        tokenizer=tokenizer,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+    )
+    if model.check.support == "unsupported":
+        raise UnsupportedModel(f"{model.id} ({model.family}) cannot be used: {model.check.reason}. Choose a decoder-only model with softmax attention.")
+    return model
+
+
+def open_model(
+    source: str | Path | PreTrainedModel | Model,
+    *,
+    device: str | None = None,
+    dtype: str = "auto",
+    revision: str | None = None,
+    tokenizer: Any | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> Model:
+    """`load`, but an unsupported model is returned with its verdict instead of raising `UnsupportedModel`."""
+    if isinstance(source, Model):
+        return source
+    if dtype not in DTYPES:
+        raise ArgumentError(f"dtype={dtype!r} is not known; use one of {', '.join(DTYPES)}.")
+    if isinstance(source, (str, Path)):
+        hf, found = _from_pretrained(str(source), device, dtype, revision, allow_pickle, trust_remote_code)
+        tokenizer = tokenizer if tokenizer is not None else found
+        name = str(source)
+    else:
+        from transformers import PreTrainedModel
+
+        if not isinstance(source, PreTrainedModel):
+            raise ArgumentError(
+                f"load got a {type(source).__name__}; it needs a hub id, a folder, a transformers model, or 'demo'."
+            )
+        if device is not None or dtype != "auto" or revision is not None:
+            raise ArgumentError("device, dtype and revision do not apply to a model object; move or convert it first.")
+        hf, name = source, source.config.name_or_path or type(source).__name__
+    if hf not in _CHECKS:
+        from headscope.model.selfcheck import selfcheck
+
+        _CHECKS[hf] = selfcheck(hf)
+    commit = getattr(hf.config, "_commit_hash", None)
+    return Model(hf=hf, tokenizer=tokenizer, id=name, revision=commit or revision, check=_CHECKS[hf])
+
+
+def _from_pretrained(
+    source: str, device: str | None, dtype: str, revision: str | None, allow_pickle: bool, trust_remote_code: bool
+) -> tuple[PreTrainedModel, Any | None]:
+    """Weights and, where there is one, the tokenizer."""
+    if source == "demo":
+        from headscope.lab.demo import demo_path
+
+        source = str(demo_path())
+    folder = Path(source)
+    if folder.is_dir():
+        _refuse_folder(folder, allow_pickle)
+    elif folder.exists() or source.startswith(("/", "./", "../", "~")):
+        raise ModelNotFound(f"{source!r} is not a folder; give a folder with config.json and weights, or a hub id.")
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    common: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(source, **common)
+    except (OSError, ValueError) as error:
+        raise _config_error(source, error) from error
+    names = config.architectures or []
+    headless = bool(names) and names[0].endswith("Model")
+    if not headless and not trust_remote_code and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UnsupportedModel(
+            f"{source!r} is a {config.model_type} model, which is not a decoder-only language model; choose one that is."
+        )
+    auto = AutoModel if headless else AutoModelForCausalLM
+    try:
+        hf, info = auto.from_pretrained(
+            source,
+            config=config,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            use_safetensors=None if allow_pickle else True,
+            output_loading_info=True,
+            device_map="auto" if device == "auto" else None,
+            **common,
+        )
+        if device != "auto":
+            hf.to(device)
+    except OSError as error:
+        raise _weights_error(source, revision, error) from error
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        raise ModelError(f"{source!r} could not be loaded: {_first_line(error)}") from error
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ModelError(
+            f"{source!r} lacks {len(missing)} of its weights ({', '.join(missing[:3])}...); they would be random: "
+            "use a complete checkpoint."
+        )
+    return hf.eval(), _tokenizer(source, common)
+
+
+def _tokenizer(source: str, common: dict[str, Any]) -> Any | None:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **common)
+    except (OSError, ValueError, TypeError, KeyError, ImportError):
+        return None
+    # Where a folder has no tokenizer files, some classes come back with special tokens only.
+    return tokenizer if len(tokenizer) > len(set(tokenizer.all_special_ids)) else None
+
+
+def _refuse_folder(folder: Path, allow_pickle: bool) -> None:
+    if not (folder / "config.json").is_file():
+        raise ModelNotFound(f"folder {str(folder)!r} has no config.json; give a folder that save_pretrained wrote.")
+    if any(folder.glob("*.safetensors")):
+        return
+    pickled = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if not pickled:
+        raise ModelNotFound(f"folder {str(folder)!r} has no weights; it needs *.safetensors files beside config.json.")
+    if not allow_pickle:
+        raise UnsafeWeights(
+            f"folder {str(folder)!r} has only pickled weights ({pickled[0]}), which can run code when loaded; "
+            "convert them to safetensors, or pass --allow-pickle (allow_pickle=True) if you trust them."
+        )
+
+
+def _config_error(source: str, error: Exception) -> ModelError:
+    text = str(error)
+    if "trust_remote_code" in text:
+        return UnsafeWeights(
+            f"{source!r} brings model code of its own; pass --trust-remote-code (trust_remote_code=True) if you trust it."
+        )
+    if Path(source).is_dir():
+        return ModelError(f"the config of {source!r} cannot be read: {_first_line(error)}")
+    return ModelNotFound(
+        f"no model {source!r}: it is neither a folder here nor a model that the hub or its local cache could give; "
+        "check the name, the network, and access if it is gated."
+    )
+
+
+def _weights_error(source: str, revision: str | None, error: Exception) -> ModelError:
+    if Path(source).is_dir():
+        return ModelError(f"the weights of {source!r} cannot be read: {_first_line(error)}")
+    if _hub_has_pickle(source, revision):
+        return UnsafeWeights(
+            f"{source!r} has only pickled weights, which can run code when loaded; look for a revision with "
+            "safetensors, or pass --allow-pickle (allow_pickle=True) if you trust them."
+        )
+    return ModelNotFound(f"{source!r} has no safetensors weights that could be fetched: {_first_line(error)}")
+
+
+def _hub_has_pickle(source: str, revision: str | None) -> bool:
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    names = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+    try:
+        if any(isinstance(try_to_load_from_cache(source, name, revision=revision), str) for name in names):
+            return True
+        return any(HfApi().file_exists(source, name, revision=revision) for name in names)
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError):
+        return False
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

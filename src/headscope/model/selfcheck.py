@@ -1,0 +1,234 @@
+"""Check, then claim: does what we show of a model's attention agree with the model's own forward pass?
+
+On a short random input the model runs once through its own eager attention and once through ours. `exact` means:
+the outputs agree within the dtype's tolerance; each layer's z is the mix of v by the very probabilities we report;
+no probability lies on a later token; and replacing z changes the output. A family outside transformers' attention
+interface, or one that passes an argument we do not know, is watched while its own code runs; it is `exact` where its
+queries and keys can be seen, and `degraded` where only its patterns can. Anything else is `unsupported`, with the reason.
+
+Cost: three forward passes over 2 x 37 tokens. It does not show what long inputs do: a sliding window longer than the
+input is not exercised.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from headscope.errors import NonFiniteError
+from headscope.model.attention import Attention
+from headscope.model.hooks import discovering
+from headscope.model.interface import UnknownArgument, implementation, installed
+from headscope.model.kernels import repeat_heads
+from headscope.model.taps import Route, evaluating, forward
+from headscope.types import Support
+
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""Largest difference that rounding explains, as a share of the largest output."""
+
+N_PROMPTS, N_TOKENS = 2, 37
+"""Size of the check's input: a prime length, so that no other square matrix of the model passes for a pattern."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """What the self-check found."""
+
+    support: Support
+    """`exact`, `degraded` or `unsupported`."""
+    reason: str
+    """Why, in one sentence."""
+    max_abs_diff: float | None
+    """Largest difference of outputs, ours against the model's own; None where ours did not run."""
+    route: Route | None
+    """How the attention is reached; None if it cannot be."""
+    kernels: tuple[str, ...]
+    """What computed attention: `flash`, `tiled`, or `own` for the family's own code."""
+    heads: dict[int, int]
+    """Query heads of each layer that has attention."""
+    kv_heads: int | None
+    """Key-value heads of a layer, where they can be seen; the smallest, where layers differ."""
+
+
+def selfcheck(model: PreTrainedModel) -> Check:
+    """Run the check of this module's description.
+
+    Raises:
+        NonFiniteError: the model's own output holds NaN or infinity.
+    """
+    tokens = _tokens(model)
+    own = _own_output(model, tokens, "eager")
+    if not torch.isfinite(own).all():
+        raise NonFiniteError(_non_finite(model))
+    failures: list[str] = []
+    checks: list[Check] = []
+    for find in (_interface_route, _hooks_route):
+        for route in find(model, tokens, failures):
+            check = _verify(model, route, tokens, own)
+            if check.support == "exact":
+                return check
+            checks.append(check)
+    for support in ("degraded", "unsupported"):
+        for check in checks:
+            if check.support == support:
+                return check
+    reason = failures[0] if failures else "no softmax attention was seen in its forward pass"
+    return Check(support="unsupported", reason=reason, max_abs_diff=None, route=None, kernels=(), heads={}, kv_heads=None)
+
+
+def _tokens(model: PreTrainedModel) -> Tensor:
+    embedding = model.get_input_embeddings()
+    config = model.config.get_text_config()
+    n_vocab = min(int(embedding.weight.shape[0]), int(getattr(config, "vocab_size", embedding.weight.shape[0])))
+    longest = getattr(config, "max_position_embeddings", None) or N_TOKENS
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(n_vocab, (N_PROMPTS, min(N_TOKENS, int(longest))), generator=generator)
+    return ids.to(embedding.weight.device)
+
+
+def output_of(result: Any) -> Tensor:
+    """Logits, or the last hidden state of a model without a head."""
+    logits = getattr(result, "logits", None)
+    return logits if isinstance(logits, Tensor) else result[0]
+
+
+def _own_output(model: PreTrainedModel, tokens: Tensor, name: str | None) -> Tensor:
+    with torch.no_grad(), evaluating(model), implementation(model, name):
+        return output_of(model(input_ids=tokens, use_cache=False))
+
+
+def _non_finite(model: nn.Module) -> str:
+    bad = [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
+    where = f"in weights {', '.join(bad[:3])}" + (f" and {len(bad) - 3} more" if len(bad) > 3 else "") if bad else "in its output"
+    return f"the model has NaN or infinite numbers {where}; every score would be meaningless: use another checkpoint."
+
+
+def _interface_route(model: PreTrainedModel, tokens: Tensor, failures: list[str]) -> Iterator[Route]:
+    names = {module: name for name, module in model.named_modules()}
+    called: list[str] = []
+
+    def number(module: nn.Module) -> tuple[int, int]:
+        called.append(names[module])
+        return 0, 0
+
+    with torch.no_grad(), evaluating(model), discovering(model) as outside:
+        try:
+            with installed(model, lambda attention: None, number):
+                model(input_ids=tokens, use_cache=False)
+        except UnknownArgument as unknown:
+            failures.append(f"its attention is called with an argument we do not know ({unknown})")
+            return
+    if called and outside:
+        failures.append(f"part of its attention ({outside[0]}) runs outside transformers' attention interface")
+    elif called:
+        yield Route(path="interface", layers=layer_numbers(called), calls=len(called))
+
+
+def _hooks_route(model: PreTrainedModel, tokens: Tensor, failures: list[str]) -> Iterator[Route]:
+    for name in (None, "eager"):
+        with torch.no_grad(), evaluating(model), implementation(model, name), discovering(model) as projections:
+            model(input_ids=tokens, use_cache=False)
+        if projections:
+            yield Route(path="hooks", layers=layer_numbers(projections), calls=len(projections), implementation=name)
+
+
+def layer_numbers(names: list[str]) -> dict[str, int]:
+    """Decoder layer of each module, from names like `model.layers.3.self_attn` in the order they were called.
+
+    A model of several stacks counts on: the second stack starts after the highest layer of the first. Modules
+    without a number in their name are layers in the order of their first call.
+    """
+    stacks: dict[str, dict[str, int]] = {}
+    for name in dict.fromkeys(names):
+        match = re.match(r"(.*?)\.(\d+)(?:\.|$)", name)
+        stack = stacks.setdefault(match[1] if match else "", {})
+        stack[name] = int(match[2]) if match else len(stack)
+    numbers: dict[str, int] = {}
+    start = 0
+    for stack in stacks.values():
+        numbers |= {name: start + index for name, index in stack.items()}
+        start += max(stack.values()) + 1
+    return numbers
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What one checked pass showed."""
+
+    heads: dict[int, int]
+    kv_heads: set[int]
+    kernels: set[str]
+    patterns_only: bool = False
+    mixing_error: float = 0.0
+    row_error: float = 0.0
+    future: float = 0.0
+    other_keys: int = 0
+
+    def __call__(self, attention: Attention) -> None:
+        self.heads[attention.layer] = attention.n_heads
+        self.kernels.add(attention.kernel)
+        pattern = attention.pattern().double()
+        n_query, n_key = pattern.shape[-2:]
+        later = torch.ones(n_query, n_key, dtype=torch.bool, device=pattern.device).triu(1)
+        later[:, n_query:] = False
+        self.future = max(self.future, float((pattern * later).sum(-1).max()))
+        self.other_keys = max(self.other_keys, n_key - n_query)
+        rows = pattern.sum(-1)
+        scores = attention.scores
+        if scores is None:
+            self.patterns_only = True
+        else:
+            self.kv_heads.add(scores.k.shape[1])
+            if scores.rule.sinks is not None:
+                rows = rows + torch.exp(scores.rule.sinks.double() - scores.lse.double())
+            mixed = (pattern @ repeat_heads(scores.v, attention.n_heads).double()).transpose(1, 2)
+            error = float((mixed - attention.z.double()).abs().max()) / max(1.0, float(mixed.abs().max()))
+            self.mixing_error = max(self.mixing_error, error)
+        self.row_error = max(self.row_error, float((rows - 1).abs().max()))
+
+
+def _verify(model: PreTrainedModel, route: Route, tokens: Tensor, own: Tensor) -> Check:
+    seen = _Seen(heads={}, kv_heads=set(), kernels=set())
+    ours = output_of(forward(model, route, tokens, seen))
+    edited = output_of(forward(model, route, tokens, lambda attention: torch.zeros_like(attention.z)))
+    size = max(1.0, float(own.abs().max()))
+    tolerance = TOLERANCE.get(own.dtype, TOLERANCE[torch.float32])
+    difference = float((ours - own).abs().max())
+    moved = float((edited - ours).abs().max())
+    support: Support = "exact"
+    if seen.future > tolerance:
+        support, reason = "unsupported", "its tokens attend to later tokens: an encoder, not a decoder-only language model"
+    elif not difference <= 100 * tolerance * size:
+        support, reason = "unsupported", f"its output through our attention differs from its own by {difference:.2g}"
+    elif difference > tolerance * size:
+        support, reason = "degraded", f"its output through our attention differs from its own by {difference:.2g}"
+    elif max(seen.mixing_error, seen.row_error) > tolerance:
+        error = max(seen.mixing_error, seen.row_error)
+        support, reason = "unsupported", f"its heads' results are not the mix of their values by the probabilities seen (off by {error:.2g})"
+    elif moved <= tolerance * size:
+        support, reason = "degraded", "heads can be read, but replacing their results does not change the output"
+    elif seen.patterns_only:
+        support, reason = "degraded", (
+            "its attention runs in code of its own: patterns and z are read there, O(n^2) memory for one layer at a time, "
+            "and queries and keys cannot be seen"
+        )
+    elif seen.other_keys > 0:
+        support, reason = "degraded", f"it attends to {seen.other_keys} keys that are not tokens; scores cover the tokens"
+    else:
+        how = "our attention function" if route.path == "interface" else "its own call of scaled-dot-product attention"
+        reason = f"through {how} its output differs from its own by {difference:.2g}"
+    return Check(
+        support=support,
+        reason=reason,
+        max_abs_diff=difference,
+        route=None if support == "unsupported" else route,
+        kernels=tuple(sorted(seen.kernels)),
+        heads=dict(sorted(seen.heads.items())),
+        kv_heads=min(seen.kv_heads, default=None),
+    )

@@ -1,0 +1,137 @@
+"""Run a model once and see, or change, every head of every layer.
+
+    forward(model, tokens, visit)
+
+calls `visit` with an `Attention` for each layer in the order of the forward pass. What `visit` returns replaces that
+layer's z. The model is left as it was: attention implementation, hooks, mode, gradients, also after an exception.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from headscope.model.attention import Attention
+from headscope.model.hooks import hooked
+from headscope.model.interface import Visit, implementation, installed
+from headscope.model.kernels import Kernel
+
+Path = Literal["interface", "hooks"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """How a model's attention is reached; `selfcheck` finds it."""
+
+    path: Path
+    """`interface`: our function and kernels. `hooks`: the family's own code, watched."""
+    layers: dict[str, int]
+    """Decoder layer of each attention module (`interface`) or output projection (`hooks`), by the module's name."""
+    calls: int
+    """Attention calls in one forward pass."""
+    implementation: str | None = None
+    """On the path `hooks`, the attention implementation that the configs must name; None leaves theirs."""
+
+
+class _Stop(Exception):
+    """Ends a forward pass after its last attention."""
+
+
+_LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+_LOCKS_GUARD = threading.Lock()
+
+
+def _lock(model: nn.Module) -> threading.RLock:
+    with _LOCKS_GUARD:
+        return _LOCKS.setdefault(model, threading.RLock())
+
+
+def forward(
+    model: PreTrainedModel,
+    route: Route,
+    tokens: Int[Tensor, "batch position"],
+    visit: Visit,
+    *,
+    attention_mask: Int[Tensor, "batch position"] | None = None,
+    kernel: Kernel | None = None,
+    stop_at_last: bool = False,
+    grad: bool = False,
+) -> Any:
+    """One forward pass with every attention call shown to `visit`.
+
+    Args:
+        model: A transformers model, in any mode; it runs in evaluation mode.
+        route: How its attention is reached.
+        tokens: Token ids on the model's device.
+        visit: Sees each layer; a tensor it returns replaces z.
+        attention_mask: 1 for tokens, 0 for padding; position ids are derived from it, so left padding changes nothing.
+        kernel: Force a kernel on the `interface` path.
+        stop_at_last: Leave after the last attention: no last MLP, no unembedding, and None is returned.
+        grad: Build the autograd graph.
+
+    Returns:
+        The model's own output, or None.
+    """
+    names = {module: layer for name, layer in route.layers.items() for module in [model.get_submodule(name)]}
+    seen: dict[int, int] = {}
+    count = 0
+
+    def number(module: nn.Module) -> tuple[int, int]:
+        layer = names[module]
+        seen[layer] = seen.get(layer, -1) + 1
+        return layer, seen[layer]
+
+    def counted(attention: Attention) -> Tensor | None:
+        nonlocal count
+        count += 1
+        replaced = visit(attention)
+        if stop_at_last and count == route.calls:
+            raise _Stop
+        return replaced
+
+    arguments: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
+    if attention_mask is not None:
+        arguments["attention_mask"] = attention_mask
+        if takes_positions(model):
+            arguments["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+    with ExitStack() as stack:
+        stack.enter_context(_lock(model))
+        stack.enter_context(evaluating(model))
+        stack.enter_context(torch.enable_grad() if grad else torch.no_grad())
+        if route.path == "interface":
+            stack.enter_context(installed(model, counted, number, kernel=kernel))
+        else:
+            stack.enter_context(implementation(model, route.implementation))
+            stack.enter_context(hooked(model, list(names), counted, number))
+        try:
+            return model(**arguments)
+        except _Stop:
+            return None
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode within the block; each module's own mode is put back."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def takes_positions(model: nn.Module) -> bool:
+    """Whether the model's forward accepts `position_ids`."""
+    return "position_ids" in inspect.signature(model.forward).parameters

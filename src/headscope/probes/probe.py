@@ -1,0 +1,149 @@
+"""A probe: the prompts a scan reads, each with an optional control, and how they were made.
+
+Prompts are ragged: each is a plain array of token ids, and padding is cut off before it is kept, so padding never
+reaches a model and cannot change a score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from headscope.errors import TokenError
+from headscope.model.load import Model
+
+# With its underscore the axis binds nothing: prompts of one call may differ in length.
+Tokens = Int[np.ndarray, " _position"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """Prompts, their controls, and their provenance."""
+
+    prompts: tuple[Tokens, ...]
+    """Token ids of each prompt."""
+    controls: tuple[Tokens, ...] | None
+    """For each prompt one of the same length without its repetition, scored at the prompt's own targets; or None."""
+    settings: dict[str, Any]
+    """How the probe was made, JSON-ready: `kind` and its arguments."""
+    more: Callable[[int], Probe] | None = field(default=None, repr=False, compare=False)
+    """Draws this many further prompts, independent of these; None for a user's own tokens."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens a model reads for this probe, controls included."""
+        return sum(map(len, self.prompts)) * (1 if self.controls is None else 2)
+
+
+def probe_tokens(token_ids: Any, *, attention_mask: Any | None = None) -> Probe:
+    """A probe from your own token ids. It has no control.
+
+    Args:
+        token_ids: Tensor or array [prompt, position], one list of ids, or a list of such lists of any lengths.
+        attention_mask: [prompt, position], 1 or True for tokens and 0 for padding, on either side; padding is cut off.
+
+    Raises:
+        TokenError: no prompt, an empty one, an id that is not a whole number or is negative, or a mask that does
+            not fit.
+    """
+    rows = [_row(row, index, "iu") for index, row in enumerate(_listed(token_ids))]
+    if attention_mask is not None:
+        masks = [_row(row, index, "iufb") for index, row in enumerate(_listed(attention_mask))]
+        if [len(mask) for mask in masks] != [len(row) for row in rows]:
+            raise TokenError("the attention mask and the token ids differ in shape; give one mask value per token.")
+        rows = [_unpadded(row, mask != 0, index) for index, (row, mask) in enumerate(zip(rows, masks, strict=True))]
+    _refuse_bad_rows(rows)
+    return Probe(prompts=tuple(rows), controls=None, settings={"kind": "tokens", "n_prompts": len(rows)})
+
+
+def probe_text(model: Model, text: str | Sequence[str], *, bos: bool = True) -> Probe:
+    """A probe from your own text, as the model's tokenizer reads it. It has no control.
+
+    Args:
+        model: A model with a tokenizer.
+        text: One prompt, or several.
+        bos: Start each prompt with the model's start token, where it has one and the tokenizer adds none.
+
+    Raises:
+        TokenError: the model has no tokenizer, there is no text, or a text gives no token.
+    """
+    if model.tokenizer is None:
+        raise TokenError(f"{model.id} has no tokenizer, so it cannot read text; give token ids, or load it with tokenizer=.")
+    texts = [text] if isinstance(text, str) else list(text)
+    if not texts or any(not one.strip() for one in texts):
+        raise TokenError("the text is empty; give at least one prompt of at least one token.")
+    rows = [np.asarray(model.tokenizer(one)["input_ids"], dtype=np.int64) for one in texts]
+    start = model.bos_token_id
+    if bos and start is not None:
+        rows = [row if len(row) and row[0] == start else np.concatenate([[start], row]) for row in rows]
+    _refuse_bad_rows(rows)
+    return Probe(prompts=tuple(rows), controls=None, settings={"kind": "text", "n_prompts": len(rows), "bos": bos})
+
+
+def check_fits(probe: Probe, model: Model) -> None:
+    """Raise TokenError unless every prompt, and its control, fits the model's vocabulary and context."""
+    rows = [*probe.prompts, *(probe.controls or ())]
+    _refuse_bad_rows(rows)
+    if probe.controls is not None and [*map(len, probe.controls)] != [*map(len, probe.prompts)]:
+        raise TokenError("the controls and the prompts differ in length; each prompt needs one control of its own length.")
+    longest = max(map(len, rows))
+    if model.max_tokens is not None and longest > model.max_tokens:
+        raise TokenError(
+            f"a prompt has {longest} tokens, but {model.id} reads at most {model.max_tokens}; shorten the prompt or the period."
+        )
+    largest = max(int(row.max()) for row in rows)
+    if largest >= model.n_embeddings:
+        raise TokenError(
+            f"token id {largest} is outside the vocabulary of {model.id}, whose ids run from 0 to {model.n_embeddings - 1}; "
+            "use ids of this model's own tokenizer."
+        )
+
+
+def _listed(token_ids: Any) -> list[Any]:
+    """One entry per prompt."""
+    if hasattr(token_ids, "detach"):
+        token_ids = token_ids.detach().cpu().numpy()
+    if isinstance(token_ids, Iterable) and not hasattr(token_ids, "ndim"):
+        token_ids = list(token_ids)
+        if token_ids and not isinstance(token_ids[0], (list, tuple)) and not hasattr(token_ids[0], "__len__"):
+            token_ids = [token_ids]
+    elif getattr(token_ids, "ndim", None) == 1:
+        token_ids = [token_ids]
+    elif getattr(token_ids, "ndim", None) != 2:
+        raise TokenError("token ids must be [prompt, position] or a list of lists of whole numbers.")
+    return list(token_ids)
+
+
+def _row(row: Any, index: int, kinds: str) -> Tokens:
+    if hasattr(row, "detach"):
+        row = row.detach().cpu().numpy()
+    try:
+        array = np.asarray(row)
+    except ValueError:
+        array = np.asarray(None)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in kinds):
+        raise TokenError(f"prompt {index} is not a list of whole numbers; token ids must be whole numbers from 0 up.")
+    return array.astype(np.int64)
+
+
+def _unpadded(row: Tokens, kept: np.ndarray, index: int) -> Tokens:
+    places = np.flatnonzero(kept)
+    if len(places) and not kept[places[0] : places[-1] + 1].all():
+        raise TokenError(f"the attention mask of prompt {index} has a hole; padding can be cut off only at either end.")
+    return row[kept]
+
+
+def _refuse_bad_rows(rows: Sequence[Tokens]) -> None:
+    if not rows:
+        raise TokenError("there is no prompt; give at least one list of token ids.")
+    empty = [index for index, row in enumerate(rows) if len(row) == 0]
+    if empty:
+        raise TokenError(f"prompt {empty[0]} is empty; every prompt needs at least one token.")
+    negative = [(index, int(row.min())) for index, row in enumerate(rows) if row.min() < 0]
+    if negative:
+        index, smallest = negative[0]
+        raise TokenError(f"prompt {index} holds token id {smallest}; token ids must be whole numbers from 0 up.")

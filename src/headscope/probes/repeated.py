@@ -1,0 +1,166 @@
+"""Repeated random tokens: the probe that shows induction, made so that position alone cannot pass for it.
+
+    [BOS, prefix, r, gap, r, gap, ..., r, tail]
+
+`r` is a run of random tokens. With jitter each prompt has its own prefix length, period and gaps, so a head that
+always looks a fixed distance back finds the right key only by luck; all prompts share one length, filled up by the
+tail. Without jitter the probe is the classic `[BOS, r, r]`. The matched control is the same prompt with every later
+copy of `r` replaced by fresh tokens: what a head still scores there, it does not owe to the repetition. Prefix, gaps,
+tail and fresh tokens are all different as long as the pool lasts, so that nothing but `r` repeats.
+
+Prompt i depends on the seed and on i alone: 16 prompts and 4 more are the same as 20.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from headscope.errors import ArgumentError, ShapeError, TokenError
+from headscope.model.load import Model
+from headscope.probes.probe import Probe, Tokens
+
+JITTER = 0.25
+"""Prefix and gaps are drawn from 0 to this share of the period, the period from 1 - JITTER to 1 + JITTER of it."""
+
+
+def repeated_tokens(
+    model: Model,
+    *,
+    n_prompts: int = 16,
+    period: int = 50,
+    n_repeats: int = 2,
+    jitter: bool = True,
+    bos: bool | Literal["auto"] = "auto",
+    token_ids: Sequence[int] | None = None,
+    seed: int = 0,
+) -> Probe:
+    """Repeated random tokens and their control.
+
+    Args:
+        model: Whose vocabulary, special tokens, start token and context are used.
+        n_prompts: Prompts to draw, at least 1; intervals need 2.
+        period: Length of the repeated run in tokens, at least 3: at 2 the induction stripe is the previous-token
+            diagonal. With jitter, its mean over prompts.
+        n_repeats: Copies of the run, at least 2.
+        jitter: Vary prefix, period and gaps from prompt to prompt. False gives `[BOS, r, r]`.
+        bos: Start with the model's start token. `auto`: where it has one.
+        token_ids: Draw from these ids only; by default from every id that is not a special token.
+        seed: Of the draw, from 0 up. The same arguments give the same probe.
+
+    Returns:
+        A probe whose prompts all have the same length, and which can draw more.
+
+    Raises:
+        ArgumentError: n_prompts, n_repeats or seed too small.
+        ShapeError: period < 3, prompts longer than the context, or fewer different tokens than the period needs.
+        TokenError: an id of `token_ids` that is no whole number or outside the vocabulary, or bos=True for a model
+            without a start token.
+    """
+    if n_prompts < 1:
+        raise ArgumentError(f"n_prompts={n_prompts}; it needs at least 1, and 2 for an interval.")
+    if n_repeats < 2:
+        raise ArgumentError(f"n_repeats={n_repeats}; a repeated probe needs at least 2 copies.")
+    if seed < 0:
+        raise ArgumentError(f"seed={seed}; it needs a whole number from 0 up.")
+    if period < 3:
+        raise ShapeError(
+            f"period={period}; it needs at least 3, since at 2 the induction stripe is the previous-token diagonal."
+        )
+    start = _start_token(model, bos)
+    spread = max(1, round(period * JITTER)) if jitter else 0
+    # With period 3 a jittered run may not fall below 3 tokens either.
+    shortest, longest = max(3, period - spread), period + spread
+    length = int(start is not None) + spread + n_repeats * longest + (n_repeats - 1) * spread
+    if model.max_tokens is not None and length > model.max_tokens:
+        raise ShapeError(
+            f"period={period} and n_repeats={n_repeats} give prompts of {length} tokens, but {model.id} reads at most "
+            f"{model.max_tokens}; use a shorter period or fewer repeats."
+        )
+    pool = _pool(model, token_ids)
+    if len(pool) < 2 * longest:
+        raise ShapeError(
+            f"{len(pool)} different tokens are too few for a period of {longest}: the run and its control need "
+            f"{2 * longest}; use a shorter period or a larger pool."
+        )
+    settings: dict[str, Any] = {
+        "kind": "repeated_tokens",
+        "n_prompts": n_prompts,
+        "period": period,
+        "n_repeats": n_repeats,
+        "jitter": jitter,
+        "bos": start is not None,
+        "n_token_ids": len(pool),
+        "seed": seed,
+        "length": length,
+    }
+
+    def draw(first: int, count: int) -> Probe:
+        pairs = []
+        for index in range(first, first + count):
+            rng = np.random.default_rng([seed, index])
+            run = int(rng.integers(shortest, longest + 1))
+            prefix, *gaps = (int(n) for n in rng.integers(0, spread + 1, n_repeats))
+            pairs.append(_prompt(pool, start, prefix, run, gaps, length, rng))
+        return Probe(
+            prompts=tuple(prompt for prompt, _ in pairs),
+            controls=tuple(control for _, control in pairs),
+            settings=settings,
+            more=lambda further: draw(first + count, further),
+        )
+
+    return draw(0, n_prompts)
+
+
+def _prompt(
+    pool: Tokens, start: int | None, prefix: int, run: int, gaps: list[int], length: int, rng: np.random.Generator
+) -> tuple[Tokens, Tokens]:
+    """One prompt and its control: equal but for the later copies of the run."""
+    repeated = rng.choice(pool, run, replace=False)
+    rest = np.setdiff1d(pool, repeated)
+    fresh = rest[:0]
+
+    def filler(n: int) -> Tokens:
+        nonlocal fresh
+        while len(fresh) < n:  # the pool starts again in another order, so that even then no run recurs
+            fresh = np.concatenate([fresh, rng.permutation(rest)])
+        taken, fresh = fresh[:n], fresh[n:]
+        return taken
+
+    head = [np.asarray([] if start is None else [start], dtype=np.int64), filler(prefix), repeated]
+    prompt, control = list(head), list(head)
+    for gap in gaps:
+        between = filler(gap)
+        prompt += [between, repeated]
+        control += [between, filler(run)]
+    tail = filler(length - sum(map(len, prompt)))
+    return np.concatenate([*prompt, tail]), np.concatenate([*control, tail])
+
+
+def _start_token(model: Model, bos: bool | Literal["auto"]) -> int | None:
+    if bos is True and model.bos_token_id is None:
+        raise TokenError(f"bos=True, but {model.id} has no start token; use bos='auto' or bos=False.")
+    return model.bos_token_id if bos else None
+
+
+def _pool(model: Model, token_ids: Sequence[int] | None) -> Tokens:
+    """The ids to draw from, ascending. The embedding's spare rows beyond the tokenizer's ids are left out."""
+    special = model.special_token_ids
+    if token_ids is None:
+        known = model.n_embeddings
+        if model.tokenizer is not None:
+            known = min(known, len(model.tokenizer))
+        return np.asarray([one for one in range(known) if one not in special], dtype=np.int64)
+    pool = np.unique(np.asarray(token_ids))
+    if pool.size and pool.dtype.kind not in "iu":
+        raise TokenError("token_ids holds something else than whole numbers; give ids of the model's own vocabulary.")
+    pool = pool.astype(np.int64)
+    outside = pool[(pool < 0) | (pool >= model.n_embeddings)]
+    if len(outside):
+        raise TokenError(
+            f"token id {outside[0]} of token_ids is outside the vocabulary of {model.id}, whose ids run from 0 to "
+            f"{model.n_embeddings - 1}."
+        )
+    return np.asarray([one for one in pool if one not in special], dtype=np.int64)

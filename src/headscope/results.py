@@ -1,0 +1,454 @@
+"""Frozen results with provenance, as objects, JSON, Parquet and frames.
+
+A result is data: it was computed once, and every table, page and picture is rendered from it. Files are written under
+a temporary name and renamed, so a reader never sees half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headscope.errors import ArgumentError
+from headscope.heatmap import Panel, heatmap_svg
+from headscope.types import HeadId, Support
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from headscope.model.load import Model
+
+SCHEMA = "headscope.scan/1"
+THRESHOLD = 0.4
+"""A head is found for a role when its mean score reaches this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """Which model was measured."""
+
+    id: str
+    """Hub id, folder, `demo`, or the class of a model object."""
+    revision: str | None
+    """Commit of the hub repository, where it is known."""
+    family: str
+    """Transformers' name of the architecture."""
+    n_layers: int
+    """Decoder layers, with or without attention."""
+    n_heads: int
+    """Query heads of a layer; the largest number, where layers differ."""
+    n_kv_heads: int | None
+    """Key-value heads of a layer; None where the model's own code hides them."""
+    support: Support
+    """The self-check's verdict."""
+    reason: str
+    """Why that verdict."""
+
+
+    @classmethod
+    def of(cls, model: Model) -> ModelInfo:
+        """What a result keeps of a loaded model."""
+        return cls(
+            id=model.id,
+            revision=model.revision,
+            family=model.family,
+            n_layers=model.n_layers,
+            n_heads=model.n_heads,
+            n_kv_heads=model.n_kv_heads,
+            support=model.check.support,
+            reason=model.check.reason,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """What else one needs to repeat the measurement."""
+
+    dtype: str
+    """Precision of the model's weights."""
+    device: str
+    """Where it ran."""
+    kernels: tuple[str, ...]
+    """What computed attention: `flash`, `tiled`, `reference`, or `own` for the model's own code."""
+    seed: int | None
+    """Seed of the probe; None for the user's own tokens."""
+    versions: dict[str, str]
+    """Of headscope, torch, transformers and Python."""
+    command: str
+    """What was run."""
+
+    @classmethod
+    def of(cls, model: Model, *, kernels: Iterable[str], seed: int | None) -> Provenance:
+        """What a result keeps of the running program."""
+        packages = ("headscope", "torch", "transformers")
+        return cls(
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=str(model.device),
+            kernels=tuple(sorted(kernels)),
+            seed=seed,
+            versions={name: version(name) for name in packages} | {"python": platform.python_version()},
+            command=" ".join([Path(sys.argv[0]).name or "python", *sys.argv[1:]]),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A mean over prompts and its 95% interval; None from a single prompt."""
+
+    mean: float
+    """Mean over prompts."""
+    ci95: tuple[float, float] | None
+    """Student's t interval over prompts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class HeadScore:
+    """How much of its attention one head puts on one detector's targets."""
+
+    head: HeadId
+    """Which head."""
+    detector: str
+    """Which role."""
+    mean: float
+    """Attention on the targets, mean over queries and prompts, in [0, 1]."""
+    ci95: tuple[float, float] | None
+    """95% interval over prompts; None from a single prompt."""
+    chance: float
+    """What uniform attention over the keys that each query may see would score."""
+    control: float | None
+    """The same targets on the matched control; None where the probe has none."""
+    selectivity: Estimate | None
+    """Score minus control, paired by prompt; None where the probe has no control."""
+    n_prompts: int
+    """Prompts that have targets."""
+
+    def __repr__(self) -> str:
+        interval = "" if self.ci95 is None else f" [{self.ci95[0]:.2f}, {self.ci95[1]:.2f}]"
+        return f"HeadScore({self.head}, {self.mean:.2f}{interval})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Role:
+    """A detector as a result remembers it."""
+
+    name: str
+    """Its name."""
+    needs_control: bool
+    """Whether the role is about content, so that a head must lose most of its score on the control to have it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """What the measurement cost."""
+
+    wall_s: float
+    """Seconds from the first prompt to the last score; loading is not counted."""
+    tokens: int
+    """Tokens read, controls included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Scan:
+    """Every head's score for every role."""
+
+    model: ModelInfo
+    """Which model."""
+    probe: dict[str, Any]
+    """How the prompts were made."""
+    roles: tuple[Role, ...]
+    """The detectors, in the order they were asked for."""
+    scores: tuple[HeadScore, ...]
+    """One for each head and role, ordered by layer, head, call and role."""
+    unscored: dict[str, str]
+    """Roles without a score, and why."""
+    provenance: Provenance
+    """How to repeat it."""
+    timing: Timing
+    """What it cost."""
+
+    def heads(self, detector: str = "induction", threshold: float = THRESHOLD) -> list[HeadScore]:
+        """Heads found for a role, best first.
+
+        A head is found when its mean reaches `threshold` and, for a role about content, at least half of its mean is
+        gone on the control (selectivity >= mean / 2): a head that looks at the place and not at the token is not.
+
+        Raises:
+            ArgumentError: this scan has no such detector, or no score for it; the message says why.
+        """
+        role = self._role(detector)
+        return [
+            score
+            for score in self.ranked(detector)
+            if score.mean >= threshold
+            and not (role.needs_control and score.selectivity and score.selectivity.mean < score.mean / 2)
+        ]
+
+    def ranked(self, detector: str = "induction") -> list[HeadScore]:
+        """Every head's score for a role, best first, whether found or not."""
+        self._role(detector)
+        of_role = [score for score in self.scores if score.detector == detector]
+        return sorted(of_role, key=lambda score: (-score.mean, score.head))
+
+    def _role(self, detector: str) -> Role:
+        for role in self.roles:
+            if role.name == detector:
+                return role
+        if detector in self.unscored:
+            raise ArgumentError(f"this scan has no score for {detector}: {self.unscored[detector]}.")
+        raise ArgumentError(f"this scan has no detector {detector!r}; it has {', '.join(role.name for role in self.roles)}.")
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per head and role: layer, head, call, detector, mean, ci_low, ci_high, chance, control, ..."""
+        import pandas as pd
+
+        frame = pd.DataFrame([_row(score) for score in self.scores], columns=list(COLUMNS))
+        return frame.astype({name: "int64" if name in WHOLE else "float64" for name in COLUMNS if name != "detector"})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document `headscope.scan/1`, JSON-ready."""
+        return {
+            "schema": SCHEMA,
+            "model": _plain(self.model),
+            "probe": dict(self.probe),
+            "detectors": [_plain(role) for role in self.roles],
+            "heads": [
+                {**_place(head), "scores": {score.detector: _numbers(score) for score in scores}}
+                for head, scores in self._by_head().items()
+            ],
+            "found": {
+                role.name: [{**_place(score.head), "score": score.mean} for score in self.heads(role.name)]
+                for role in self.roles
+            },
+            "unscored": dict(self.unscored),
+            "provenance": _plain(self.provenance),
+            "timing": _plain(self.timing),
+        }
+
+    def _by_head(self) -> dict[HeadId, list[HeadScore]]:
+        grouped: dict[HeadId, list[HeadScore]] = {}
+        for score in self.scores:
+            grouped.setdefault(score.head, []).append(score)
+        return grouped
+
+    @classmethod
+    def from_dict(cls, document: dict[str, Any]) -> Scan:
+        """The result that `to_dict` wrote.
+
+        Raises:
+            ArgumentError: the document is not a `headscope.scan/1`.
+        """
+        if document.get("schema") != SCHEMA:
+            raise ArgumentError(f"schema {document.get('schema')!r} is not {SCHEMA!r}; give a file that a scan wrote.")
+        try:
+            provenance = dict(document["provenance"])
+            return cls(
+                model=ModelInfo(**document["model"]),
+                probe=dict(document["probe"]),
+                roles=tuple(Role(**role) for role in document["detectors"]),
+                scores=tuple(
+                    _score(HeadId(int(entry["layer"]), int(entry["head"]), int(entry.get("call", 0))), name, numbers)
+                    for entry in document["heads"]
+                    for name, numbers in entry["scores"].items()
+                ),
+                unscored=dict(document["unscored"]),
+                provenance=Provenance(**provenance | {"kernels": tuple(provenance["kernels"])}),
+                timing=Timing(**document["timing"]),
+            )
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise ArgumentError(f"the scan document is damaged ({error}); write it anew.") from error
+
+    def to_json(self) -> str:
+        """The document as text."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
+
+    def save(self, folder: str | Path) -> tuple[Path, Path]:
+        """Write `scan.json` and `scan.parquet` into a folder, which is made if need be. Returns both paths."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        document, table = folder / "scan.json", folder / "scan.parquet"
+        write_whole(document, (self.to_json() + "\n").encode())
+        write_whole(table, self.to_parquet())
+        return document, table
+
+    def to_parquet(self) -> bytes:
+        """The frame as a Parquet file, with the rest of the document in its metadata under `headscope`."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pa.Table.from_pylist([_row(score) for score in self.scores], schema=_arrow_schema())
+        about = {key: value for key, value in self.to_dict().items() if key not in ("heads", "found")}
+        table = table.replace_schema_metadata({"headscope": json.dumps(about)})
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        return sink.getvalue().to_pybytes()
+
+    @classmethod
+    def load(cls, path: str | Path) -> Scan:
+        """Read `scan.json`, or the folder that holds it.
+
+        Raises:
+            ArgumentError: there is no such file, or it is not a scan.
+        """
+        path = Path(path)
+        file = path / "scan.json" if path.is_dir() else path
+        try:
+            document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        except (OSError, ValueError) as error:
+            raise ArgumentError(f"{str(file)!r} cannot be read as a scan: {error}") from error
+        return cls.from_dict(document if isinstance(document, dict) else {})
+
+    def __repr__(self) -> str:
+        found = ", ".join(f"{len(self.heads(role.name))} {role.name}" for role in self.roles if self.heads(role.name))
+        return f"Scan({self.model.id}: {found or 'no head found'}, support {self.model.support})"
+
+    def panel(self, detector: str = "induction") -> Panel:
+        """The scores of one role as a layer x head map; in looped models the best call of each head."""
+        best: dict[tuple[int, int], HeadScore] = {}
+        for score in reversed(self.ranked(detector)):
+            best[score.head.layer, score.head.head] = score
+        places = [[(layer, head) for head in range(self.model.n_heads)] for layer in range(self.model.n_layers)]
+        return Panel(
+            title=detector,
+            values=[[best[place].mean if place in best else None for place in row] for row in places],
+            notes=[[_note(best.get(place), place) for place in row] for row in places],
+        )
+
+    def _repr_html_(self) -> str:
+        return heatmap_svg([self.panel(role.name) for role in self.roles])
+
+
+COLUMNS = (
+    "layer",
+    "head",
+    "call",
+    "detector",
+    "mean",
+    "ci_low",
+    "ci_high",
+    "chance",
+    "control",
+    "selectivity",
+    "selectivity_low",
+    "selectivity_high",
+    "n_prompts",
+)
+WHOLE = ("layer", "head", "call", "n_prompts")
+"""The columns that hold whole numbers; `detector` holds text, all others floats."""
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number that a scan holds")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name beside it, then rename: other readers see the old file or the new one."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _note(score: HeadScore | None, place: tuple[int, int]) -> str:
+    if score is None:
+        return f"{HeadId(*place)}: no attention"
+    low, high = score.ci95 or (score.mean, score.mean)
+    control = "" if score.control is None else f", control {score.control:.3f}"
+    return f"{score.head} {score.detector} {score.mean:.3f} [{low:.3f}, {high:.3f}], chance {score.chance:.3f}{control}"
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _arrow_schema() -> Any:
+    import pyarrow as pa
+
+    kinds = {name: pa.int32() if name in WHOLE else pa.float64() for name in COLUMNS} | {"detector": pa.string()}
+    return pa.schema([(name, kinds[name]) for name in COLUMNS])
+
+
+def _plain(record: Any) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(record).items()}
+
+
+def _place(head: HeadId) -> dict[str, int]:
+    return {"layer": head.layer, "head": head.head} | ({"call": head.call} if head.call else {})
+
+
+def _numbers(score: HeadScore) -> dict[str, Any]:
+    selectivity = None
+    if score.selectivity is not None:
+        selectivity = {"mean": score.selectivity.mean, "ci95": _pair(score.selectivity.ci95)}
+    return {
+        "mean": score.mean,
+        "ci95": _pair(score.ci95),
+        "chance": score.chance,
+        "control": score.control,
+        "selectivity": selectivity,
+        "n_prompts": score.n_prompts,
+    }
+
+
+def _score(head: HeadId, detector: str, numbers: dict[str, Any]) -> HeadScore:
+    selectivity = numbers["selectivity"]
+    return HeadScore(
+        head=head,
+        detector=detector,
+        mean=float(numbers["mean"]),
+        ci95=_bounds(numbers["ci95"]),
+        chance=float(numbers["chance"]),
+        control=None if numbers["control"] is None else float(numbers["control"]),
+        selectivity=(
+            None
+            if selectivity is None
+            else Estimate(mean=float(selectivity["mean"]), ci95=_bounds(selectivity["ci95"]))
+        ),
+        n_prompts=int(numbers["n_prompts"]),
+    )
+
+
+def _pair(ci95: tuple[float, float] | None) -> list[float] | None:
+    return None if ci95 is None else list(ci95)
+
+
+def _bounds(pair: list[float] | None) -> tuple[float, float] | None:
+    if pair is None:
+        return None
+    low, high = pair
+    return float(low), float(high)
+
+
+def _row(score: HeadScore) -> dict[str, Any]:
+    low, high = score.ci95 or (None, None)
+    selectivity = score.selectivity
+    least, most = (selectivity.ci95 if selectivity is not None else None) or (None, None)
+    return {
+        "layer": score.head.layer,
+        "head": score.head.head,
+        "call": score.head.call,
+        "detector": score.detector,
+        "mean": score.mean,
+        "ci_low": low,
+        "ci_high": high,
+        "chance": score.chance,
+        "control": score.control,
+        "selectivity": None if selectivity is None else selectivity.mean,
+        "selectivity_low": least,
+        "selectivity_high": most,
+        "n_prompts": score.n_prompts,
+    }

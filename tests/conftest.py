@@ -1,0 +1,42 @@
+"""What holds for every test: shapes and types are checked, nothing is fetched, the same seed, two threads."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import jaxtyping
+
+# Before any test imports headscope: from here on each of its functions and dataclasses checks what its signature says.
+# A wrong shape therefore raises jaxtyping.TypeCheckError before the function's own ShapeError can.
+jaxtyping.install_import_hook("headscope", "beartype.beartype")
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+# Results may depend on the number of threads in the last digit. Two, on any machine.
+torch.set_num_threads(2)
+settings.register_profile("headscope", deadline=None, derandomize=True)
+settings.load_profile("headscope")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Each test starts from the same global seeds, in whatever order they run."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A seeded generator for the test's own draws."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """The same, for tensors."""
+    return torch.Generator().manual_seed(0)

@@ -1,0 +1,131 @@
+"""Training: only attention learns, batches count what they should, the same seed gives the same weights."""
+
+import math
+
+import pytest
+import torch
+from pytest import approx
+
+from headscope.errors import ArgumentError
+from headscope.lab.training import (
+    Batch,
+    Recipe,
+    _rate_factor,
+    attention_only_llama,
+    next_token_loss,
+    repeats_source,
+    text_source,
+    train,
+)
+
+SHORT = Recipe(n_steps=4, learning_rate=1e-3, warmup_steps=2, log_every=2)
+
+
+def tiny(**changes):
+    arguments = {"vocab_size": 32, "bos_token_id": 0, "n_heads": 2, "d_model": 16, "n_positions": 64}
+    return attention_only_llama(**arguments | changes)
+
+
+def tiny_source():
+    return repeats_source(vocab_size=32, bos_token_id=0, n_prompts=4, n_tokens=20, period=(3, 6), gap=(0, 2))
+
+
+def test_the_mlps_add_exactly_zero_and_stay_so():
+    model = tiny()
+    for _ in train(model, {"repeats": tiny_source()}, SHORT):
+        pass
+    residual = torch.randn(1, 5, 16)
+    for block in model.model.layers:
+        assert not block.mlp(residual).any()
+
+
+def test_training_moves_every_other_weight():
+    model, before = tiny(), dict(tiny().named_parameters())
+    for _ in train(model, {"repeats": tiny_source()}, SHORT):
+        pass
+    for name, after in model.named_parameters():
+        assert torch.equal(after, before[name]) == (".mlp." in name), name
+
+
+def test_the_same_seed_gives_the_same_weights_whatever_the_global_state():
+    torch.manual_seed(1)
+    first = tiny(seed=3)
+    torch.manual_seed(2)
+    second, other = tiny(seed=3), tiny(seed=4)
+    for model in (first, second):
+        for _ in train(model, {"repeats": tiny_source()}, SHORT):
+            pass
+    assert torch.equal(first.lm_head.weight, second.lm_head.weight)
+    assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
+
+
+def test_building_a_model_leaves_the_global_random_state_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    tiny()
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_progress_comes_every_log_every_steps_and_after_the_last():
+    recipe = Recipe(n_steps=5, learning_rate=1e-3, log_every=2)
+    reports = list(train(tiny(), {"repeats": tiny_source()}, recipe))
+    assert [report.step for report in reports] == [2, 4, 5]
+    assert all(set(report.loss_nats) == {"repeats"} for report in reports)
+    assert reports[0].wall_s < reports[-1].wall_s
+    # An untrained model knows nothing: ln(32) = 3.47.
+    assert reports[0].loss_nats["repeats"] == approx(math.log(32), abs=0.1)
+
+
+def test_the_learning_rate_rises_and_falls_linearly():
+    # Up over 4 steps: 1/4, 2/4, 3/4, 1. Down over the last 2: 2/2, 1/2.
+    recipe = Recipe(n_steps=10, learning_rate=1.0, warmup_steps=4, decay_steps=2)
+    factors = [_rate_factor(step, recipe) for step in range(1, 11)]
+    assert factors == [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1, 0.5]
+
+
+def test_a_repeats_batch_counts_the_predictable_tokens_alone():
+    batch = tiny_source()(torch.Generator().manual_seed(0))
+    for tokens, counted in zip(batch.tokens.tolist(), batch.counted.tolist(), strict=True):
+        for query in range(20):
+            if counted[query]:
+                assert tokens[query] in tokens[:query]
+                assert tokens[query + 1] in tokens[:query]
+    assert 0.2 < batch.counted.float().mean() < 0.8
+
+
+def test_a_text_batch_is_cut_from_the_text_and_counts_every_next_token():
+    stream = torch.arange(1, 31)
+    batch = text_source(stream, bos_token_id=0, n_prompts=6, n_tokens=5)(torch.Generator().manual_seed(0))
+    assert (batch.tokens[:, 0] == 0).all()
+    assert (batch.tokens[:, 2:] - batch.tokens[:, 1:-1] == 1).all()
+    assert batch.counted[0].tolist() == [True, True, True, True, False]
+
+
+def test_the_first_and_the_last_window_of_a_text_can_be_drawn():
+    # 4 tokens, windows of BOS + 3: starts 0 and 1 only.
+    source = text_source(torch.arange(4), bos_token_id=9, n_prompts=50, n_tokens=4)
+    starts = source(torch.Generator().manual_seed(0)).tokens[:, 1]
+    assert set(starts.tolist()) == {0, 1}
+
+
+def test_the_loss_is_the_mean_over_counted_queries():
+    model = tiny()
+    tokens = torch.tensor([[0, 5, 6, 7], [0, 8, 9, 10]])
+    counted = torch.tensor([[True, False, True, False], [False, True, False, False]])
+    logits = model(input_ids=tokens).logits
+    by_hand = [
+        -logits[row, query].log_softmax(-1)[tokens[row, query + 1]].item()
+        for row, query in [(0, 0), (0, 2), (1, 1)]
+    ]
+    loss = next_token_loss(model, Batch(tokens=tokens, counted=counted))
+    assert loss.item() == approx(sum(by_hand) / 3, rel=1e-6)
+
+
+def test_bad_requests_are_refused():
+    with pytest.raises(ArgumentError, match="n_heads=3 gives no even head width"):
+        tiny(n_heads=3)
+    with pytest.raises(ArgumentError, match="a text of 3 tokens holds no window of n_tokens=5"):
+        text_source(torch.arange(3), bos_token_id=0, n_prompts=1, n_tokens=5)
+    with pytest.raises(ArgumentError, match="at least one batch source"):
+        next(train(tiny(), {}, SHORT))

@@ -1,0 +1,202 @@
+"""The package as a whole: its names, its versions, what it imports, and what its wheel holds."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import jaxtyping
+import pytest
+import torch
+
+import headscope
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "headscope"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+def test_the_export_list_is_sorted():
+    # Constants, then classes, then functions, each in order of the alphabet: as ruff's RUF022 sorts.
+    def rank(name: str) -> tuple[bool, bool, str]:
+        return not name.isupper(), not name[0].isupper(), name
+
+    assert headscope.__all__ == sorted(set(headscope.__all__), key=rank)
+
+
+def test_every_exported_name_loads_and_every_public_name_is_exported():
+    for name in headscope.__all__:
+        assert getattr(headscope, name) is not None
+    assert set(headscope.__all__) == set(headscope._HOMES)
+    assert set(dir(headscope)) == {*headscope.__all__, "__version__"}
+
+
+def test_every_exported_name_is_documented():
+    documented = re.findall(r"^::: headscope\.(\w+)$", (ROOT / "docs/api.md").read_text(), flags=re.MULTILINE)
+    assert sorted(documented) == sorted([*headscope.__all__, "errors"])
+
+
+def test_type_checkers_see_the_names_that_are_loaded():
+    seen = {
+        alias.name: node.module
+        for node in ast.walk(ast.parse((PACKAGE / "__init__.py").read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("headscope.")
+        for alias in node.names
+    }
+    assert seen == headscope._HOMES
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = headscope.nothing
+
+
+def test_the_changelog_opens_with_the_version_of_the_package():
+    versions = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert versions[0] == headscope.__version__ == project["version"]
+
+
+def test_setup_pins_every_core_dependency_and_every_pin_is_exact():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = (ROOT / "constraints.txt").read_text().lower().splitlines()
+    pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    needed = project["dependencies"] + project["optional-dependencies"]["dev"]
+    assert {re.split(r"[<>=\[]", one)[0] for one in needed} <= set(pinned)
+
+
+HEAVY = ("torch", "transformers", "pandas", "pyarrow", "numpy", "ray", "fastapi", "matplotlib")
+
+
+@pytest.mark.parametrize("module", ["headscope", "headscope.cli.main"])
+def test_importing_loads_no_heavy_library(module):
+    code = f"import sys, {module}; print(*[name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+# Imports point down: a part may import parts of a lower rank, and its equals as long as no circle arises.
+RANKS = {
+    **dict.fromkeys(["errors", "types"], 0),
+    "model": 1,
+    **dict.fromkeys(["probes", "detectors", "stats", "heatmap", "results"], 2),
+    **dict.fromkeys(["evidence", "lab"], 3),
+    **dict.fromkeys(["behaviors", "sweep", "report", "explore"], 4),
+    **dict.fromkeys(["cli", "lesson"], 5),
+}
+# Imports that point up, made inside the function that needs them, and why each is there.
+UPWARD = {
+    ("model.load", "lab.demo"): "`demo` is a name that load knows; the folder is asked for only then",
+}
+
+
+def imports_of(path: Path) -> Iterator[tuple[str, str]]:
+    """(importing module, imported module) without the leading `headscope.`, for imports within the package.
+
+    The package itself, which loads its names when used, counts as a module "".
+    """
+    here = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
+    for node in ast.walk(ast.parse(path.read_text())):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inside = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if module_exists(name) else node.module for name in inside]
+        yield from ((here, name.removeprefix("headscope").lstrip(".")) for name in names if is_ours(name))
+
+
+def is_ours(name: str) -> bool:
+    return name == "headscope" or name.startswith("headscope.")
+
+
+def module_exists(name: str) -> bool:
+    place = PACKAGE.parent.joinpath(*name.split("."))
+    return place.with_suffix(".py").exists() or (place / "__init__.py").exists()
+
+
+def part(module: str) -> str:
+    return module.split(".")[0]
+
+
+def test_every_part_has_a_rank():
+    parts = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in SOURCES} - {"__init__", "__main__"}
+    assert parts <= set(RANKS)
+
+
+def test_imports_point_downward():
+    edges = {edge for path in SOURCES if path != PACKAGE / "__init__.py" for edge in imports_of(path)}
+    # `from headscope import __version__` asks the package for its version alone; only the top may ask for more.
+    between = {(a, b) for a, b in edges if b and part(a) != part(b)}
+    assert not [(a, b) for a, b in between - set(UPWARD) if RANKS[part(a)] < RANKS[part(b)]]
+    graph: dict[str, set[str]] = {}
+    for a, b in between - set(UPWARD):
+        graph.setdefault(part(a), set()).add(part(b))
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+    assert set(UPWARD) <= edges, "an exception that is no longer needed"
+
+
+@pytest.mark.parametrize(("importing", "imported"), sorted(UPWARD))
+def test_an_upward_import_waits_until_it_is_used(importing, imported):
+    # At the top of a file it would run at import; inside a function, or for type checkers only, it does not.
+    path = PACKAGE.joinpath(*importing.split(".")).with_suffix(".py")
+    top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ImportFrom)]
+    assert f"headscope.{imported}" not in {node.module for node in top}
+
+
+# Libraries that one part alone may import, by the prefix of what is imported. `transformers.utils` is no internal:
+# it is the documented home of transformers' logging.
+CONFINED = {
+    "transformers.": "model",
+    "ray": "sweep",
+    "fastapi": "explore",
+    "uvicorn": "explore",
+    "starlette": "explore",
+}
+
+
+def test_transformers_internals_ray_and_the_web_server_stay_where_they_belong():
+    strays = []
+    for path in SOURCES:
+        here = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            for name in names:
+                if name == "transformers.utils":
+                    continue
+                for prefix, owner in CONFINED.items():
+                    inside = name.startswith(prefix) if prefix.endswith(".") else name.split(".")[0] == prefix
+                    if inside and here != owner:
+                        strays.append(f"{path.relative_to(PACKAGE)} imports {name}")
+    assert not strays
+
+
+def test_shapes_are_checked_while_testing():
+    from headscope.model.kernels import repeat_heads
+
+    kv = torch.zeros(1, 2, 5, 4)
+    assert repeat_heads(kv, 4).shape == (1, 4, 5, 4)
+    with pytest.raises(jaxtyping.TypeCheckError, match=r"batch kv_head key d"):
+        repeat_heads(kv[0], 4)
+    with pytest.raises(jaxtyping.TypeCheckError, match="n_heads"):
+        repeat_heads(kv, 4.0)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_wheel_holds_every_file_of_the_package(tmp_path):
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    held = {
+        name.removeprefix("headscope/") for name in zipfile.ZipFile(wheel).namelist() if name.startswith("headscope/")
+    }
+    files = {path.relative_to(PACKAGE) for path in PACKAGE.rglob("*") if path.is_file()}
+    assert held == {path.as_posix() for path in files if "__pycache__" not in path.parts}
+    assert {"py.typed", "lab/demo_model/model.safetensors", "lab/demo_model/config.json"} <= held
