@@ -10,7 +10,9 @@ PYTHON ?= python3
 PYTEST_FLAGS ?=
 
 BIN := .venv/bin
-# Byte code is written when a module is first imported: of most packages a few files are ever needed.
+# Of most packages few files are ever imported, so byte code is written at a module's first import, not for all of them
+# while installing. Without it every later start would compile torch and transformers anew.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 # Tests and docs use the packaged model alone.
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false

@@ -111,7 +111,10 @@ def child(what: str) -> None:
     prompt = long_prompt()
     if what == "scan":
         model, probe = hs.load(hf), hs.probe_tokens(prompt)
-        run: Callable[[], Any] = lambda: hs.scan(model, probe=probe)
+
+        def run() -> None:
+            hs.scan(model, probe=probe)
+
     else:
         run = own_forward(hf.transformer, torch.from_numpy(prompt)[None])
         own_forward(hf.transformer, torch.from_numpy(prompt[:37])[None])()

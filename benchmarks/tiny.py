@@ -1,11 +1,13 @@
 """A tiny random model of every causal language-model family that transformers knows.
 
-What holds for one architecture says little about the next, and no checkpoint fits into a test. So each family's default
-config is shrunk by its own field names: widths to 64, heads to 4 with 2 key-value heads, windows and top-k selections to
-8 tokens so that they bite on a prompt of 24, and layers to the fewest that show every kind of layer the family has
-(2 to 4). Then every parameter is made random, so that no zero bias and no unit gain hides an error.
+What holds for one architecture says little about the next, and no checkpoint fits into a test. So each family's
+default config is shrunk by the names of its fields: to a width of 64; to 4 heads of 32, two of which share a key-value
+head; to windows and top-k selections of 8 tokens, which bite on a prompt of 24; and to the fewest layers, 2 to 4, that
+show every kind of layer the family has. Then every parameter is made random: no zero bias and no unit gain hides an
+error.
 
-Cost: about 0.1 s and 1 MB per model once the family's module is imported; two vision towers make theirs 15 MB.
+Cost: about 10 ms and half a megabyte per model once the family's module is imported; towers for images or sound make
+two of 15 MB.
 
 It misleads where a family's checkpoints differ from its defaults: an option that is off by default is off here too,
 except for those that `SPECIAL` turns on.
@@ -42,6 +44,7 @@ HEAD_STD = 1.0
 """Noise added to vectors of at most `HEAD_NUMEL` entries: sinks, gates and temperatures, one per head or per layer."""
 
 HEAD_NUMEL = 8
+"""The longest such vector."""
 
 SIZES: Mapping[str, int | float | bool] = MappingProxyType(
     {
@@ -120,13 +123,6 @@ def _special(reason: str, **fields: Any) -> Special:
 
 
 _GEMMA4_TEXT: dict[str, Any] = {"global_head_dim": 64}
-_GEMMA3N_TEXT: dict[str, Any] = {
-    "num_hidden_layers": 4,
-    "layer_types": ["sliding_attention", "full_attention"] * 2,
-    "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0],
-    "intermediate_size": 96,
-    "num_kv_shared_layers": 2,
-}
 _DOTS3_TEXT: dict[str, Any] = {
     "swa_num_attention_heads": 8,
     "swa_num_key_value_heads": 8,
@@ -157,8 +153,10 @@ SPECIAL: Mapping[str, Special] = MappingProxyType(
                 for kind in ("sliding_attention", "full_attention")
             },
         ),
-        "dbrx": _special("rope_theta is read from a part that does not declare it", attn_config={"rope_theta": 1e4, "clip_qkv": 8.0}),
-        "deepseek_v2": _special("no top-k by default", num_experts_per_tok=2, num_hidden_layers=2),
+        "dbrx": _special(
+            "rope_theta is read from a part that does not declare it", attn_config={"rope_theta": 1e4, "clip_qkv": 8.0}
+        ),
+        "deepseek_v2": _special("no top-k by default", num_experts_per_tok=2),
         "deepseek_v4": _special(
             "compresses 128 tokens into one, more than a prompt has",
             compress_rates={"compressed_sparse_attention": 4, "heavily_compressed_attention": 8},
@@ -167,8 +165,14 @@ SPECIAL: Mapping[str, Special] = MappingProxyType(
         "dots3_note": _special("its sliding layers have sizes of their own", **_DOTS3_TEXT),
         "dots3_note_text": _special("its sliding layers have sizes of their own", **_DOTS3_TEXT),
         "flint": _special("two dense layers would be all", mlp_only_layers=[0]),
-        "gemma3n": _special("half of the layers reuse keys and values", text_config=_GEMMA3N_TEXT),
-        "gemma3n_text": _special("half of the layers reuse keys and values", **_GEMMA3N_TEXT),
+        "gemma3n_text": _special(
+            "half of the layers reuse keys and values",
+            num_hidden_layers=4,
+            layer_types=["sliding_attention", "full_attention"] * 2,
+            activation_sparsity_pattern=[0.5, 0.0, 0.0, 0.0],
+            intermediate_size=96,
+            num_kv_shared_layers=2,
+        ),
         "gemma4": _special("full layers have a head size of their own", text_config=_GEMMA4_TEXT),
         "gemma4_text": _special("full layers have a head size of their own", **_GEMMA4_TEXT),
         "gemma4_unified": _special("full layers have a head size of their own", text_config=_GEMMA4_TEXT),
@@ -180,9 +184,7 @@ SPECIAL: Mapping[str, Special] = MappingProxyType(
         "helium": _special("its output projection expects heads that fill the width", head_dim=16),
         "hunyuan_v1_dense": _special("no head_dim by default", head_dim=32),
         "hunyuan_v1_moe": _special("no head_dim by default", head_dim=32),
-        "jamba": _special(
-            "layers come as a period", attn_layer_period=2, attn_layer_offset=1, expert_layer_offset=0
-        ),
+        "jamba": _special("layers come as a period", attn_layer_period=2, attn_layer_offset=1, expert_layer_offset=0),
         "laguna": _special(
             "head counts may differ between layers",
             layer_types=["full_attention", "sliding_attention"],
@@ -243,14 +245,33 @@ SPECIAL: Mapping[str, Special] = MappingProxyType(
     }
 )
 
+NOT_BUILT: Mapping[str, str] = MappingProxyType(
+    {
+        "gemma3n": "its vision tower needs the timm package; gemma3n_text is its language model",
+        "gemma4_assistant": "reads another model's hidden states, keys and values, not tokens",
+        "gemma4_unified_assistant": "reads another model's hidden states, keys and values, not tokens",
+    }
+)
+"""The families that no tiny model stands for, and why."""
+
 
 def causal_lm_families() -> list[str]:
-    """Every model type that the installed transformers can load as a causal language model, in its order."""
+    """Every model type that the installed transformers can load as a causal language model, `NOT_BUILT` included."""
     return list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
 def tiny_config(family: str) -> PretrainedConfig:
-    """The family's default config, shrunk by `SIZES`, `AT_MOST` and `SPECIAL`, asking for eager attention."""
+    """The family's default config, shrunk by `SIZES`, `AT_MOST` and `SPECIAL`, asking for eager attention.
+
+    Raises:
+        ValueError: The family is in `NOT_BUILT`, or transformers knows no such family.
+    """
+    if family in NOT_BUILT:
+        raise ValueError(f"tiny_config: there is no tiny {family}: {NOT_BUILT[family]}.")
+    if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ValueError(
+            f"tiny_config: transformers knows no causal language model {family!r}; see causal_lm_families()."
+        )
     default = CONFIG_MAPPING[family]()
     wanted = _model_class(family).config_class
     part = next((part for part in vars(default).values() if type(part) is wanted), default)
@@ -266,10 +287,14 @@ def tiny_causal_lm(family: str, *, seed: int = 0) -> PreTrainedModel:
     Args:
         family: One of `causal_lm_families()`.
         seed: Decides every parameter. The caller's random state is left as it was.
+
+    Raises:
+        ValueError: The family is in `NOT_BUILT`, or transformers knows no such family.
     """
+    config = tiny_config(family)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _model_class(family)(tiny_config(family)).eval()
+        model = _model_class(family)(config).eval()
         _randomise_(model)
     return model
 
@@ -337,7 +362,7 @@ def _randomise_(model: PreTrainedModel) -> None:
     """Draw every parameter anew, in place: matrices afresh, all else as noise around its first value."""
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
-            if not parameter.requires_grad:  # a fixed table, such as sinusoidal positions
+            if isinstance(module, nn.Embedding) and not parameter.requires_grad:  # a fixed table: sinusoidal positions
                 continue
             noise = torch.randn_like(parameter)
             if parameter.ndim < 2 or _is_constant(parameter):

@@ -52,7 +52,6 @@ class ModelInfo:
     reason: str
     """Why that verdict."""
 
-
     @classmethod
     def of(cls, model: Model) -> ModelInfo:
         """What a result keeps of a loaded model."""
@@ -203,7 +202,9 @@ class Scan:
                 return role
         if detector in self.unscored:
             raise ArgumentError(f"this scan has no score for {detector}: {self.unscored[detector]}.")
-        raise ArgumentError(f"this scan has no detector {detector!r}; it has {', '.join(role.name for role in self.roles)}.")
+        raise ArgumentError(
+            f"this scan has no detector {detector!r}; it has {', '.join(role.name for role in self.roles)}."
+        )
 
     def to_frame(self) -> pd.DataFrame:
         """One row per head and role: layer, head, call, detector, mean, ci_low, ci_high, chance, control, ..."""

@@ -4,7 +4,8 @@ Prompts are the independent draws; tokens within one are not. The interval is St
 
     mean +- t(0.975, n - 1) * s / sqrt(n)
 
-Its coverage is measured in tests/test_coverage.py. It misleads for a handful of prompts whose scores are far from normal.
+Its coverage is measured in tests/test_coverage.py. It misleads for a handful of prompts whose scores are far from
+normal.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def _central_mass(t: float, degrees: int) -> float:
     return 2 / math.pi * (angle + math.sin(angle) * math.cos(angle) * total)
 
 
-def mean_intervals(samples: Float[np.ndarray, "prompt *rest"]) -> tuple[np.ndarray, np.ndarray | None]:
+def mean_intervals(samples: Float[np.ndarray, " prompt *rest"]) -> tuple[np.ndarray, np.ndarray | None]:
     """Mean over prompts and the half-width of its 95% interval; half-widths are None for one prompt.
 
     Args:
@@ -50,7 +51,7 @@ def mean_intervals(samples: Float[np.ndarray, "prompt *rest"]) -> tuple[np.ndarr
     """
     n = len(samples)
     assert n > 0, "a mean needs at least one prompt"
-    mean = samples.mean(axis=0)
+    mean = np.asarray(samples.mean(axis=0))
     if n == 1:
         return mean, None
-    return mean, t_quantile_975(n - 1) * samples.std(axis=0, ddof=1) / math.sqrt(n)
+    return mean, np.asarray(t_quantile_975(n - 1) * samples.std(axis=0, ddof=1) / math.sqrt(n))

@@ -46,9 +46,7 @@ def test_tests_packages_and_build_products_are_left_out(tmp_path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"# {name}\n")
     assert [module.as_posix() for module in stdlib_modules(tmp_path)] == sorted(wanted)
-    texts = stdlib_sources(held_out=True, stdlib=tmp_path) + stdlib_sources(
-        held_out=False, stdlib=tmp_path
-    )
+    texts = stdlib_sources(held_out=True, stdlib=tmp_path) + stdlib_sources(held_out=False, stdlib=tmp_path)
     assert sorted(texts) == sorted(f"# {name}\n" for name in wanted)
 
 

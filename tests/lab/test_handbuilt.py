@@ -254,8 +254,13 @@ def test_the_sender_composes_with_the_key_and_not_with_query_or_value(options: d
 def test_layer_norm_does_nothing_but_subtract_a_mean_of_zero():
     built = with_every_decoy()
     inputs, outputs = [], []
+
+    def record(module, given, result):
+        inputs.append(given[0])
+        outputs.append(result)
+
     handles = [
-        module.register_forward_hook(lambda _, given, result: (inputs.append(given[0]), outputs.append(result)) and None)
+        module.register_forward_hook(record)
         for name, module in built.model.named_modules()
         if name.rsplit(".", 1)[-1] in ("ln_1", "ln_2", "ln_f")
     ]
@@ -417,9 +422,7 @@ def test_two_half_copiers_copy_only_together():
 def test_roles_name_every_head_once():
     built = with_every_decoy()
     config = built.model.config
-    assert set(built.roles) == {
-        HeadId(layer, head) for layer in range(config.n_layer) for head in range(config.n_head)
-    }
+    assert set(built.roles) == {HeadId(layer, head) for layer in range(config.n_layer) for head in range(config.n_head)}
     for role in ("previous_token", "induction", *DECOYS):
         assert len(built.heads(role)) == 1
     assert built.heads("half_copier") == []

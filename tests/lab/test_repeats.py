@@ -95,5 +95,5 @@ def test_impossible_requests_are_refused(changes: dict, message: str):
 
 
 def test_all_that_is_wrong_is_said_at_once():
-    with pytest.raises(ArgumentError, match="period=.*gap=.*vocab_size="):
+    with pytest.raises(ArgumentError, match=r"period=.*gap=.*vocab_size="):
         draw(period=(1, 5), gap=(2, 1), vocab_size=5)

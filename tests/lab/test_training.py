@@ -115,8 +115,7 @@ def test_the_loss_is_the_mean_over_counted_queries():
     counted = torch.tensor([[True, False, True, False], [False, True, False, False]])
     logits = model(input_ids=tokens).logits
     by_hand = [
-        -logits[row, query].log_softmax(-1)[tokens[row, query + 1]].item()
-        for row, query in [(0, 0), (0, 2), (1, 1)]
+        -logits[row, query].log_softmax(-1)[tokens[row, query + 1]].item() for row, query in [(0, 0), (0, 2), (1, 1)]
     ]
     loss = next_token_loss(model, Batch(tokens=tokens, counted=counted))
     assert loss.item() == approx(sum(by_hand) / 3, rel=1e-6)

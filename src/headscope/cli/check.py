@@ -21,7 +21,7 @@ def check(
 ) -> None:
     """Do our numbers agree with the model's own forward pass?
 
-    The verdict is `exact`, `degraded` or `unsupported`, with the reason. The check's input is fixed: --seed changes nothing.
+    The verdict is `exact`, `degraded` or `unsupported`, with the reason. The input is fixed: --seed changes nothing.
 
     Example: `headscope check demo`
     """
@@ -48,4 +48,6 @@ def check(
     typer.echo(f"{about.id}: {about.support}, {about.reason}")
     if about.support != "unsupported":
         kv = "" if about.n_kv_heads in (None, about.n_heads) else f" ({about.n_kv_heads} key-value)"
-        typer.echo(f"{about.family}, {about.n_layers} layers of {about.n_heads} heads{kv}; kernel {', '.join(found.kernels)}")
+        typer.echo(
+            f"{about.family}, {about.n_layers} layers of {about.n_heads} heads{kv}; kernel {', '.join(found.kernels)}"
+        )

@@ -12,7 +12,9 @@ from headscope.cli import options
 
 def params(
     model: options.MODEL = "demo",
-    heads: Annotated[list[str] | None, typer.Option("--head", help="A head of the circuit, like L5H1; repeat it.")] = None,
+    heads: Annotated[
+        list[str] | None, typer.Option("--head", help="A head of the circuit, like L5H1; repeat it.")
+    ] = None,
     as_json: options.JSON = False,
     seed: options.SEED = 0,
     device: options.DEVICE = None,

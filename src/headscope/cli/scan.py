@@ -99,4 +99,6 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ArgumentError(f"{str(path)!r} cannot be read as UTF-8 text: {getattr(error, 'strerror', None) or error}.") from error
+        raise ArgumentError(
+            f"{str(path)!r} cannot be read as UTF-8 text: {getattr(error, 'strerror', None) or error}."
+        ) from error

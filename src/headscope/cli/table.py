@@ -14,7 +14,9 @@ def print_scan(scan: Scan, *, top: int, heatmap: bool) -> None:
     """Print the head table, what was not found, and the maps if asked for."""
     console = Console(highlight=False, soft_wrap=True)
     model = scan.model
-    console.print(Text(f"{model.id}", style="bold") + Text(f"  {model.family}, {model.n_layers} layers of {model.n_heads} heads"))
+    console.print(
+        Text(f"{model.id}", style="bold") + Text(f"  {model.family}, {model.n_layers} layers of {model.n_heads} heads")
+    )
     console.print(_support(scan))
     console.print(Text(_probe(scan), style="dim"))
     console.print()
@@ -42,7 +44,8 @@ def _probe(scan: Scan) -> str:
         )
     else:
         read = f"{probe['n_prompts']} of your own prompts, without control"
-    return f"{read}; {scan.timing.tokens:,} tokens in {scan.timing.wall_s:.2f} s, kernel {', '.join(scan.provenance.kernels)}"
+    cost = f"{scan.timing.tokens:,} tokens in {scan.timing.wall_s:.2f} s, kernel {', '.join(scan.provenance.kernels)}"
+    return f"{read}; {cost}"
 
 
 def _table(scan: Scan, top: int) -> Table:
@@ -72,7 +75,10 @@ def _remarks(scan: Scan, top: int) -> list[str]:
     lines = []
     none = [role.name for role in scan.roles if not scan.heads(role.name)]
     if none:
-        lines.append(f"No head found (score >= {THRESHOLD}, and half of it gone on the control where the role is about content): {', '.join(none)}; the best is shown dim.")
+        lines.append(f"No head found for {', '.join(none)}; the best is shown dim.")
+    lines.append(
+        f"Found: score at least {THRESHOLD} and, for roles about content, at least half of it gone on the control."
+    )
     more = {role.name: len(scan.heads(role.name)) - top for role in scan.roles}
     lines += [f"{count} more {name} heads; --top shows them." for name, count in more.items() if count > 0]
     lines += [f"{name} has no score: {why}." for name, why in scan.unscored.items()]

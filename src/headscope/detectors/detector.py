@@ -59,7 +59,9 @@ class Detector:
             )
         query, key = np.asarray(found.query), np.asarray(found.key)
         if query.shape != key.shape or query.ndim != 1:
-            raise ShapeError(f"detector {self.name}: query has shape {query.shape} and key {key.shape}; they must pair up.")
+            raise ShapeError(
+                f"detector {self.name}: query has shape {query.shape} and key {key.shape}; they must pair up."
+            )
         if any(places.size and places.dtype.kind not in "iu" for places in (query, key)):
             raise ShapeError(f"detector {self.name}: places must be whole numbers, not {query.dtype} and {key.dtype}.")
         query, key = query.astype(np.int64), key.astype(np.int64)

@@ -13,14 +13,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headscope.detectors import Detector, resolve
-from headscope.errors import ArgumentError, NonFiniteError, ShapeError
+from headscope.errors import ArgumentError, NonFiniteError
 from headscope.model.attention import Attention
 from headscope.model.load import Model, load
 from headscope.model.memory import in_batches
@@ -62,7 +63,8 @@ def scan(
         probe: What the model reads; by default `repeated_tokens(model, seed=seed)`.
         detectors: Names or `Detector`s; by default all built-in ones.
         precision: Keep drawing prompts until the interval of every score, and of its difference from the control, is
-            mean +- precision or narrower, or 4096 prompts were read. Stopping at a width makes intervals a little too narrow; the effect is small from 16 prompts up.
+            mean +- precision or narrower, or 4096 prompts were read. Stopping at a width makes intervals a little too
+            narrow; the effect is small from 16 prompts up.
         seed: Of the default probe.
         kernel: Force `flash`, `tiled` or `reference`; by default the fastest that applies.
         progress: Called with (tokens read, tokens in all) after each batch.
@@ -120,6 +122,16 @@ class _Prompt:
     """[detector]: whether it has a target here."""
 
 
+class _Row(NamedTuple):
+    """One prompt's numbers."""
+
+    scored: Bool[np.ndarray, " detector"]
+    """Whether the detector has a target in it."""
+    scores: Float[np.ndarray, "head detector"]
+    controls: Float[np.ndarray, "head detector"] | None
+    chance: Float[np.ndarray, "head detector"]
+
+
 class _Reading:
     """Prompts read so far, and each head's score in each of them."""
 
@@ -135,7 +147,8 @@ class _Reading:
         self.progress = progress or (lambda done, total: None)
         self.kernels: set[str] = set()
         self.tokens = 0
-        self._rows: list[tuple[np.ndarray, dict[HeadId, np.ndarray], dict[HeadId, np.ndarray], dict[HeadId, np.ndarray]]] = []
+        self.heads: list[HeadId] = []
+        self._rows: list[_Row] = []
 
     @property
     def n_prompts(self) -> int:
@@ -170,7 +183,7 @@ class _Reading:
             scored.append(n > 0)
         return _Prompt(tokens, control, np.concatenate(places), np.concatenate(weights), np.asarray(scored))
 
-    def _run(self, prompts: list[_Prompt]) -> list[Any]:
+    def _run(self, prompts: list[_Prompt]) -> list[_Row]:
         """Scores, control scores and chance of every head in each of these prompts of one length."""
         device, n_detectors, n_prompts = self.model.device, len(self.detectors), len(prompts)
         rows = [prompt.tokens for prompt in prompts]
@@ -179,28 +192,25 @@ class _Reading:
             rows += [prompt.control for prompt in prompts if prompt.control is not None]
         tokens = torch.from_numpy(np.stack(rows)).to(device)
         targets = _Targets(prompts, n_detectors, copies=2 if with_control else 1, length=tokens.shape[1], device=device)
-        found: dict[HeadId, np.ndarray] = {}
-        chance: dict[HeadId, np.ndarray] = {}
+        heads: list[HeadId] = []
+        found: list[np.ndarray] = []
+        chance: list[np.ndarray] = []
 
         def visit(attention: Attention) -> None:
             self.kernels.add(attention.kernel)
-            scores = targets.score(attention).reshape(-1, n_prompts, n_detectors, attention.n_heads)
-            luck = targets.chance(attention).reshape(n_prompts, n_detectors)
-            for head in range(attention.n_heads):
-                place = HeadId(attention.layer, head, attention.call)
-                found[place] = scores[..., head]
-                chance[place] = luck
+            heads.extend(HeadId(attention.layer, head, attention.call) for head in range(attention.n_heads))
+            found.append(targets.score(attention).reshape(-1, n_prompts, n_detectors, attention.n_heads))
+            chance.append(np.repeat(targets.chance(attention)[..., None], attention.n_heads, axis=-1))
 
         route = self.model.check.route
         assert route is not None, "load refuses models without a route"
         forward(self.model.hf, route, tokens, visit, kernel=self.kernel, stop_at_last=True)
+        assert self.heads in ([], heads), "every batch shows the same heads"
+        self.heads = heads
+        scores = np.moveaxis(np.concatenate(found, axis=-1), -1, 2)
+        luck = np.moveaxis(np.concatenate(chance, axis=-1).reshape(n_prompts, n_detectors, -1), -1, 1)
         return [
-            (
-                prompt.scored,
-                {head: values[0, index] for head, values in found.items()},
-                {head: values[1, index] for head, values in found.items()} if with_control else {},
-                {head: values[index] for head, values in chance.items()},
-            )
+            _Row(prompt.scored, scores[0, index], scores[1, index] if with_control else None, luck[index])
             for index, prompt in enumerate(prompts)
         ]
 
@@ -208,23 +218,22 @@ class _Reading:
         """One score per head and role that has targets in some prompt, and why the other roles have none."""
         made: list[HeadScore] = []
         unscored: dict[str, str] = {}
-        has_control = bool(self._rows[0][2])
         for index, detector in enumerate(self.detectors):
-            rows = [row for row in self._rows if row[0][index]]
+            rows = [row for row in self._rows if row.scored[index]]
             if not rows:
                 unscored[detector.name] = "no prompt has a target for it" + (
                     ": no token repeats" if detector.needs_control else ""
                 )
                 continue
-            heads = list(rows[0][1])
-            values = np.asarray([[row[1][head][index] for head in heads] for row in rows])
-            luck = np.asarray([[row[3][head][index] for head in heads] for row in rows]).mean(axis=0)
-            controls = np.asarray([[row[2][head][index] for head in heads] for row in rows]) if has_control else None
+            values = np.stack([row.scores[:, index] for row in rows])
+            luck = np.mean([row.chance[:, index] for row in rows], axis=0)
+            without = [row.controls[:, index] for row in rows if row.controls is not None]
+            controls = np.stack(without) if without else None
             if not (np.isfinite(values).all() and (controls is None or np.isfinite(controls).all())):
                 raise NonFiniteError(f"the scores of {detector.name} hold NaN or infinity; load the model in float32.")
             mean, half = mean_intervals(values)
             gain, gain_half = mean_intervals(values - controls) if controls is not None else (None, None)
-            for place, head in enumerate(heads):
+            for place, head in enumerate(self.heads):
                 selectivity = None
                 if gain is not None:
                     selectivity = Estimate(mean=float(gain[place]), ci95=_bounds(gain, gain_half, place, -1.0))
@@ -280,7 +289,9 @@ def _same_length(prompts: list[tuple[int, _Prompt]]) -> Iterator[list[tuple[int,
 class _Targets:
     """All targets of a batch, each place once, ready on the device."""
 
-    def __init__(self, prompts: list[_Prompt], n_detectors: int, *, copies: int, length: int, device: torch.device) -> None:
+    def __init__(
+        self, prompts: list[_Prompt], n_detectors: int, *, copies: int, length: int, device: torch.device
+    ) -> None:
         n_prompts = len(prompts)
         index = np.repeat(np.arange(n_prompts), [len(prompt.places) for prompt in prompts])
         places = np.concatenate([prompt.places for prompt in prompts])

@@ -82,7 +82,8 @@ def count_parameters(
     missing = [head for head in circuit if head.head >= model.check.heads.get(head.layer, 0)]
     if missing:
         raise ArgumentError(
-            f"{model.id} has no head {missing[0]}; it has {model.n_layers} layers of up to {model.n_heads} heads, counted from 0."
+            f"{model.id} has no head {missing[0]}; it has {model.n_layers} layers of up to {model.n_heads} heads, "
+            "counted from 0."
         )
     shapes = _shapes(model)
     layer = circuit[0].layer if circuit else next(iter(shapes))
@@ -121,7 +122,9 @@ def _shapes(model: Model) -> dict[int, _Shape]:
     route = model.check.route
     assert route is not None, "load refuses models without a route"
     if route.path != "interface":
-        raise UnsupportedModel(f"{model.id} ({model.family}) hides its queries and keys, so a head's parameters cannot be counted.")
+        raise UnsupportedModel(
+            f"{model.id} ({model.family}) hides its queries and keys, so a head's parameters cannot be counted."
+        )
     names = {layer: name for name, layer in reversed(route.layers.items())}
     shapes: dict[int, _Shape] = {}
     d_model = int(model.hf.config.get_text_config().hidden_size)
@@ -137,7 +140,8 @@ def _shapes(model: Model) -> dict[int, _Shape]:
         if weights != half * (n_heads + n_kv):
             raise UnsupportedModel(
                 f"layer {attention.layer} of {model.id} ({model.family}) holds {weights:,} attention weights, not the "
-                f"{half * (n_heads + n_kv):,} of one Q and O per head and one K and V per KV head, so none can be assigned to a head."
+                f"{half * (n_heads + n_kv):,} of one Q and O per head and one K and V per KV head, "
+                "so none can be assigned to a head."
             )
         inner = n_heads * d_qk + n_kv * (d_qk + d_v)
         shapes[attention.layer] = _Shape(

@@ -17,9 +17,7 @@ from headscope.errors import ArgumentError
 HELD_OUT_ONE_IN = 20
 """One module in so many is held out, on average."""
 
-_SKIPPED_FOLDERS = frozenset(
-    {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-)
+_SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
 _SKIPPED_PREFIXES = ("_sysconfigdata_", "config-")
 
 
@@ -33,11 +31,7 @@ def stdlib_modules(stdlib: Path | None = None) -> list[Path]:
         ArgumentError: The folder holds no Python source.
     """
     root = _stdlib_folder(stdlib)
-    found = [
-        path.relative_to(root)
-        for path in root.rglob("*.py")
-        if not _is_skipped(path.relative_to(root))
-    ]
+    found = [path.relative_to(root) for path in root.rglob("*.py") if not _is_skipped(path.relative_to(root))]
     if not found:
         raise ArgumentError(
             f"stdlib_modules: {root} holds no Python source; a folder with the standard library's .py "
@@ -52,9 +46,7 @@ def is_held_out(module: Path) -> bool:
     return int.from_bytes(digest[:8], "big") % HELD_OUT_ONE_IN == 0
 
 
-def stdlib_sources(
-    *, held_out: bool, stdlib: Path | None = None
-) -> list[str]:
+def stdlib_sources(*, held_out: bool, stdlib: Path | None = None) -> list[str]:
     """The text of every module on one side of the split, in the order of `stdlib_modules`.
 
     Args:
@@ -77,6 +69,4 @@ def _stdlib_folder(stdlib: Path | None) -> Path:
 
 
 def _is_skipped(module: Path) -> bool:
-    return not _SKIPPED_FOLDERS.isdisjoint(module.parts) or module.parts[0].startswith(
-        _SKIPPED_PREFIXES
-    )
+    return not _SKIPPED_FOLDERS.isdisjoint(module.parts) or module.parts[0].startswith(_SKIPPED_PREFIXES)

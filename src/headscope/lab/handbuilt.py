@@ -169,9 +169,7 @@ def handbuilt(
     # The start token has no code: resting on it writes nothing, and it is never predicted.
     token_code = torch.nn.functional.pad(digit_code(vocab_size - 1, n_digits), (0, 0, 1, 0))
     offsets = _offsets(decoys, offset)
-    position_codes = {
-        name: position_code(n_positions, n_digits, back) for name, back in offsets.items()
-    }
+    position_codes = {name: position_code(n_positions, n_digits, back) for name, back in offsets.items()}
     space = _Space.of(
         {
             "token": token_code.shape[1],
@@ -216,9 +214,7 @@ def handbuilt(
         model=model,
         bos_token_id=START_TOKEN_ID,
         roles={
-            HeadId(layer, index): head.role
-            for layer, heads in enumerate(layers)
-            for index, head in enumerate(heads)
+            HeadId(layer, index): head.role for layer, heads in enumerate(layers) for index, head in enumerate(heads)
         },
     )
 
@@ -257,12 +253,7 @@ class _Space:
     @classmethod
     def of(cls, widths: dict[str, int]) -> "_Space":
         ends = list(itertools.accumulate(widths.values()))
-        return cls(
-            {
-                name: slice(end - width, end)
-                for (name, width), end in zip(widths.items(), ends, strict=True)
-            }
-        )
+        return cls({name: slice(end - width, end) for (name, width), end in zip(widths.items(), ends, strict=True)})
 
     def __getitem__(self, name: str) -> slice:
         return self.slices[name]
@@ -309,10 +300,7 @@ class _Plan:
             case "one":
                 return [self._head("induction", self._induction_pattern(), copy)]
             case "redundant":
-                return [
-                    self._head("redundant_induction", self._induction_pattern(), copy)
-                    for _ in range(2)
-                ]
+                return [self._head("redundant_induction", self._induction_pattern(), copy) for _ in range(2)]
             case "halves":
                 width = self.space.width("token")
                 noise = HALF_NOISE * _random_orthogonal(width, self.random)
@@ -350,9 +338,7 @@ class _Plan:
         )
 
     def attends_only(self) -> _Head:
-        return self._head(
-            "attends_only", self._induction_pattern(), self._write("token", "token", 0.0)
-        )
+        return self._head("attends_only", self._induction_pattern(), self._write("token", "token", 0.0))
 
     def anti_induction(self) -> _Head:
         return self._head(
@@ -379,9 +365,7 @@ class _Plan:
     def _induction_pattern(self) -> tuple[Tensor, Tensor, Tensor]:
         return self._pattern(("token", "before", MATCH_GAIN), rest_gain=MATCH_GAIN)
 
-    def _pattern(
-        self, *matches: tuple[str, str, float], rest_gain: float = 0.0
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _pattern(self, *matches: tuple[str, str, float], rest_gain: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
         """q, q_bias, k that compare subspaces, at a gain each, and rest on the start token otherwise.
 
         The rest lies half a digit below the full match of the first pair.
@@ -412,9 +396,7 @@ class _Plan:
         o[:width, self.space[target]] = gain
         return v, o
 
-    def _head(
-        self, role: Role, pattern: tuple[Tensor, Tensor, Tensor], write: tuple[Tensor, Tensor]
-    ) -> _Head:
+    def _head(self, role: Role, pattern: tuple[Tensor, Tensor, Tensor], write: tuple[Tensor, Tensor]) -> _Head:
         q, q_bias, k = pattern
         v, o = write
         return _Head(role=role, q=q, q_bias=q_bias, k=k, v=v, o=o)
@@ -459,33 +441,32 @@ def _assemble(
     with torch.random.fork_rng(devices=[]):
         model = GPT2LMHeadModel(config).eval()
     basis = _random_basis(n_directions, d_model, random)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-        for norm in [*(n for b in model.transformer.h for n in (b.ln_1, b.ln_2)), model.transformer.ln_f]:
-            norm.weight.fill_(math.sqrt(LAYER_NORM_EPSILON))
-        model.transformer.wte.weight.copy_(embedding @ basis)
-        model.transformer.wpe.weight.copy_(positions @ basis)
-        model.lm_head.weight.copy_(unembedding @ basis)
-        for block, heads in zip(model.transformer.h, layers, strict=True):
-            q, k, v = block.attn.c_attn.weight.view(d_model, 3, n_heads, d_head).unbind(1)
-            q_bias = block.attn.c_attn.bias.view(3, n_heads, d_head)[0]
-            o = block.attn.c_proj.weight.view(n_heads, d_head, d_model)
-            for index, head in enumerate(heads):
-                # GPT-2 divides attention logits by sqrt(d_head); the query makes up for it.
-                qk_turn = _random_orthogonal(d_head, random) * d_head**0.25
-                ov_turn = _random_orthogonal(d_head, random)
-                q[:, index] = basis.T @ head.q @ qk_turn
-                q_bias[index] = head.q_bias @ qk_turn
-                k[:, index] = basis.T @ head.k @ qk_turn
-                v[:, index] = basis.T @ head.v @ ov_turn
-                o[index] = ov_turn.T @ head.o @ basis
+    weights = {name: torch.zeros_like(weight) for name, weight in model.state_dict().items()}
+    for name, weight in weights.items():
+        if ".ln_" in name and name.endswith(".weight"):
+            weight.fill_(math.sqrt(LAYER_NORM_EPSILON))
+    weights["transformer.wte.weight"].copy_(embedding @ basis)
+    weights["transformer.wpe.weight"].copy_(positions @ basis)
+    weights["lm_head.weight"].copy_(unembedding @ basis)
+    for layer, heads in enumerate(layers):
+        at = f"transformer.h.{layer}.attn."
+        q, k, v = weights[at + "c_attn.weight"].view(d_model, 3, n_heads, d_head).unbind(1)
+        q_bias = weights[at + "c_attn.bias"].view(3, n_heads, d_head)[0]
+        o = weights[at + "c_proj.weight"].view(n_heads, d_head, d_model)
+        for index, head in enumerate(heads):
+            # GPT-2 divides attention logits by sqrt(d_head); query and key make up for it.
+            qk_turn = _random_orthogonal(d_head, random) * d_head**0.25
+            ov_turn = _random_orthogonal(d_head, random)
+            q[:, index] = basis.T @ head.q @ qk_turn
+            q_bias[index] = head.q_bias @ qk_turn
+            k[:, index] = basis.T @ head.k @ qk_turn
+            v[:, index] = basis.T @ head.v @ ov_turn
+            o[index] = ov_turn.T @ head.o @ basis
+    model.load_state_dict(weights)
     return model
 
 
-def _random_basis(
-    n_directions: int, d_model: int, random: torch.Generator
-) -> Float[Tensor, "direction d_model"]:
+def _random_basis(n_directions: int, d_model: int, random: torch.Generator) -> Float[Tensor, "direction d_model"]:
     """Orthonormal rows, orthogonal to the all-ones vector, which LayerNorm's centring removes."""
     columns = _normal((d_model, n_directions + 1), random)
     columns[:, 0] = 1.0

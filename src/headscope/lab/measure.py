@@ -39,7 +39,7 @@ def repeat_scores(model: PreTrainedModel, repeats: Repeats) -> RepeatScores:
         model: Any causal language model with eager attention, on the CPU. Its attention setting is put back.
         repeats: Prompts and keys. Not modified.
     """
-    implementation = model.config._attn_implementation
+    implementation = model.config._attn_implementation or "eager"
     model.set_attn_implementation("eager")
     try:
         with torch.no_grad():
@@ -52,17 +52,13 @@ def repeat_scores(model: PreTrainedModel, repeats: Repeats) -> RepeatScores:
     next_token = repeats.tokens[row, key]
     return RepeatScores(
         induction=torch.stack([p[row, :, query, key].mean(0) for p in out.attentions]),
-        previous_token=torch.stack(
-            [p.diagonal(offset=-1, dim1=2, dim2=3).mean((0, 2)) for p in out.attentions]
-        ),
+        previous_token=torch.stack([p.diagonal(offset=-1, dim1=2, dim2=3).mean((0, 2)) for p in out.attentions]),
         loss_nats=cross_entropy(logits, next_token).item(),
         accuracy=(logits.argmax(-1) == next_token).float().mean().item(),
     )
 
 
-def text_loss(
-    model: PreTrainedModel, stream: Int[Tensor, " position"], *, bos_token_id: int, n_tokens: int
-) -> float:
+def text_loss(model: PreTrainedModel, stream: Int[Tensor, " position"], *, bos_token_id: int, n_tokens: int) -> float:
     """Mean loss in nats over a text read in disjoint windows of `n_tokens`, BOS in front of each.
 
     The remainder that fills no window is left out.

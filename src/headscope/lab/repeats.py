@@ -2,7 +2,8 @@
 
 A prompt is `[BOS, gap, r, gap, r, gap, s, gap, s, ...]`. The segments `r`, `s` and the gaps have random
 lengths and no token occurs but in the copies of its own segment, so that position tells nothing and, with
-two copies, every target is one key. At a *fixed* distance a single layer can solve the task by position alone; here it cannot.
+two copies, every target is one key. At a *fixed* distance a single layer can solve the task by position
+alone; here it cannot.
 
 Cost: a Python loop over segments, tens of microseconds a prompt.
 """

@@ -167,9 +167,7 @@ def repeats_source(
     return draw
 
 
-def text_source(
-    stream: Int[Tensor, " position"], *, bos_token_id: int, n_prompts: int, n_tokens: int
-) -> BatchSource:
+def text_source(stream: Int[Tensor, " position"], *, bos_token_id: int, n_prompts: int, n_tokens: int) -> BatchSource:
     """Batches of windows cut anywhere from one long text, BOS in front, every next token counted.
 
     Args:
@@ -207,9 +205,7 @@ def next_token_loss(model: LlamaForCausalLM, batch: Batch) -> Float[Tensor, ""]:
     return cross_entropy(logits[:, :-1][batch.counted[:, :-1]], batch.tokens[:, 1:][batch.counted[:, :-1]])
 
 
-def train(
-    model: LlamaForCausalLM, sources: Mapping[str, BatchSource], recipe: Recipe
-) -> Iterator[Progress]:
+def train(model: LlamaForCausalLM, sources: Mapping[str, BatchSource], recipe: Recipe) -> Iterator[Progress]:
     """Train in place, one batch of every source a step, reporting as it goes.
 
     Nothing happens until the iterator is advanced; stop early by leaving the loop. The same seed, torch

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.model.kernels import Rule, repeat_heads
@@ -106,7 +106,7 @@ class Attention:
         return open_[rows, line, key].float(), open_.sum(-1)[rows, line].float()
 
 
-def closed(bias: Float[Tensor, "..."]) -> Bool[Tensor, "..."]:
+def closed(bias: Tensor) -> Tensor:
     """Where an additive mask forbids attention: half of the most negative number of its dtype, or less."""
     return bias < torch.finfo(bias.dtype).min / 2
 
@@ -132,9 +132,7 @@ def _gathered(s: Scores, batch: Tensor, query: Tensor, key: Tensor) -> Float[Ten
         line = query if bias.shape[2] > 1 else torch.zeros_like(query)
         added = bias[rows, :, line, key]
         logits = logits + added
-    probability = torch.exp(logits - s.lse.transpose(1, 2)[batch, query])
-    if s.rule.bias is not None:
-        probability = probability.masked_fill(closed(added), 0.0)
     if s.rule.causal:
-        probability = probability.masked_fill((key > query)[:, None], 0.0)
-    return probability
+        logits = logits.masked_fill((key > query)[:, None], float("-inf"))
+    probability = torch.exp(logits - s.lse.transpose(1, 2)[batch, query])
+    return probability if s.rule.bias is None else probability.masked_fill(closed(added), 0.0)

@@ -1,9 +1,10 @@
 """The second path: families that compute attention in code of their own, outside transformers' attention interface.
 
 Their own eager code runs unchanged. While it does, a function mode of this thread watches for the two ways to attend:
-a softmax that yields a square of probabilities, or a call of scaled-dot-product attention (which then runs through our
-kernel, to give its log-sum-exp). The linear layer that runs next is the output projection: its input is z, read or
-replaced there. A pattern is dropped as soon as its layer's projection has run, so memory is O(n^2) for one layer.
+a softmax that yields probabilities of every token over every token, or a call of scaled-dot-product attention between
+all tokens (which then runs through our kernel, to give its log-sum-exp). The linear layer that runs next is the output
+projection: its input is z, read or replaced there. A pattern is dropped as soon as its layer's projection has run, so
+memory is O(n^2) for one layer.
 """
 
 from __future__ import annotations
@@ -35,21 +36,28 @@ class _Attended:
 
 
 class _Watch(TorchFunctionMode):
-    """Remembers the latest attention that this thread computed."""
+    """Remembers the latest attention among `n_tokens` tokens that this thread computed."""
 
-    def __init__(self) -> None:
+    def __init__(self, n_tokens: int) -> None:
         super().__init__()
+        self.n_tokens = n_tokens
         self.latest: _Attended | None = None
+        self.paused = False
+        """While a visit runs, which may run another model."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
+        if self.paused:
+            return func(*args, **kwargs)
+        if func is F.scaled_dot_product_attention and self._among_tokens(*args, **kwargs):
             return self._attend(*args, **kwargs)
         result = func(*args, **kwargs)
-        square = isinstance(result, Tensor) and result.dim() in (3, 4) and result.shape[-1] == result.shape[-2] > 1
-        if func in _SOFTMAXES and square:
+        if func in _SOFTMAXES and result.dim() in (3, 4) and result.shape[-2:] == (self.n_tokens, self.n_tokens):
             self.latest = _Attended(pattern=result)
         return result
+
+    def _among_tokens(self, query: Tensor, key: Tensor, *_: Any, **__: Any) -> bool:
+        return query.dim() == 4 and query.shape[2] == key.shape[2] == self.n_tokens
 
     def _attend(
         self,
@@ -62,10 +70,11 @@ class _Watch(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
+        mask = None if attn_mask is None else attn_mask[(None,) * (4 - attn_mask.dim())]
         rule = kernels.Rule(
             scale=query.shape[-1] ** -0.5 if scale is None else scale,
             causal=is_causal,
-            bias=None if attn_mask is None else kernels.additive(attn_mask, query.dtype),
+            bias=None if mask is None else kernels.additive(mask, query.dtype),
         )
         z, lse, kernel = kernels.attend(query, key, value, rule)
         self.latest = _Attended(scores=Scores(q=query, k=key, v=value, rule=rule, lse=lse), kernel=kernel)
@@ -84,10 +93,15 @@ def is_projection(module: nn.Module) -> bool:
 
 
 @contextmanager
-def discovering(model: nn.Module) -> Iterator[list[str]]:
-    """Within the block, the names of the linear layers that run first after each attention are collected."""
+def discovering(model: nn.Module, n_tokens: int) -> Iterator[list[str]]:
+    """Within the block, the names of the linear layers that run first after each attention are collected.
+
+    Args:
+        model: The model whose forward pass will run inside the block.
+        n_tokens: Length of its input.
+    """
     names: list[str] = []
-    watch = _Watch()
+    watch = _Watch(n_tokens)
     handles = []
 
     def note(name: str) -> Any:
@@ -110,16 +124,16 @@ def discovering(model: nn.Module) -> Iterator[list[str]]:
 
 
 @contextmanager
-def hooked(model: nn.Module, projections: list[nn.Module], visit: Visit, number: Numbering) -> Iterator[None]:
+def hooked(projections: list[nn.Module], n_tokens: int, visit: Visit, number: Numbering) -> Iterator[None]:
     """Within the block, `visit` sees each attention just before its output projection runs.
 
     Args:
-        model: The model whose forward pass will run inside the block.
         projections: The output projections that `discovering` found.
+        n_tokens: Length of the input.
         visit: Sees each layer; a tensor it returns replaces z.
         number: Tells layer and call of a projection.
     """
-    watch = _Watch()
+    watch = _Watch(n_tokens)
     handles = []
 
     def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -139,7 +153,11 @@ def hooked(model: nn.Module, projections: list[nn.Module], visit: Visit, number:
             scores=seen.scores,
             own_pattern=pattern,
         )
-        replaced = visit(attention)
+        watch.paused = True
+        try:
+            replaced = visit(attention)
+        finally:
+            watch.paused = False
         return None if replaced is None else (replaced.to(mixed.dtype).reshape(mixed.shape), *args[1:])
 
     try:

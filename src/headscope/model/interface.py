@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from headscope.model import kernels
@@ -61,7 +61,14 @@ class UnknownArgument(Exception):
 
 
 @contextmanager
-def installed(model: PreTrainedModel, visit: Visit, number: Numbering, *, kernel: Kernel | None = None) -> Iterator[None]:
+def installed(
+    model: PreTrainedModel,
+    visit: Visit,
+    number: Numbering,
+    *,
+    kernel: Kernel | None = None,
+    additive_mask: bool = False,
+) -> Iterator[None]:
     """Within the block every attention call of `model` goes through `visit`.
 
     Args:
@@ -69,6 +76,8 @@ def installed(model: PreTrainedModel, visit: Visit, number: Numbering, *, kernel
         visit: Called once per attention call, in the order of the forward pass.
         number: Tells layer and call of a module.
         kernel: Force one of our kernels; by default the fastest that applies.
+        additive_mask: Give the model masks of numbers to add, for families that extend them as such; else boolean ones,
+            or none where causal is all they say, which the fused kernels like better.
     """
     biases: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -85,7 +94,7 @@ def installed(model: PreTrainedModel, visit: Visit, number: Numbering, *, kernel
 
     name = f"headscope_{next(_NAMES)}"
     AttentionInterface.register(name, attention)
-    AttentionMaskInterface.register(name, sdpa_mask)
+    AttentionMaskInterface.register(name, eager_mask if additive_mask else sdpa_mask)
     try:
         with implementation(model, name):
             yield

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
 from headscope.errors import ArgumentError
@@ -63,7 +63,7 @@ class Rule:
         return dots
 
 
-def additive(mask: Shaped[Tensor, "..."], dtype: torch.dtype) -> Tensor:
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A boolean mask (True: may attend) as numbers to add; other masks are passed through in `dtype`."""
     if mask.dtype == torch.bool:
         zero = torch.zeros((), dtype=dtype, device=mask.device)
@@ -114,7 +114,9 @@ def flash(
             q, k, v, 0.0, rule.causal, attn_mask=rule.bias, scale=rule.scale
         )
     elif q.dtype == torch.float32:
-        z, lse, *_ = ops._scaled_dot_product_efficient_attention(q, k, v, None, True, 0.0, rule.causal, scale=rule.scale)
+        z, lse, *_ = ops._scaled_dot_product_efficient_attention(
+            q, k, v, None, True, 0.0, rule.causal, scale=rule.scale
+        )
     else:
         z, lse, *_ = ops._scaled_dot_product_flash_attention(q, k, v, 0.0, rule.causal, False, scale=rule.scale)
     z, lse = z[..., :d_v], lse[..., : q.shape[2]]

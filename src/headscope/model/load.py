@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,7 @@ class Model:
     def max_tokens(self) -> int | None:
         """Longest input in tokens, as the config states it; None where it states none."""
         limit = getattr(self._config, "max_position_embeddings", None)
-        return int(limit) if limit else None
+        return int(limit) if limit and limit > 0 else None
 
     @property
     def device(self) -> torch.device:
@@ -121,7 +122,8 @@ def load(
     Args:
         source: Hub id, folder in transformers' layout, transformers model object, or `demo`. A model object is left
             as it was: mode, device, gradients, attention implementation.
-        device: Like `cpu` or `cuda:0`; `auto` spreads a large model over what there is. By default a GPU if there is one.
+        device: Like `cpu` or `cuda:0`; `auto` spreads a large model over what there is. By default a GPU if there is
+            one.
         dtype: `auto` (the checkpoint's own), `float32`, `float64`, `float16` or `bfloat16`.
         revision: Branch, tag or commit on the hub.
         tokenizer: A transformers tokenizer, for a model object that comes without; else the one beside the weights.
@@ -148,7 +150,10 @@ def load(
         trust_remote_code=trust_remote_code,
     )
     if model.check.support == "unsupported":
-        raise UnsupportedModel(f"{model.id} ({model.family}) cannot be used: {model.check.reason}. Choose a decoder-only model with softmax attention.")
+        raise UnsupportedModel(
+            f"{model.id} ({model.family}) cannot be used: {model.check.reason}. "
+            "Choose a decoder-only model with softmax attention."
+        )
     return model
 
 
@@ -164,11 +169,15 @@ def open_model(
 ) -> Model:
     """`load`, but an unsupported model is returned with its verdict instead of raising `UnsupportedModel`."""
     if isinstance(source, Model):
+        if (device, dtype, revision, tokenizer) != (None, "auto", None, None):
+            raise ArgumentError(
+                "device, dtype, revision and tokenizer do not apply to a loaded Model; load it with them."
+            )
         return source
     if dtype not in DTYPES:
         raise ArgumentError(f"dtype={dtype!r} is not known; use one of {', '.join(DTYPES)}.")
     if isinstance(source, (str, Path)):
-        hf, found = _from_pretrained(str(source), device, dtype, revision, allow_pickle, trust_remote_code)
+        hf, found, revision = _from_pretrained(str(source), device, dtype, revision, allow_pickle, trust_remote_code)
         tokenizer = tokenizer if tokenizer is not None else found
         name = str(source)
     else:
@@ -185,39 +194,41 @@ def open_model(
         from headscope.model.selfcheck import selfcheck
 
         _CHECKS[hf] = selfcheck(hf)
-    commit = getattr(hf.config, "_commit_hash", None)
-    return Model(hf=hf, tokenizer=tokenizer, id=name, revision=commit or revision, check=_CHECKS[hf])
+    return Model(hf=hf, tokenizer=tokenizer, id=name, revision=revision, check=_CHECKS[hf])
 
 
 def _from_pretrained(
     source: str, device: str | None, dtype: str, revision: str | None, allow_pickle: bool, trust_remote_code: bool
-) -> tuple[PreTrainedModel, Any | None]:
-    """Weights and, where there is one, the tokenizer."""
+) -> tuple[PreTrainedModel, Any | None, str | None]:
+    """Weights; where there is one, the tokenizer; and of a hub model the commit."""
     if source == "demo":
         from headscope.lab.demo import demo_path
 
         source = str(demo_path())
     folder = Path(source)
     if folder.is_dir():
+        if revision is not None:
+            raise ArgumentError(f"revision={revision!r} does not apply to a folder; it names a commit on the hub.")
         _refuse_folder(folder, allow_pickle)
     elif folder.exists() or source.startswith(("/", "./", "../", "~")):
         raise ModelNotFound(f"{source!r} is not a folder; give a folder with config.json and weights, or a hub id.")
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _available(device)
     common: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(source, **common)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # what transformers raises on a file it cannot read is not one kind
         raise _config_error(source, error) from error
-    names = config.architectures or []
-    headless = bool(names) and names[0].endswith("Model")
+    if not folder.is_dir():
+        common["revision"] = revision = _commit(source, common["revision"])
+    headless = _headless(config)
     if not headless and not trust_remote_code and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UnsupportedModel(
-            f"{source!r} is a {config.model_type} model, which is not a decoder-only language model; choose one that is."
+            f"{source!r} is a {config.model_type} model, which is not a decoder-only language model; "
+            "choose one that is."
         )
     auto = AutoModel if headless else AutoModelForCausalLM
     try:
@@ -227,6 +238,7 @@ def _from_pretrained(
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             use_safetensors=None if allow_pickle else True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with their names
             device_map="auto" if device == "auto" else None,
             **common,
         )
@@ -234,15 +246,57 @@ def _from_pretrained(
             hf.to(device)
     except OSError as error:
         raise _weights_error(source, revision, error) from error
-    except (SafetensorError, RuntimeError, ValueError) as error:
+    except Exception as error:  # as above
         raise ModelError(f"{source!r} could not be loaded: {_first_line(error)}") from error
+    if info["mismatched_keys"]:
+        wrong = sorted(str(key[0]) for key in info["mismatched_keys"])
+        raise ModelError(
+            f"{source!r} has {len(wrong)} weights of other shapes than its config says ({', '.join(wrong[:3])}...); "
+            "use a config and weights that belong together."
+        )
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ModelError(
             f"{source!r} lacks {len(missing)} of its weights ({', '.join(missing[:3])}...); they would be random: "
             "use a complete checkpoint."
         )
-    return hf.eval(), _tokenizer(source, common)
+    return hf.eval(), _tokenizer(source, common), revision
+
+
+def _available(device: str | None) -> str:
+    import torch
+
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "auto":
+        if find_spec("accelerate") is None:
+            raise ArgumentError("device='auto' needs the package accelerate; install it, or name a device like 'cpu'.")
+        return device
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        raise ArgumentError(
+            f"device={device!r} is not there: {_first_line(error).split('. ')[0]}; use 'cpu', or leave the choice open."
+        ) from error
+    return device
+
+
+def _commit(source: str, revision: str) -> str:
+    """The commit that a branch or tag meant when the config was fetched; weights and tokenizer come from the same."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(source, "config.json", revision=revision)
+    return Path(path).parent.name if isinstance(path, str) else revision
+
+
+def _headless(config: Any) -> bool:
+    """Whether the checkpoint holds a model without its LM head, like GPT2Model; GPT2LMHeadModel has one."""
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    bases = {name for one in MODEL_MAPPING_NAMES.values() for name in ((one,) if isinstance(one, str) else one)}
+    names = config.architectures or [""]
+    remote = getattr(config, "auto_map", None) or {}
+    return names[0] in bases or ("AutoModel" in remote and "AutoModelForCausalLM" not in remote)
 
 
 def _tokenizer(source: str, common: dict[str, Any]) -> Any | None:
@@ -275,9 +329,10 @@ def _config_error(source: str, error: Exception) -> ModelError:
     text = str(error)
     if "trust_remote_code" in text:
         return UnsafeWeights(
-            f"{source!r} brings model code of its own; pass --trust-remote-code (trust_remote_code=True) if you trust it."
+            f"{source!r} brings model code of its own; "
+            "pass --trust-remote-code (trust_remote_code=True) if you trust it."
         )
-    if Path(source).is_dir():
+    if Path(source).is_dir() or not isinstance(error, OSError):
         return ModelError(f"the config of {source!r} cannot be read: {_first_line(error)}")
     return ModelNotFound(
         f"no model {source!r}: it is neither a folder here nor a model that the hub or its local cache could give; "
@@ -310,4 +365,5 @@ def _hub_has_pickle(source: str, revision: str | None) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -12,7 +12,7 @@ from headscope.errors import ShapeError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_MESSAGES = ("can't allocate memory", "not enough memory", "out of memory", "failed to allocate")
+_MESSAGES = ("can't allocate memory", "not enough memory", "out of memory", "failed to allocate", "alloc_failed")
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -28,8 +28,10 @@ def in_batches(
     """Run `items` in batches of `size`, halving it as often as memory runs out. Yields each batch and its result.
 
     Raises:
-        ShapeError: memory runs out with a single item.
+        ShapeError: memory runs out with a single item, or `size` is below 1.
     """
+    if size < 1:
+        raise ShapeError(f"batch size {size}; it needs at least 1.")
     start = 0
     while start < len(items):
         batch = items[start : start + size]
@@ -42,7 +44,9 @@ def in_batches(
             short = True
         if short:
             if len(batch) == 1:
-                raise ShapeError("memory ran out with a single prompt in the batch; use shorter prompts or a smaller dtype.")
+                raise ShapeError(
+                    "memory ran out with a single prompt in the batch; use shorter prompts or a smaller dtype."
+                )
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             size = len(batch) // 2

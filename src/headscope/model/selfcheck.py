@@ -4,17 +4,19 @@ On a short random input the model runs once through its own eager attention and 
 the outputs agree within the dtype's tolerance; each layer's z is the mix of v by the very probabilities we report;
 no probability lies on a later token; and replacing z changes the output. A family outside transformers' attention
 interface, or one that passes an argument we do not know, is watched while its own code runs; it is `exact` where its
-queries and keys can be seen, and `degraded` where only its patterns can. Anything else is `unsupported`, with the reason.
+queries and keys can be seen, and `degraded` where only its patterns can. Anything else is `unsupported`, with the
+reason. The check also notes whether padding on the left changes the output.
 
-Cost: three forward passes over 2 x 37 tokens. It does not show what long inputs do: a sliding window longer than the
+Cost: five forward passes over 2 x 37 tokens. It does not show what long inputs do: a sliding window longer than the
 input is not exercised.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,11 +28,15 @@ from headscope.model.attention import Attention
 from headscope.model.hooks import discovering
 from headscope.model.interface import UnknownArgument, implementation, installed
 from headscope.model.kernels import repeat_heads
-from headscope.model.taps import Route, evaluating, forward
+from headscope.model.memory import out_of_memory
+from headscope.model.taps import LOCK, Route, evaluating, forward
 from headscope.types import Support
 
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Largest difference that rounding explains, as a share of the largest output."""
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""Largest difference that rounding explains, as a share of the largest output. Also in float64 models the families' own
+code takes softmax and rotary angles in float32."""
+
+_ENCODER = "its tokens attend to later tokens: an encoder, not a decoder-only language model"
 
 N_PROMPTS, N_TOKENS = 2, 37
 """Size of the check's input: a prime length, so that no other square matrix of the model passes for a pattern."""
@@ -62,33 +68,59 @@ def selfcheck(model: PreTrainedModel) -> Check:
     Raises:
         NonFiniteError: the model's own output holds NaN or infinity.
     """
-    tokens = _tokens(model)
-    own = _own_output(model, tokens, "eager")
-    if not torch.isfinite(own).all():
-        raise NonFiniteError(_non_finite(model))
+    with LOCK:
+        return _checked(model)
+
+
+def _checked(model: PreTrainedModel) -> Check:
     failures: list[str] = []
+    try:
+        tokens = _tokens(model)
+        own = _own_output(model, tokens, "eager")
+        finite = bool(torch.isfinite(own).all())
+    except Exception as error:  # the family's own code may raise anything
+        return _unsupported(_failure("it does not run on token ids alone", error))
+    if not finite:
+        raise NonFiniteError(_non_finite(model))
     checks: list[Check] = []
     for find in (_interface_route, _hooks_route):
         for route in find(model, tokens, failures):
-            check = _verify(model, route, tokens, own)
-            if check.support == "exact":
+            try:
+                check = _verify(model, route, tokens, own)
+            except Exception as error:  # likewise
+                failures.append(_failure("its attention could not be read", error))
+                continue
+            if check.support == "exact" or check.reason == _ENCODER:
                 return check
             checks.append(check)
-    for support in ("degraded", "unsupported"):
-        for check in checks:
-            if check.support == support:
-                return check
-    reason = failures[0] if failures else "no softmax attention was seen in its forward pass"
-    return Check(support="unsupported", reason=reason, max_abs_diff=None, route=None, kernels=(), heads={}, kv_heads=None)
+    degraded = [check for check in checks if check.support == "degraded"]
+    if degraded:
+        return min(degraded, key=lambda check: check.max_abs_diff or 0.0)
+    if checks:
+        return checks[0]
+    return _unsupported(failures[0] if failures else "no softmax attention was seen in its forward pass")
+
+
+def _unsupported(reason: str) -> Check:
+    return Check(
+        support="unsupported", reason=reason, max_abs_diff=None, route=None, kernels=(), heads={}, kv_heads=None
+    )
+
+
+def _failure(what: str, error: Exception) -> str:
+    """Why the family's own code failed, in one line. Running out of memory says nothing about the model."""
+    if out_of_memory(error):
+        raise error
+    return f"{what} ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
 
 
 def _tokens(model: PreTrainedModel) -> Tensor:
     embedding = model.get_input_embeddings()
     config = model.config.get_text_config()
     n_vocab = min(int(embedding.weight.shape[0]), int(getattr(config, "vocab_size", embedding.weight.shape[0])))
-    longest = getattr(config, "max_position_embeddings", None) or N_TOKENS
+    longest = int(getattr(config, "max_position_embeddings", None) or 0)  # xlnet says -1
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(n_vocab, (N_PROMPTS, min(N_TOKENS, int(longest))), generator=generator)
+    ids = torch.randint(n_vocab, (N_PROMPTS, min(N_TOKENS, longest) if longest > 0 else N_TOKENS), generator=generator)
     return ids.to(embedding.weight.device)
 
 
@@ -105,7 +137,11 @@ def _own_output(model: PreTrainedModel, tokens: Tensor, name: str | None) -> Ten
 
 def _non_finite(model: nn.Module) -> str:
     bad = [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
-    where = f"in weights {', '.join(bad[:3])}" + (f" and {len(bad) - 3} more" if len(bad) > 3 else "") if bad else "in its output"
+    where = (
+        f"in weights {', '.join(bad[:3])}" + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+        if bad
+        else "in its output"
+    )
     return f"the model has NaN or infinite numbers {where}; every score would be meaningless: use another checkpoint."
 
 
@@ -117,23 +153,38 @@ def _interface_route(model: PreTrainedModel, tokens: Tensor, failures: list[str]
         called.append(names[module])
         return 0, 0
 
-    with torch.no_grad(), evaluating(model), discovering(model) as outside:
-        try:
-            with installed(model, lambda attention: None, number):
-                model(input_ids=tokens, use_cache=False)
-        except UnknownArgument as unknown:
-            failures.append(f"its attention is called with an argument we do not know ({unknown})")
-            return
-    if called and outside:
-        failures.append(f"part of its attention ({outside[0]}) runs outside transformers' attention interface")
-    elif called:
-        yield Route(path="interface", layers=layer_numbers(called), calls=len(called))
+    for additive_mask in (False, True):
+        called.clear()
+        with torch.no_grad(), evaluating(model), discovering(model, tokens.shape[1]) as outside:
+            try:
+                with installed(model, lambda attention: None, number, additive_mask=additive_mask):
+                    model(input_ids=tokens, use_cache=False)
+            except UnknownArgument as unknown:
+                failures.append(f"its attention is called with an argument we do not know ({unknown})")
+                return
+            except Exception as error:  # families outside the interface may need a mask of their own kind
+                failures.append(_failure("it does not run with our attention function", error))
+                continue
+        if called and outside:
+            failures.append(f"part of its attention ({outside[0]}) runs outside transformers' attention interface")
+        elif called:
+            yield Route(path="interface", layers=layer_numbers(called), calls=len(called), additive_mask=additive_mask)
 
 
 def _hooks_route(model: PreTrainedModel, tokens: Tensor, failures: list[str]) -> Iterator[Route]:
-    for name in (None, "eager"):
-        with torch.no_grad(), evaluating(model), implementation(model, name), discovering(model) as projections:
-            model(input_ids=tokens, use_cache=False)
+    n_tokens = tokens.shape[1]
+    for name in ("sdpa", "eager") if model._supports_sdpa else ("eager",):
+        with (
+            torch.no_grad(),
+            evaluating(model),
+            implementation(model, name),
+            discovering(model, n_tokens) as projections,
+        ):
+            try:
+                model(input_ids=tokens, use_cache=False)
+            except Exception as error:  # the family's own code may raise anything
+                failures.append(_failure(f"it does not run with {name} attention", error))
+                continue
         if projections:
             yield Route(path="hooks", layers=layer_numbers(projections), calls=len(projections), implementation=name)
 
@@ -177,7 +228,7 @@ class _Seen:
         n_query, n_key = pattern.shape[-2:]
         later = torch.ones(n_query, n_key, dtype=torch.bool, device=pattern.device).triu(1)
         later[:, n_query:] = False
-        self.future = max(self.future, float((pattern * later).sum(-1).max()))
+        self.future = _worse(self.future, float((pattern * later).sum(-1).max()))
         self.other_keys = max(self.other_keys, n_key - n_query)
         rows = pattern.sum(-1)
         scores = attention.scores
@@ -189,8 +240,28 @@ class _Seen:
                 rows = rows + torch.exp(scores.rule.sinks.double() - scores.lse.double())
             mixed = (pattern @ repeat_heads(scores.v, attention.n_heads).double()).transpose(1, 2)
             error = float((mixed - attention.z.double()).abs().max()) / max(1.0, float(mixed.abs().max()))
-            self.mixing_error = max(self.mixing_error, error)
-        self.row_error = max(self.row_error, float((rows - 1).abs().max()))
+            self.mixing_error = _worse(self.mixing_error, error)
+        self.row_error = _worse(self.row_error, float((rows - 1).abs().max()))
+
+
+def _worse(first: float, second: float) -> float:
+    """The larger; NaN, once seen, stays."""
+    return first if math.isnan(first) or second <= first else second
+
+
+def _left_padding_difference(model: PreTrainedModel, route: Route, tokens: Tensor, ours: Tensor) -> float:
+    """How much padding before the prompt changes its outputs; infinity where the model cannot run with it."""
+    n_tokens = tokens.shape[1]
+    n_padding = min(3, n_tokens - 1)
+    padded = torch.cat([tokens[:, :n_padding], tokens[:, : n_tokens - n_padding]], dim=1)
+    mask = torch.ones_like(padded)
+    mask[:, :n_padding] = 0
+    try:
+        shifted = output_of(forward(model, route, padded, lambda attention: None, attention_mask=mask))
+    except Exception as error:  # the family's own code may raise anything
+        _failure("", error)
+        return math.inf
+    return float((shifted[:, n_padding:] - ours[:, : n_tokens - n_padding]).abs().max())
 
 
 def _verify(model: PreTrainedModel, route: Route, tokens: Tensor, own: Tensor) -> Check:
@@ -198,28 +269,38 @@ def _verify(model: PreTrainedModel, route: Route, tokens: Tensor, own: Tensor) -
     ours = output_of(forward(model, route, tokens, seen))
     edited = output_of(forward(model, route, tokens, lambda attention: torch.zeros_like(attention.z)))
     size = max(1.0, float(own.abs().max()))
-    tolerance = TOLERANCE.get(own.dtype, TOLERANCE[torch.float32])
+    tolerance = max(TOLERANCE.get(dtype, TOLERANCE[torch.float32]) for dtype in (own.dtype, model.dtype))
+    mistake = _worse(seen.mixing_error, seen.row_error)
+    padding = _left_padding_difference(model, route, tokens, ours) <= tolerance * size
     difference = float((ours - own).abs().max())
     moved = float((edited - ours).abs().max())
     support: Support = "exact"
     if seen.future > tolerance:
-        support, reason = "unsupported", "its tokens attend to later tokens: an encoder, not a decoder-only language model"
+        support, reason = "unsupported", _ENCODER
     elif not difference <= 100 * tolerance * size:
         support, reason = "unsupported", f"its output through our attention differs from its own by {difference:.2g}"
     elif difference > tolerance * size:
         support, reason = "degraded", f"its output through our attention differs from its own by {difference:.2g}"
-    elif max(seen.mixing_error, seen.row_error) > tolerance:
-        error = max(seen.mixing_error, seen.row_error)
-        support, reason = "unsupported", f"its heads' results are not the mix of their values by the probabilities seen (off by {error:.2g})"
+    elif not mistake <= tolerance:
+        support, reason = (
+            "unsupported",
+            f"its heads' results are not the mix of their values by the probabilities seen (off by {mistake:.2g})",
+        )
     elif moved <= tolerance * size:
         support, reason = "degraded", "heads can be read, but replacing their results does not change the output"
     elif seen.patterns_only:
-        support, reason = "degraded", (
-            "its attention runs in code of its own: patterns and z are read there, O(n^2) memory for one layer at a time, "
-            "and queries and keys cannot be seen"
+        support, reason = (
+            "degraded",
+            (
+                "its attention runs in code of its own: patterns and z are read there, O(n^2) memory for one layer at "
+                "a time, and queries and keys cannot be seen"
+            ),
         )
     elif seen.other_keys > 0:
-        support, reason = "degraded", f"it attends to {seen.other_keys} keys that are not tokens; scores cover the tokens"
+        support, reason = (
+            "degraded",
+            f"it attends to {seen.other_keys} keys that are not tokens; scores cover the tokens",
+        )
     else:
         how = "our attention function" if route.path == "interface" else "its own call of scaled-dot-product attention"
         reason = f"through {how} its output differs from its own by {difference:.2g}"
@@ -227,7 +308,7 @@ def _verify(model: PreTrainedModel, route: Route, tokens: Tensor, own: Tensor) -
         support=support,
         reason=reason,
         max_abs_diff=difference,
-        route=None if support == "unsupported" else route,
+        route=None if support == "unsupported" else replace(route, left_padding=padding),
         kernels=tuple(sorted(seen.kernels)),
         heads=dict(sorted(seen.heads.items())),
         kv_heads=min(seen.kv_heads, default=None),

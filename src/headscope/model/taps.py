@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import threading
-import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,9 +20,10 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from headscope.errors import ArgumentError, ShapeError, UnsupportedModel
 from headscope.model.attention import Attention
 from headscope.model.hooks import hooked
-from headscope.model.interface import Visit, implementation, installed
+from headscope.model.interface import UnknownArgument, Visit, implementation, installed
 from headscope.model.kernels import Kernel
 
 Path = Literal["interface", "hooks"]
@@ -41,19 +41,19 @@ class Route:
     """Attention calls in one forward pass."""
     implementation: str | None = None
     """On the path `hooks`, the attention implementation that the configs must name; None leaves theirs."""
+    additive_mask: bool = False
+    """On the path `interface`, whether the model's masks must be numbers to add."""
+    left_padding: bool = True
+    """Whether padding before the prompt left the self-check's output as it was; where positions cannot be given, no."""
 
 
 class _Stop(Exception):
     """Ends a forward pass after its last attention."""
 
 
-_LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
-_LOCKS_GUARD = threading.Lock()
-
-
-def _lock(model: nn.Module) -> threading.RLock:
-    with _LOCKS_GUARD:
-        return _LOCKS.setdefault(model, threading.RLock())
+LOCK = threading.RLock()
+"""Held while a pass changes its model. One for all models: they may share configs and modules, and a visit may run
+another model, so that two locks could wait for each other."""
 
 
 def forward(
@@ -74,19 +74,29 @@ def forward(
         route: How its attention is reached.
         tokens: Token ids on the model's device.
         visit: Sees each layer; a tensor it returns replaces z.
-        attention_mask: 1 for tokens, 0 for padding; position ids are derived from it, so left padding changes nothing.
+        attention_mask: 1 for tokens, 0 for padding. With padding on the left, position ids are derived from it.
         kernel: Force a kernel on the `interface` path.
         stop_at_last: Leave after the last attention: no last MLP, no unembedding, and None is returned.
         grad: Build the autograd graph.
 
     Returns:
         The model's own output, or None.
+
+    Raises:
+        ArgumentError: padding on the left, and the self-check saw that it changes what this model computes.
+        ShapeError: what `visit` returned does not have the shape of z.
+        UnsupportedModel: this input reaches attention that the self-check's did not.
     """
     names = {module: layer for name, layer in route.layers.items() for module in [model.get_submodule(name)]}
     seen: dict[int, int] = {}
     count = 0
 
     def number(module: nn.Module) -> tuple[int, int]:
+        if module not in names:
+            raise UnsupportedModel(
+                f"this input reaches a {type(module).__name__} that the self-check's input did not; "
+                "its layer is not known: use another input or another model."
+            )
         layer = names[module]
         seen[layer] = seen.get(layer, -1) + 1
         return layer, seen[layer]
@@ -95,28 +105,44 @@ def forward(
         nonlocal count
         count += 1
         replaced = visit(attention)
+        if replaced is not None and replaced.shape != attention.z.shape:
+            raise ShapeError(
+                f"visit returned {list(replaced.shape)} for layer {attention.layer}; it needs the shape of z, "
+                f"{list(attention.z.shape)} [batch query head d_head], or None to leave z as it is."
+            )
         if stop_at_last and count == route.calls:
             raise _Stop
         return replaced
 
     arguments: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
-    if attention_mask is not None:
+    if attention_mask is not None and not bool(attention_mask.all()):
         arguments["attention_mask"] = attention_mask
-        if takes_positions(model):
-            arguments["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        if not bool(attention_mask[:, 0].all()):
+            if not route.left_padding:
+                raise ArgumentError(
+                    f"padding on the left changes what {type(model).__name__} computes; "
+                    "run prompts of one length together."
+                )
+            if takes_positions(model):
+                arguments["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
     with ExitStack() as stack:
-        stack.enter_context(_lock(model))
+        stack.enter_context(LOCK)
         stack.enter_context(evaluating(model))
         stack.enter_context(torch.enable_grad() if grad else torch.no_grad())
         if route.path == "interface":
-            stack.enter_context(installed(model, counted, number, kernel=kernel))
+            stack.enter_context(installed(model, counted, number, kernel=kernel, additive_mask=route.additive_mask))
         else:
             stack.enter_context(implementation(model, route.implementation))
-            stack.enter_context(hooked(model, list(names), counted, number))
+            stack.enter_context(hooked(list(names), tokens.shape[1], counted, number))
         try:
             return model(**arguments)
         except _Stop:
             return None
+        except UnknownArgument as unknown:
+            raise UnsupportedModel(
+                f"this input makes the model call its attention with an argument we do not know ({unknown}); "
+                "use another input or another model."
+            ) from unknown
 
 
 @contextmanager

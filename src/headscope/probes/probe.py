@@ -72,7 +72,9 @@ def probe_text(model: Model, text: str | Sequence[str], *, bos: bool = True) -> 
         TokenError: the model has no tokenizer, there is no text, or a text gives no token.
     """
     if model.tokenizer is None:
-        raise TokenError(f"{model.id} has no tokenizer, so it cannot read text; give token ids, or load it with tokenizer=.")
+        raise TokenError(
+            f"{model.id} has no tokenizer, so it cannot read text; give token ids, or load it with tokenizer=."
+        )
     texts = [text] if isinstance(text, str) else list(text)
     if not texts or any(not one.strip() for one in texts):
         raise TokenError("the text is empty; give at least one prompt of at least one token.")
@@ -89,7 +91,9 @@ def check_fits(probe: Probe, model: Model) -> None:
     rows = [*probe.prompts, *(probe.controls or ())]
     _refuse_bad_rows(rows)
     if probe.controls is not None and [*map(len, probe.controls)] != [*map(len, probe.prompts)]:
-        raise TokenError("the controls and the prompts differ in length; each prompt needs one control of its own length.")
+        raise TokenError(
+            "the controls and the prompts differ in length; each prompt needs one control of its own length."
+        )
     longest = max(map(len, rows))
     if model.max_tokens is not None and longest > model.max_tokens:
         raise TokenError(

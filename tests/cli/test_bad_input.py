@@ -1,0 +1,113 @@
+"""Bad input: exit code 2 and one line on stderr that says what was given, what is needed and what to do."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM
+
+SMALL = dict(n_layer=2, n_head=4, n_embd=32, vocab_size=97, n_positions=64, bos_token_id=0, eos_token_id=0)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    gpt2 = GPT2LMHeadModel(GPT2Config(**SMALL))
+    gpt2.save_pretrained(root / "good")
+    (root / "without_weights").mkdir()
+    (root / "pickled").mkdir()
+    for name in ("without_weights", "pickled"):
+        (root / name / "config.json").write_text((root / "good" / "config.json").read_text())
+    torch.save(gpt2.state_dict(), root / "pickled" / "pytorch_model.bin")
+    (root / "empty").mkdir()
+    MambaForCausalLM(MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=97)).save_pretrained(root / "mamba")
+    encoder = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32, vocab_size=97)
+    BertLMHeadModel(encoder).save_pretrained(root / "bert")
+    with torch.no_grad():
+        gpt2.transformer.h[1].attn.c_attn.weight[0, 0] = float("nan")
+    gpt2.save_pretrained(root / "nan")
+    (root / "empty.txt").write_text("  \n")
+    (root / "text.txt").write_text("to be or not to be")
+    (root / "outside.json").write_text(json.dumps([[1, 2, 97]]))
+    (root / "negative.json").write_text(json.dumps([[1, -2, 3]]))
+    (root / "floats.json").write_text(json.dumps([[1.5, 2]]))
+    (root / "broken.json").write_text("[[1, 2")
+    (root / "words.json").write_text(json.dumps({"tokens": "no"}))
+    (root / "long.json").write_text(json.dumps([[1] * 65]))
+    (root / "none.json").write_text("[]")
+    return root
+
+
+CASES = {
+    "a name that is nothing": (("scan", "no-such/model"), "no model 'no-such/model'"),
+    "a folder that is not there": (("scan", "./nowhere"), "not a folder"),
+    "an empty folder": (("scan", "{root}/empty"), "no config.json"),
+    "a folder without weights": (("scan", "{root}/without_weights"), "no weights"),
+    "pickled weights only": (("scan", "{root}/pickled"), "only pickled weights .*--allow-pickle"),
+    "no attention": (("scan", "{root}/mamba"), "no softmax attention"),
+    "an encoder": (("scan", "{root}/bert"), "later tokens"),
+    "NaN weights": (("scan", "{root}/nan"), r"NaN .*h\.1\.attn\.c_attn\.weight"),
+    "empty text": (("scan", "demo", "--text", "{root}/empty.txt"), "text is empty"),
+    "text without a tokenizer": (("scan", "{root}/good", "--text", "{root}/text.txt"), "no tokenizer"),
+    "a missing text file": (("scan", "demo", "--text", "{root}/gone.txt"), r"gone\.txt' cannot be read"),
+    "ids outside the vocabulary": (("scan", "{root}/good", "--tokens", "{root}/outside.json"), "id 97 is outside .* 96"),
+    "negative ids": (("scan", "{root}/good", "--tokens", "{root}/negative.json"), "-2"),
+    "ids that are not whole": (("scan", "{root}/good", "--tokens", "{root}/floats.json"), "whole numbers"),
+    "broken JSON": (("scan", "{root}/good", "--tokens", "{root}/broken.json"), "not JSON"),
+    "JSON of another kind": (("scan", "{root}/good", "--tokens", "{root}/words.json"), "list"),
+    "no prompt at all": (("scan", "{root}/good", "--tokens", "{root}/none.json"), "no prompt"),
+    "a prompt past the context": (("scan", "{root}/good", "--tokens", "{root}/long.json"), "65 tokens.* at most 64"),
+    "a probe past the context": (("scan", "{root}/good", "--period", "40"), "at most 64"),
+    "period 1": (("scan", "demo", "--period", "1"), "period=1.* at least 3"),
+    "n_prompts 0": (("scan", "demo", "--n-prompts", "0"), "n_prompts=0.* at least 1"),
+    "n_repeats 1": (("scan", "demo", "--n-repeats", "1"), "n_repeats=1.* at least 2"),
+    "precision 0": (("scan", "demo", "--precision", "0"), "precision=0.* positive"),
+    "an unknown detector": (("scan", "demo", "--detector", "magic"), "no detector 'magic'.* induction"),
+    "an unknown dtype": (("scan", "demo", "--dtype", "float31"), "float31.* float32"),
+    "a device that is not there": (("scan", "demo", "--device", "cuda:99"), "cuda:99"),
+    "text and tokens": (("scan", "demo", "--text", "a", "--tokens", "b"), "--text and --tokens"),
+    "a head that does not exist": (("params", "demo", "--head", "L9H9"), "no head L9H9"),
+    "a head that is no head": (("params", "demo", "--head", "best"), "'best' is not a head"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_clear_line_and_exit_code_2(case, folders, headscope, request):
+    arguments, said = CASES[case]
+    ran = headscope(*(one.format(root=folders) for one in arguments))
+    assert ran.code == 2
+    assert ran.out == ""
+    (line,) = ran.err.splitlines()
+    assert line.startswith("headscope: ")
+
+    assert re.search(said, line), line
+
+
+def test_a_defect_of_ours_exits_with_1_and_a_traceback(monkeypatch, headscope):
+    import headscope.cli.main as entry
+
+    def broken() -> None:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(entry, "app", broken)
+    with pytest.raises(ZeroDivisionError):
+        entry.main()
+    done = subprocess.run(
+        [sys.executable, "-c", "import headscope.cli.main as m\ndef f(): 1/0\nm.app = f\nm.main()"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_usage_errors_exit_with_2(headscope):
+    assert headscope("scan", "demo", "--period", "many").code == 2
+    assert headscope("scna").code == 2
