@@ -12,7 +12,7 @@ things are compared with the family's own eager code on the same tokens:
 * the verdict of `headscope check`, which must not claim more than these two allow.
 
 `exact`: verdict exact, and both differences within tolerance. `degraded`: verdict degraded, both within tolerance.
-`unsupported`: the verdict's reason. A family whose numbers disagree with its verdict stands under `disagrees`: a defect.
+`unsupported`: the verdict's reason. A family whose numbers contradict its verdict stands under `disagrees`: a defect.
 """
 
 from __future__ import annotations
@@ -98,11 +98,11 @@ def recorded_eager() -> Iterator[list[Tensor]]:
 
     try:
         for home, original in originals.values():
-            home.eager_attention_forward = wrap(original)
+            vars(home)["eager_attention_forward"] = wrap(original)
         yield seen
     finally:
         for home, original in originals.values():
-            home.eager_attention_forward = original
+            vars(home)["eager_attention_forward"] = original
 
 
 @contextmanager

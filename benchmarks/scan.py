@@ -5,6 +5,7 @@
 Short: 8 prompts of 101 tokens with their 8 controls, every detector, against the model's own full forward pass over
 the same 16 x 101 tokens. By counting, a pass that ends with the last attention does 0.64 of that work.
 Long: one prompt of 8,192 tokens, every detector, against the body's plain forward pass, which makes no logits.
+Check: the self-check at loading against a default scan of the same model.
 Memory: peak resident bytes above those of the loaded model, each in a process of its own.
 """
 
@@ -24,6 +25,7 @@ import transformers
 
 import headscope as hs
 from benchmarks.timing import interleaved, medians, ratio
+from headscope.model.selfcheck import selfcheck
 
 LONG = 8192
 KERNELS = ("flash", "tiled", "reference")
@@ -97,6 +99,19 @@ def long(rounds: int) -> dict[str, Any]:
     }
 
 
+def check(rounds: int) -> dict[str, Any]:
+    """What the self-check at loading costs, as a share of a default scan: on GPT-2 small's shape and on `demo`."""
+    shares = {}
+    for name, source in (("gpt2_small", gpt2_small(1024)), ("demo", "demo")):
+        model = hs.load(source)
+        seconds = interleaved(
+            {"check": lambda model=model: selfcheck(model.hf), "scan": lambda model=model: hs.scan(model)},
+            rounds=rounds,
+        )
+        shares[name] = round(ratio(seconds, "check", "scan"), 3)
+    return shares
+
+
 def peak_bytes(what: str) -> int:
     """Peak resident bytes above the loaded model's, of one long forward or scan in a fresh process."""
     out = subprocess.run(
@@ -134,17 +149,19 @@ def resident(field: str) -> int:
 
 def measure(rounds: int) -> dict[str, Any]:
     """Everything, as one JSON-ready document."""
-    quick, slow = short(rounds), long(max(3, rounds // 3))
+    quick, slow, checks = short(rounds), long(max(3, rounds // 3)), check(3)
     memory = {name: peak_bytes(name) for name in ("forward", "scan")}
     return {
         "schema": "headscope.benchmark.scan/1",
         "ratio_short": quick["ratio"]["flash"],
         "ratio_long": slow["ratio"]["flash"],
         "memory_ratio_long": round(memory["scan"] / memory["forward"], 3),
-        "bars": {"ratio_short": 0.70, "ratio_long": 1.10, "memory_ratio_long": 1.10},
+        "check_share": max(checks.values()),
+        "bars": {"ratio_short": 0.70, "ratio_long": 1.10, "memory_ratio_long": 1.10, "check_share": 0.10},
         "short": quick,
         "long": slow,
         "peak_bytes_long": memory,
+        "check_share_of_scan": checks,
         "machine": {
             "processor": platform.processor() or platform.machine(),
             "threads": torch.get_num_threads(),

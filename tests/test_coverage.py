@@ -64,13 +64,16 @@ class Drawn:
     def __init__(self, make) -> None:
         hf, self.plays = make()
         self.model = hs.load(hf)
-        # 16,000 prompts take 2 s; with the shapes of every call checked it would be half a minute.
+        # 16,000 prompts take 2 s; with the shapes of every call checked they would take half a minute.
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
             self.probe = hs.repeated_tokens(self.model, n_prompts=N_SCANS * N_PROMPTS, period=PERIOD, seed=1)
         assert self.probe.controls is not None
         rows, controls = (torch.from_numpy(np.stack(some)) for some in (self.probe.prompts, self.probe.controls))
+        n_threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # tensors so small that a second thread costs more than it gives
         batches = [own_scores(hf, *pair) for pair in zip(rows.split(1000), controls.split(1000), strict=True)]
+        torch.set_num_threads(n_threads)
         self.prompts, self.controls = (np.concatenate(some) for some in zip(*batches, strict=True))
 
 

@@ -249,7 +249,7 @@ class Scan:
         if document.get("schema") != SCHEMA:
             raise ArgumentError(f"schema {document.get('schema')!r} is not {SCHEMA!r}; give a file that a scan wrote.")
         try:
-            provenance = dict(document["provenance"])
+            provenance: dict[str, Any] = document["provenance"]
             return cls(
                 model=ModelInfo(**document["model"]),
                 probe=dict(document["probe"]),
@@ -260,7 +260,7 @@ class Scan:
                     for name, numbers in entry["scores"].items()
                 ),
                 unscored=dict(document["unscored"]),
-                provenance=Provenance(**provenance | {"kernels": tuple(provenance["kernels"])}),
+                provenance=Provenance(**{**provenance, "kernels": tuple(provenance["kernels"])}),
                 timing=Timing(**document["timing"]),
             )
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:

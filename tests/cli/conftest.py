@@ -25,10 +25,12 @@ def headscope(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     def run(*arguments: object) -> Ran:
         monkeypatch.setattr(sys, "argv", ["headscope", *map(str, arguments)])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
+        code = 0
+        try:
             main()
-            sys.exit(0)
+        except SystemExit as end:
+            code = int(end.code or 0)
         printed = capsys.readouterr()
-        return Ran(int(end.value.code or 0), printed.out, printed.err)
+        return Ran(code, printed.out, printed.err)
 
     return run

@@ -27,7 +27,9 @@ def folders(tmp_path_factory):
     torch.save(gpt2.state_dict(), root / "pickled" / "pytorch_model.bin")
     (root / "empty").mkdir()
     MambaForCausalLM(MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=97)).save_pretrained(root / "mamba")
-    encoder = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32, vocab_size=97)
+    encoder = BertConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32, vocab_size=97
+    )
     BertLMHeadModel(encoder).save_pretrained(root / "bert")
     with torch.no_grad():
         gpt2.transformer.h[1].attn.c_attn.weight[0, 0] = float("nan")
@@ -56,7 +58,10 @@ CASES = {
     "empty text": (("scan", "demo", "--text", "{root}/empty.txt"), "text is empty"),
     "text without a tokenizer": (("scan", "{root}/good", "--text", "{root}/text.txt"), "no tokenizer"),
     "a missing text file": (("scan", "demo", "--text", "{root}/gone.txt"), r"gone\.txt' cannot be read"),
-    "ids outside the vocabulary": (("scan", "{root}/good", "--tokens", "{root}/outside.json"), "id 97 is outside .* 96"),
+    "ids outside the vocabulary": (
+        ("scan", "{root}/good", "--tokens", "{root}/outside.json"),
+        "id 97 is outside .* 96",
+    ),
     "negative ids": (("scan", "{root}/good", "--tokens", "{root}/negative.json"), "-2"),
     "ids that are not whole": (("scan", "{root}/good", "--tokens", "{root}/floats.json"), "whole numbers"),
     "broken JSON": (("scan", "{root}/good", "--tokens", "{root}/broken.json"), "not JSON"),

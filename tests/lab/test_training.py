@@ -7,6 +7,8 @@ import torch
 from pytest import approx
 
 from headscope.errors import ArgumentError
+from headscope.lab.measure import repeat_scores
+from headscope.lab.repeats import jittered_repeats
 from headscope.lab.training import (
     Batch,
     Recipe,
@@ -128,3 +130,27 @@ def test_bad_requests_are_refused():
         text_source(torch.arange(3), bos_token_id=0, n_prompts=1, n_tokens=5)
     with pytest.raises(ArgumentError, match="at least one batch source"):
         next(train(tiny(), {}, SHORT))
+
+
+@pytest.mark.parametrize(("n_layers", "learns"), [(2, True), (1, False)], ids=["two layers", "one layer"])
+def test_two_layers_learn_induction_and_one_layer_cannot(n_layers: int, learns: bool):
+    shape = {"vocab_size": 48, "bos_token_id": 0, "n_tokens": 40, "period": (6, 18), "gap": (0, 3)}
+    model = attention_only_llama(
+        vocab_size=48, bos_token_id=0, n_layers=n_layers, n_heads=2, d_model=32, n_positions=40
+    )
+    recipe = Recipe(n_steps=250, learning_rate=5e-3, log_every=250)
+    for _ in train(model, {"repeats": repeats_source(**shape, n_prompts=32)}, recipe):
+        pass
+    unseen = jittered_repeats(**shape, n_prompts=32, generator=torch.Generator().manual_seed(9))
+    scores = repeat_scores(model, unseen)
+    if learns:
+        assert scores.accuracy > 0.95
+        assert scores.loss_nats < 0.3
+        assert scores.induction[1].max() > 0.8
+        assert scores.previous_token[0].max() > 0.5
+    else:
+        # Chance is ln 47 = 3.85. What one layer can tell is which tokens have occurred, some 20 to 35 of
+        # them: ln 20 = 3.0, right in one case of 20.
+        assert scores.loss_nats > 3.0
+        assert scores.accuracy < 0.15
+        assert scores.induction.max() < 0.2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import weakref
 
 import pytest
@@ -158,7 +157,6 @@ def test_a_pattern_is_dropped_when_its_layer_is_done():
     alive = []
 
     def visit(attention):
-        gc.collect()
         assert [reference() for reference in alive] == [None] * len(alive)
         alive.append(weakref.ref(attention.own_pattern))
 

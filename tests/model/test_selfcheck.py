@@ -148,6 +148,22 @@ def test_a_short_context_is_not_exceeded(n_positions):
     assert selfcheck(GPT2LMHeadModel(config).eval()).support == "exact"
 
 
+def test_a_way_to_attend_that_the_owner_s_settings_break_is_passed_over():
+    # asked for its attentions, falcon takes its eager code with the masks of the other: its own patterns are left
+    model = tiny_causal_lm("falcon")
+    model.config.output_attentions = True
+    check = selfcheck(model)
+    assert (check.support, check.route.implementation) == ("degraded", "eager")
+    assert model.config.output_attentions
+
+
+@pytest.mark.parametrize("setting", ["output_attentions", "output_hidden_states"])
+def test_what_else_the_owner_has_the_model_return_changes_nothing(setting):
+    model = tiny_causal_lm("gpt2")
+    setattr(model.config, setting, True)
+    assert selfcheck(model).support == "exact"
+
+
 # Broken models
 
 

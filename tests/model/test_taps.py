@@ -345,7 +345,10 @@ def test_training_works_after_a_scan(family, tokens):
 
     untouched, scanned = tiny_causal_lm(family), tiny_causal_lm(family)
     check = selfcheck(scanned)
+    kept = []
+    kept.append(forward(scanned, check.route, tokens, lambda attention: kept.append(attention.z)).logits)
     forward(scanned, check.route, tokens, nothing, stop_at_last=True)
+    assert not any(tensor.is_inference() for tensor in kept)  # autograd would refuse them for ever
     assert not any(tensor.is_inference() for tensor in scanned.state_dict().values())
     assert not any(buffer.is_inference() for buffer in scanned.buffers())
     assert all(torch.equal(x, y) for x, y in zip(one_step(untouched), one_step(scanned), strict=True))
@@ -591,3 +594,15 @@ def test_a_module_that_the_self_check_did_not_reach_is_an_error_of_ours(tokens):
     ) as caught:
         forward(model, route, tokens, nothing)
     assert "\n" not in str(caught.value)
+
+
+def test_masks_made_afresh_for_each_layer_are_not_confused():
+    # a mask that was dropped may leave its id to the next: the additive form that is kept must be its own
+    generator = torch.Generator().manual_seed(0)
+    q, biases = torch.zeros(1, 1, 5, 4), {}
+    for _ in range(50):
+        mask = torch.rand(1, 1, 5, 5, generator=generator) > 0.5
+        rule = interface._rule(torch.nn.Identity(), q, q, mask, {}, biases)
+        assert torch.equal(rule.bias == 0, mask)
+        assert len(biases) <= interface.MASKS_KEPT
+        del mask, rule

@@ -23,6 +23,7 @@ from torch import Tensor
 from headscope.detectors import Detector, resolve
 from headscope.errors import ArgumentError, NonFiniteError
 from headscope.model.attention import Attention
+from headscope.model.kernels import Kernel
 from headscope.model.load import Model, load
 from headscope.model.memory import in_batches
 from headscope.model.taps import forward
@@ -34,8 +35,6 @@ from headscope.types import HeadId
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from headscope.model.kernels import Kernel
 
 MAX_PROMPTS = 4096
 """Where drawing for `precision` ends; the intervals reached by then are reported as they are."""
@@ -143,7 +142,8 @@ class _Reading:
         kernel: Kernel | None,
         progress: Callable[[int, int], None] | None,
     ) -> None:
-        self.model, self.detectors, self.kernel = model, detectors, kernel
+        self.model, self.detectors = model, detectors
+        self.kernel: Kernel | None = kernel
         self.progress = progress or (lambda done, total: None)
         self.kernels: set[str] = set()
         self.tokens = 0
@@ -231,6 +231,8 @@ class _Reading:
             controls = np.stack(without) if without else None
             if not (np.isfinite(values).all() and (controls is None or np.isfinite(controls).all())):
                 raise NonFiniteError(f"the scores of {detector.name} hold NaN or infinity; load the model in float32.")
+            values = values.clip(max=1.0)  # rounding may carry a sum of probabilities past 1
+            controls = None if controls is None else controls.clip(max=1.0)
             mean, half = mean_intervals(values)
             gain, gain_half = mean_intervals(values - controls) if controls is not None else (None, None)
             for place, head in enumerate(self.heads):

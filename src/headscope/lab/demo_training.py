@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,49 +24,65 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from headscope.lab.corpus import stdlib_sources
 from headscope.lab.measure import repeat_scores, text_loss, unigram_entropy
 from headscope.lab.repeats import jittered_repeats
-from headscope.lab.training import Recipe, attention_only_llama, repeats_source, text_source, train
+from headscope.lab.training import Progress, Recipe, attention_only_llama, repeats_source, text_source, train
 
 BOS_TOKEN, BOS_TOKEN_ID = "<|bos|>", 0
 VOCAB_SIZE = 1024
 SHAPE = {"n_layers": 2, "n_heads": 6, "d_model": 192, "n_positions": 512}
-TEXT = {"n_prompts": 16, "n_tokens": 192}
-REPEATS = {"n_prompts": 16, "n_tokens": 192, "period": (8, 80), "gap": (0, 40)}
-"""Longer than the task needs, so that stripes hold at 200 tokens."""
-RECIPE = Recipe(n_steps=1400, learning_rate=1.5e-3, decay_steps=350)
+PHASES = (
+    {
+        "recipe": Recipe(n_steps=900, learning_rate=1.5e-3),
+        "text": {"n_prompts": 12, "n_tokens": 128},
+        "repeats": {"n_prompts": 32, "n_tokens": 64, "period": (6, 24), "gap": (0, 8), "n_copies": 3},
+    },
+    {
+        "recipe": Recipe(n_steps=500, learning_rate=4e-3, warmup_steps=20, decay_steps=250),
+        "text": {"n_prompts": 16, "n_tokens": 192},
+        "repeats": {"n_prompts": 16, "n_tokens": 192, "period": (8, 80), "gap": (0, 40), "n_copies": 3},
+    },
+)
+"""Short windows first: among 64 keys the right one is found by chance often enough for the circuit to form, within
+about 700 steps. Then long ones at a higher rate, which make its heads sharp enough for 200 tokens."""
 MEASURED_ON = {"n_prompts": 64, "n_tokens": 200, "period": (8, 80), "gap": (0, 40)}
 MEASURED_SEED = 1_000_003
 """Of the repeats measured on; training never uses it."""
 
 
 def build_demo(
-    out: Path, *, seed: int = 0, recipe: Recipe = RECIPE, report: Callable[[str], None] = lambda line: None
+    out: Path,
+    *,
+    seed: int = 0,
+    phases: Sequence[Mapping[str, Any]] = PHASES,
+    report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Train tokenizer and model, measure them, and write all of it to a folder.
 
     Args:
         out: Folder to write to; files of the same names are replaced, once everything is ready.
         seed: Of the initial weights and the batches.
-        recipe: Length and learning rate of the training; its own seed gives way to `seed`.
+        phases: What is trained in turn: a `recipe`, whose own seed gives way, and the shapes of its batches.
         report: Receives one line of progress at a time.
 
     Returns:
         What `training.json` holds.
     """
-    recipe = replace(recipe, seed=seed)
     train_texts, held_out_texts = stdlib_sources(held_out=False), stdlib_sources(held_out=True)
     tokenizer = train_tokenizer(train_texts)
     train_stream, held_out_stream = token_stream(tokenizer, train_texts), token_stream(tokenizer, held_out_texts)
     report(f"{len(train_stream):,} tokens to train on, {len(held_out_stream):,} held out")
 
     model = attention_only_llama(vocab_size=VOCAB_SIZE, bos_token_id=BOS_TOKEN_ID, seed=seed, **SHAPE)
-    sources = {
-        "text": text_source(train_stream, bos_token_id=BOS_TOKEN_ID, **TEXT),
-        "repeats": repeats_source(vocab_size=VOCAB_SIZE, bos_token_id=BOS_TOKEN_ID, **REPEATS),
-    }
-    reports = []
-    for progress in train(model, sources, recipe):
-        report(str(progress))
-        reports.append(progress)
+    reports: list[list[Progress]] = []
+    for number, phase in enumerate(phases):
+        sources = {
+            "text": text_source(train_stream, bos_token_id=BOS_TOKEN_ID, **phase["text"]),
+            "repeats": repeats_source(vocab_size=VOCAB_SIZE, bos_token_id=BOS_TOKEN_ID, **phase["repeats"]),
+        }
+        recipe = replace(phase["recipe"], seed=len(phases) * seed + number)
+        reports.append([])
+        for progress in train(model, sources, recipe):
+            report(f"phase {number + 1}  {progress}")
+            reports[-1].append(progress)
 
     repeats = jittered_repeats(
         vocab_size=VOCAB_SIZE,
@@ -75,14 +91,12 @@ def build_demo(
         **MEASURED_ON,
     )
     scores = repeat_scores(model, repeats)
-    held_out_loss = text_loss(model, held_out_stream, bos_token_id=BOS_TOKEN_ID, n_tokens=TEXT["n_tokens"])
+    held_out_loss = text_loss(model, held_out_stream, bos_token_id=BOS_TOKEN_ID, n_tokens=192)
     record = {
         "schema": "headscope.demo/1",
         "command": f"python -m headscope.lab.demo --out DIR --seed {seed}",
         "seed": seed,
-        "steps": recipe.n_steps,
-        "recipe": asdict(recipe),
-        "batches": {"text": TEXT, "repeats": REPEATS},
+        "phases": [dict(phase) | {"recipe": asdict(phase["recipe"])} for phase in phases],
         "corpus": {
             "train_modules": len(train_texts),
             "train_tokens": len(train_stream),
@@ -96,8 +110,8 @@ def build_demo(
             "tokenizers": tokenizers.__version__,
         },
         "threads": torch.get_num_threads(),
-        "train_loss_nats": dict(reports[-1].loss_nats),
-        "train_wall_s": round(reports[-1].wall_s),
+        "train_loss_nats": dict(reports[-1][-1].loss_nats),
+        "train_wall_s": round(sum(phase[-1].wall_s for phase in reports)),
         "measured": {
             "repeats": MEASURED_ON | {"seed": MEASURED_SEED},
             "induction": _rounded(scores.induction),

@@ -118,7 +118,7 @@ LAYER_NORM_EPSILON = 2.0**30
 """So large that a variance below 2^6 is lost beside it in float32; its root is the gain, 2^15."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class HandBuilt:
     """A model and the truth about its heads."""
 

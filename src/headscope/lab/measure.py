@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from headscope.lab.repeats import Repeats
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RepeatScores:
     """A model on jittered repeats."""
 

@@ -20,7 +20,7 @@ MIN_PERIOD = 3
 """At 2 the key after the earlier copy of an unbroken repeat is the previous token."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Repeats:
     """A batch of prompts and the key that continues each repeated token."""
 

@@ -29,7 +29,7 @@ from headscope.errors import ArgumentError
 from headscope.lab.repeats import jittered_repeats
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Batch:
     """Token ids and which of them, read as queries, are asked for their next token."""
 
@@ -98,6 +98,9 @@ def attention_only_llama(
 ) -> LlamaForCausalLM:
     """A Llama with random attention and with MLPs that add exactly zero and cannot learn.
 
+    Queries and keys have biases, drawn wide: a bias turned by the rotary embedding is a head that looks a distance
+    back, so a previous-token head forms in hundreds of steps rather than thousands.
+
     Args:
         vocab_size: Rows of the embedding and of the separate unembedding.
         bos_token_id: Recorded in the configuration.
@@ -123,6 +126,8 @@ def attention_only_llama(
         num_attention_heads=n_heads,
         num_key_value_heads=n_heads,
         max_position_embeddings=n_positions,
+        attention_bias=True,
+        initializer_range=0.05,
         tie_word_embeddings=False,
         bos_token_id=bos_token_id,
         eos_token_id=None,
@@ -130,6 +135,9 @@ def attention_only_llama(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
+        for name, parameter in model.named_parameters():
+            if name.endswith(("q_proj.bias", "k_proj.bias")):
+                torch.nn.init.normal_(parameter, std=0.5)
     for name, parameter in model.named_parameters():
         if ".mlp." in name:
             parameter.requires_grad_(False).zero_()
@@ -142,9 +150,9 @@ def repeats_source(
     bos_token_id: int,
     n_prompts: int = 64,
     n_tokens: int = 96,
-    period: tuple[int, int] = (8, 40),
-    gap: tuple[int, int] = (0, 20),
-    n_copies: int = 8,
+    period: tuple[int, int] = (8, 45),
+    gap: tuple[int, int] = (0, 4),
+    n_copies: int = 2,
 ) -> BatchSource:
     """Batches of jittered repeats, counting only the tokens that an induction head can predict.
 

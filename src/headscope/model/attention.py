@@ -126,8 +126,8 @@ def _gathered(s: Scores, batch: Tensor, query: Tensor, key: Tensor) -> Float[Ten
     logits = torch.linalg.vecdot(q.to(wide), k.to(wide)) * s.rule.scale
     if s.rule.softcap is not None:
         logits = torch.tanh(logits / s.rule.softcap) * s.rule.softcap
-    if s.rule.bias is not None:
-        bias = s.rule.bias
+    bias, added = s.rule.bias, None
+    if bias is not None:
         rows = batch if bias.shape[0] > 1 else torch.zeros_like(batch)
         line = query if bias.shape[2] > 1 else torch.zeros_like(query)
         added = bias[rows, :, line, key]
@@ -135,4 +135,4 @@ def _gathered(s: Scores, batch: Tensor, query: Tensor, key: Tensor) -> Float[Ten
     if s.rule.causal:
         logits = logits.masked_fill((key > query)[:, None], float("-inf"))
     probability = torch.exp(logits - s.lse.transpose(1, 2)[batch, query])
-    return probability if s.rule.bias is None else probability.masked_fill(closed(added), 0.0)
+    return probability if added is None else probability.masked_fill(closed(added), 0.0)

@@ -64,7 +64,7 @@ class Model:
     @property
     def n_embeddings(self) -> int:
         """Rows of the embedding: token ids are below this."""
-        return int(self.hf.get_input_embeddings().weight.shape[0])
+        return int(self._embedding.weight.shape[0])
 
     @property
     def max_tokens(self) -> int | None:
@@ -75,12 +75,12 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where token ids go."""
-        return self.hf.get_input_embeddings().weight.device
+        return self._embedding.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the embedding."""
-        return self.hf.get_input_embeddings().weight.dtype
+        return self._embedding.weight.dtype
 
     @property
     def bos_token_id(self) -> int | None:
@@ -98,6 +98,10 @@ class Model:
             ids = [getattr(self._config, f"{name}_token_id", None) for name in ("bos", "eos", "pad")]
         flat = [one for item in ids for one in (item if isinstance(item, list) else [item])]
         return frozenset(one for one in flat if isinstance(one, int))
+
+    @property
+    def _embedding(self) -> Any:
+        return self.hf.get_input_embeddings()
 
     @property
     def _config(self) -> Any:
@@ -230,7 +234,7 @@ def _from_pretrained(
             f"{source!r} is a {config.model_type} model, which is not a decoder-only language model; "
             "choose one that is."
         )
-    auto = AutoModel if headless else AutoModelForCausalLM
+    auto: Any = AutoModel if headless else AutoModelForCausalLM
     try:
         hf, info = auto.from_pretrained(
             source,

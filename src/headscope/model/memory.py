@@ -35,14 +35,13 @@ def in_batches(
     start = 0
     while start < len(items):
         batch = items[start : start + size]
-        short = False
+        results: list[Result] = []
         try:
-            result = run(batch)
+            results.append(run(batch))
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            short = True
-        if short:
+        if not results:  # only here is the failed attempt, held by the error, let go
             if len(batch) == 1:
                 raise ShapeError(
                     "memory ran out with a single prompt in the batch; use shorter prompts or a smaller dtype."
@@ -51,5 +50,5 @@ def in_batches(
                 torch.cuda.empty_cache()
             size = len(batch) // 2
             continue
-        yield batch, result
+        yield batch, results[0]
         start += len(batch)

@@ -119,24 +119,22 @@ def _prompt(
 ) -> tuple[Tokens, Tokens]:
     """One prompt and its control: equal but for the later copies of the run."""
     repeated = rng.choice(pool, run, replace=False)
-    rest = np.setdiff1d(pool, repeated)
-    fresh = rest[:0]
-
-    def filler(n: int) -> Tokens:
-        nonlocal fresh
-        while len(fresh) < n:  # the pool starts again in another order, so that even then no run recurs
-            fresh = np.concatenate([fresh, rng.permutation(rest)])
-        taken, fresh = fresh[:n], fresh[n:]
-        return taken
-
-    head = [np.asarray([] if start is None else [start], dtype=np.int64), filler(prefix), repeated]
+    copies = len(gaps)
+    n_filler = length - (start is not None) - (copies + 1) * run
+    fresh = _different(np.setdiff1d(pool, repeated), n_filler + copies * run, rng)
+    first, *between, tail = np.split(fresh[:n_filler], np.cumsum([prefix, *gaps]))
+    head = [np.asarray([] if start is None else [start], dtype=np.int64), first, repeated]
     prompt, control = list(head), list(head)
-    for gap in gaps:
-        between = filler(gap)
-        prompt += [between, repeated]
-        control += [between, filler(run)]
-    tail = filler(length - sum(map(len, prompt)))
+    for gap, instead in zip(between, np.split(fresh[n_filler:], copies), strict=True):
+        prompt += [gap, repeated]
+        control += [gap, instead]
     return np.concatenate([*prompt, tail]), np.concatenate([*control, tail])
+
+
+def _different(pool: Tokens, n: int, rng: np.random.Generator) -> Tokens:
+    """Random tokens, all different as long as the pool lasts; then it starts again in another order."""
+    rounds = -(-n // len(pool))
+    return np.concatenate([rng.permutation(pool) for _ in range(rounds)])[:n]
 
 
 def _start_token(model: Model, bos: bool | Literal["auto"]) -> int | None:
