@@ -8,15 +8,16 @@ own eager patterns, intervals come from the function that scan uses, and some re
 
 from __future__ import annotations
 
-import headscope as hs
 import jaxtyping
 import numpy as np
 import pytest
 import torch
-from headscope.lab import handbuilt
-from headscope.stats import mean_intervals
 from pytest import approx
 from transformers import LlamaConfig, LlamaForCausalLM
+
+import headscope as hs
+from headscope.lab import handbuilt
+from headscope.stats import mean_intervals
 
 N_SCANS, N_PROMPTS, PERIOD = 1000, 16, 8
 ROLES = ("induction", "duplicate_token", "previous_token", "current_token", "first_token")

@@ -14,12 +14,13 @@ import jaxtyping
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+
 from headscope import HeadId, HeadScore, Scan, results
 from headscope.errors import ArgumentError
 from headscope.results import COLUMNS, Estimate, ModelInfo, Provenance, Role, Timing, write_whole
 
 
-def score(head: str, detector: str = "induction", mean: float = 0.5, gain: float | None = None, **more: Any) -> HeadScore:
+def score(head: str, detector: str = "induction", *, mean: float = 0.5, gain: float | None = None, **more: Any):
     """A score whose control is what its selectivity, `gain`, leaves; intervals of +-0.01."""
     given: dict[str, Any] = {
         "ci95": (mean - 0.01, mean + 0.01),
@@ -112,9 +113,10 @@ def test_a_head_must_lose_half_of_its_score_on_the_control_for_a_role_about_cont
 def test_an_unknown_role_and_one_without_scores_are_told_apart(scan):
     with pytest.raises(ArgumentError, match="this scan has no detector 'inductoin'; it has induction, previous_token"):
         scan.heads("inductoin")
-    without = scan_of(unscored={"duplicate_token": "no prompt has a target for it: no token repeats"})
+    reason = "no prompt has a target for it: no token repeats"
+    without = scan_of(unscored={"duplicate_token": reason})
     for ask in (without.heads, without.ranked):
-        with pytest.raises(ArgumentError, match="no score for duplicate_token: no prompt has a target for it: no token repeats"):
+        with pytest.raises(ArgumentError, match=f"no score for duplicate_token: {reason}"):
             ask("duplicate_token")
 
 
@@ -134,7 +136,8 @@ def test_a_scan_prints_what_was_found(scan):
 
 
 def test_results_are_frozen(scan):
-    for record in (scan, scan.scores[0], scan.model, scan.provenance, scan.timing, scan.roles[0], scan.scores[0].selectivity):
+    first = scan.scores[0]
+    for record in (scan, first, first.selectivity, scan.model, scan.provenance, scan.timing, scan.roles[0]):
         name = dataclasses.fields(record)[0].name
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(record, name, getattr(record, name))
@@ -235,7 +238,7 @@ def test_a_frame_has_one_row_for_each_head_and_role(scan):
     assert frame.call.tolist() == [0, 0, 0, 0, 0, 1]
 
 
-@pytest.mark.parametrize("scores", [(), (score("L0H0"),), (score("L0H0", ci95=None),)], ids=["none", "no-control", "no-interval"])
+@pytest.mark.parametrize("scores", [(), (score("L0H0"),), (score("L0H0", ci95=None),)], ids=["all", "control", "ci"])
 def test_columns_keep_their_types_whatever_is_missing(scores):
     types = scan_of(*scores).to_frame().dtypes
     for name in COLUMNS:
@@ -363,7 +366,7 @@ def test_junk_anywhere_in_a_document_is_an_error_of_ours_or_harmless(scan, junk,
     # Without the type checks of these tests, as users run it.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     document = scan.to_dict()
-    numbers = 0
+    harmless = []
     for path in paths(document):
         damaged = copy.deepcopy(document)
         parent = damaged
@@ -375,14 +378,12 @@ def test_junk_anywhere_in_a_document_is_an_error_of_ours_or_harmless(scan, junk,
             parent[path[-1]] = junk
         try:
             read = Scan.from_dict(damaged)
-        except ArgumentError as error:
-            assert "\n" not in str(error)
-        else:
-            if path[-1] in ("mean", "chance") and junk != 7:
-                raise AssertionError(f"{junk!r} was read as {path}")
-            numbers += 1
-            assert all(isinstance(one.mean, float) for one in read.scores)
-    assert numbers < sum(1 for _ in paths(document)), "something must have been refused"
+        except ArgumentError:
+            continue
+        harmless.append(path)
+        assert all(isinstance(one.mean, float) and isinstance(one.chance, float) for one in read.scores)
+    assert ("heads", 0, "layer") not in harmless or junk == 7
+    assert ("timing",) not in harmless
 
 
 def test_the_columns_of_whole_numbers_are_columns():

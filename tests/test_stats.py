@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
-from headscope.stats import mean_intervals, t_quantile_975
 from pytest import approx
+
+from headscope.stats import mean_intervals, t_quantile_975
 
 # Two-sided 95% points of Student's t, as every statistics textbook prints them.
 PUBLISHED = {
@@ -28,12 +30,13 @@ def test_t_quantiles_have_their_closed_forms():
     assert t_quantile_975(2) == approx(0.95 * math.sqrt(2 / (1 - 0.95**2)), abs=1e-9)
     # Four degrees: 2 sqrt(c - 1), c = cos(acos(sqrt a) / 3) / sqrt a, a = 4 * 0.975 * 0.025.
     a = 4 * 0.975 * 0.025
-    assert t_quantile_975(4) == approx(2 * math.sqrt(math.cos(math.acos(math.sqrt(a)) / 3) / math.sqrt(a) - 1), abs=1e-9)
+    c = math.cos(math.acos(math.sqrt(a)) / 3) / math.sqrt(a)
+    assert t_quantile_975(4) == approx(2 * math.sqrt(c - 1), abs=1e-9)
 
 
 def test_t_quantiles_fall_to_the_normal_one():
     quantiles = [t_quantile_975(degrees) for degrees in [*range(1, 40), 200, 1000, 4095]]
-    assert all(later < earlier for earlier, later in zip(quantiles, quantiles[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(quantiles))
     # 1.959964 + (z^3 + z) / (4 n), the first term of its expansion: 1.959964 + 9.489 / 16380 = 1.960543.
     assert quantiles[-1] == approx(1.960543, abs=1e-6)
 

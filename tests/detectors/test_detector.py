@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import headscope as hs
 import numpy as np
 import pytest
+import torch
+from pytest import approx
+
+import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
 from headscope import Detector, Targets
 from headscope.errors import ArgumentError, ShapeError
-from pytest import approx
 
 
 def unchecked(query: Any, key: Any) -> Targets:
@@ -36,7 +38,7 @@ def test_a_detector_of_a_few_lines_runs_beside_the_built_in_ones():
     model = hs.load(tiny_causal_lm("gpt2"))
     probe = hs.probe_tokens([5, 6, 7, 8, 9])
     scan = hs.scan(model, probe=probe, detectors=[*hs.DETECTORS, Detector("two_back", two_back)])
-    pattern = model.hf(input_ids=_batch(probe), output_attentions=True).attentions[1][0, 2]
+    pattern = model.hf(input_ids=torch.tensor([[5, 6, 7, 8, 9]]), output_attentions=True).attentions[1][0, 2]
     # Queries 2, 3, 4 look at keys 0, 1, 2; a uniform head has (1/3 + 1/4 + 1/5) / 3 = 47/180 there.
     wanted = (pattern[2, 0] + pattern[3, 1] + pattern[4, 2]) / 3
     (mine,) = [one for one in scan.scores if one.detector == "two_back" and str(one.head) == "L1H2"]
@@ -73,12 +75,15 @@ def test_empty_lists_are_no_targets():
     ids=["key-after-query", "query-past-the-end", "key-before-the-start", "query-before-the-start"],
 )
 def test_a_place_outside_the_prompt_is_refused(query, key):
-    with pytest.raises(ShapeError, match="detector mine: a target lies outside the prompt of 4 tokens or after its query"):
+    message = "detector mine: a target lies outside the prompt of 4 tokens or after its query"
+    with pytest.raises(ShapeError, match=message):
         returning(query, key).targets(TOKENS)
 
 
 @pytest.mark.parametrize(
-    ("query", "key"), [([1, 2], [0]), (np.ones((2, 2), int), np.zeros((2, 2), int)), (2, 1)], ids=["lengths", "2d", "0d"]
+    ("query", "key"),
+    [([1, 2], [0]), (np.ones((2, 2), int), np.zeros((2, 2), int)), (2, 1)],
+    ids=["lengths", "2d", "0d"],
 )
 def test_queries_and_keys_must_pair_up(query, key):
     with pytest.raises(ShapeError, match=r"detector mine: query has shape .* and key .*; they must pair up"):
@@ -95,7 +100,8 @@ def test_a_place_that_is_no_whole_number_is_refused_and_not_rounded(places):
 
 @pytest.mark.parametrize("returned", [None, ([1], [0]), {"query": [1], "key": [0]}])
 def test_a_detector_must_return_targets(returned):
-    with pytest.raises(ArgumentError, match=f"detector mine returned a {type(returned).__name__}; it must return Targets"):
+    message = f"detector mine returned a {type(returned).__name__}; it must return Targets"
+    with pytest.raises(ArgumentError, match=message):
         Detector("mine", lambda tokens: returned).targets(TOKENS)
 
 
@@ -111,9 +117,3 @@ def test_an_error_of_the_detector_itself_is_not_hidden():
 
     with pytest.raises(ZeroDivisionError, match="mine"):
         Detector("broken", broken).targets(TOKENS)
-
-
-def _batch(probe):
-    import torch
-
-    return torch.as_tensor(np.stack(probe.prompts))

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pytest import approx
+
 from headscope.detectors import (
     DETECTORS,
     current_token,
@@ -16,9 +20,6 @@ from headscope.detectors import (
 )
 from headscope.detectors.detector import Detector, Targets
 from headscope.errors import ArgumentError
-from hypothesis import given
-from hypothesis import strategies as st
-from pytest import approx
 
 BUILT_IN = {detector.name: detector for detector in DETECTORS}
 
@@ -151,14 +152,14 @@ def test_every_built_in_role_says_whether_it_is_about_content():
 
 
 def test_resolve_keeps_the_order_and_takes_names_and_objects():
-    two_back = Detector("two_back", lambda tokens: Targets(query=np.arange(2, len(tokens)), key=np.arange(len(tokens) - 2)))
+    mine = Detector("mine", previous_token)
     assert resolve(None) == DETECTORS
-    assert [one.name for one in resolve(["first_token", two_back, "induction"])] == ["first_token", "two_back", "induction"]
+    assert [one.name for one in resolve(["first_token", mine, "induction"])] == ["first_token", "mine", "induction"]
     assert resolve("induction") == resolve(["induction"]) == (BUILT_IN["induction"],)
 
 
 def test_resolve_refuses_what_it_cannot_name():
-    with pytest.raises(ArgumentError, match="no detector 'inductoin'; there are induction, induction_recent, previous_token"):
+    with pytest.raises(ArgumentError, match="no detector 'inductoin'; there are induction, induction_recent, prev"):
         resolve(["induction", "inductoin"])
     with pytest.raises(ArgumentError, match="name at least one"):
         resolve([])

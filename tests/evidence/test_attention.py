@@ -1,18 +1,19 @@
-"""The scan: against plain loops over the model's own patterns, on models whose heads we know, and when things go wrong."""
+"""The scan: against plain loops over a model's own patterns, on models whose heads we know, and when all goes wrong."""
 
 from __future__ import annotations
 
-import headscope as hs
 import numpy as np
 import pytest
 import torch
+from pytest import approx
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, LlamaConfig, LlamaForCausalLM
+
+import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
 from headscope.errors import ArgumentError, NonFiniteError, ShapeError, TokenError
 from headscope.evidence import attention as scanning
 from headscope.lab.handbuilt import DECOYS, handbuilt
 from headscope.probes.probe import Probe
-from pytest import approx
-from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, LlamaConfig, LlamaForCausalLM
 
 PERIOD = 20
 
@@ -287,7 +288,8 @@ def test_a_prompt_without_a_target_does_not_count():
     assert {score.n_prompts for score in mixed.ranked("induction")} == {2}
     assert {score.n_prompts for score in mixed.ranked("previous_token")} == {3}
     for head, score in by_head(mixed, "induction").items():
-        assert (score.mean, score.ci95) == (by_head(repeats, "induction")[head].mean, by_head(repeats, "induction")[head].ci95)
+        wanted = by_head(repeats, "induction")[head]
+        assert (score.mean, score.ci95) == (wanted.mean, wanted.ci95)
 
 
 def test_a_role_without_a_target_is_absent_and_says_why():
@@ -547,8 +549,8 @@ def test_what_does_not_fit_is_refused_before_the_model_runs(monkeypatch):
         hs.scan(model, probe=prompts_of([5, 128]))
     with pytest.raises(ArgumentError, match="no detector 'nothing'"):
         hs.scan(model, detectors=["nothing"])
+    ahead = hs.Detector("ahead", lambda tokens: hs.Targets(query=np.array([0]), key=np.array([1])))
     with pytest.raises(ShapeError, match="a target lies outside the prompt"):
-        ahead = hs.Detector("ahead", lambda tokens: hs.Targets(query=np.array([0]), key=np.array([1])))
         hs.scan(model, probe=prompts_of([5, 6]), detectors=[ahead])
     with pytest.raises(ShapeError, match="give prompts of 149 tokens, but .* reads at most 128"):
         hs.scan(model)

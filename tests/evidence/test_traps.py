@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import headscope as hs
 import numpy as np
 import pytest
 import torch
+from pytest import approx
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
 from headscope.lab.handbuilt import handbuilt
 from headscope.probes.probe import Probe
-from pytest import approx
-from transformers import GPT2Config, GPT2LMHeadModel
 
 PERIOD = 20
 N_TOKENS = 2 * PERIOD + 1
@@ -70,7 +71,7 @@ def test_one_query_too_many(built, probe, scan):
 
 
 def test_one_query_too_many_moves_chance_as_well():
-    # Period 3, uniform attention. Lesson: (1/4 + 1/5 + 1/6 + 1/7) / 3 = 319/1260. True: (1/5 + 1/6 + 1/7) / 3 = 107/630.
+    # Period 3, uniform attention. The lesson: (1/4 + 1/5 + 1/6 + 1/7) / 3 = 319/1260. True repeats: 107/630.
     model = uniform_model()
     probe = hs.repeated_tokens(model, n_prompts=1, period=3, jitter=False)
     head = hs.HeadId(0, 0)
@@ -109,7 +110,8 @@ def test_the_positional_shortcut(built, scan):
     assert score(scan, positional).mean >= score(scan, true).mean - 1e-3
     assert score(scan, positional).selectivity.mean == approx(0, abs=1e-6)
     assert [one.head for one in scan.heads("induction")] == [true]
-    assert scan.to_dict()["found"]["induction"] == [{"layer": true.layer, "head": true.head, "score": score(scan, true).mean}]
+    wanted = {"layer": true.layer, "head": true.head, "score": score(scan, true).mean}
+    assert scan.to_dict()["found"]["induction"] == [wanted]
     # The default probe jitters, so that there it does not even score.
     model = hs.load(built.model)
     default = hs.scan(model, probe=hs.repeated_tokens(model, period=PERIOD))
@@ -120,7 +122,7 @@ def test_the_positional_shortcut(built, scan):
 def test_random_ids_decoded_and_read_again():
     # Decoding random ids and tokenising the text gives other ids. A scan of random tokens needs no text at all.
     class NoText:
-        all_special_ids = [127]
+        all_special_ids = (127,)
         bos_token_id = 127
 
         def __len__(self):
@@ -136,7 +138,11 @@ def test_random_ids_decoded_and_read_again():
     model = hs.load(hf, tokenizer=NoText())
     probe = hs.repeated_tokens(model, n_prompts=3, period=10)
     read = []
-    handle = hf.register_forward_pre_hook(lambda module, args, kwargs: read.append(kwargs["input_ids"]), with_kwargs=True)
+
+    def note(module, args, kwargs):
+        read.append(kwargs["input_ids"])
+
+    handle = hf.register_forward_pre_hook(note, with_kwargs=True)
     hs.scan(model, probe=probe)
     handle.remove()
     assert torch.cat(read).tolist() == np.stack(probe.prompts + probe.controls).tolist()
@@ -248,8 +254,8 @@ def test_several_earlier_copies_of_which_one_counts():
 
 
 def test_a_control_in_which_something_still_repeats(built):
-    # Had the control repeats of its own, an induction head would keep a share of its score there: selectivity too small.
-    # 128 ids, prompts of 61 tokens: drawn without regard to each other, some 8 of them would coincide.
+    # Had the control repeats of its own, an induction head would keep a share of its score there. With 128 ids and 61
+    # tokens there would be some, were prefix, gap, tail and control drawn without regard to each other.
     model = hs.load(built.model)
     scan = hs.scan(model, probe=hs.repeated_tokens(model, n_prompts=16, period=PERIOD))
     (induction,), (duplicate,) = built.heads("induction"), built.heads("duplicate_token")
@@ -270,7 +276,8 @@ def test_a_control_read_at_its_own_targets():
 
 def uniform_model():
     """Queries and keys are zero: attention is uniform over what a query may see."""
-    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=64, n_embd=8, n_layer=1, n_head=2, bos_token_id=0)).eval()
+    config = GPT2Config(vocab_size=64, n_positions=64, n_embd=8, n_layer=1, n_head=2, bos_token_id=0)
+    gpt2 = GPT2LMHeadModel(config).eval()
     with torch.no_grad():
         gpt2.transformer.h[0].attn.c_attn.weight[:, :16] = 0
         gpt2.transformer.h[0].attn.c_attn.bias[:16] = 0

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import headscope as hs
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
 from headscope import Probe, probe_text, probe_tokens
 from headscope.errors import TokenError
 from headscope.probes.probe import check_fits
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 
 def lists(probe: Probe) -> list[list[int]]:
@@ -157,7 +158,7 @@ def test_empty_text_is_refused(gpt2, text):
 
 
 def test_text_without_a_tokenizer_is_refused(gpt2):
-    with pytest.raises(TokenError, match=r"has no tokenizer, so it cannot read text; give token ids, or load it with tokenizer="):
+    with pytest.raises(TokenError, match="has no tokenizer, so it cannot read text; give token ids, or load it with"):
         probe_text(hs.load(gpt2), "the cat")
 
 

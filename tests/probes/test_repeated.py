@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import NamedTuple
 
-import headscope as hs
 import numpy as np
 import pytest
+
+import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
 from headscope import repeated_tokens
 from headscope.errors import ArgumentError, ShapeError, TokenError
@@ -48,7 +50,7 @@ def parts(tokens: np.ndarray, *, n_repeats: int = 2, start: int | None = BOS) ->
     copies = [places[index * run] for index in range(n_repeats)]
     for copy in copies:
         assert tokens[copy : copy + run].tolist() == tokens[copies[0] : copies[0] + run].tolist()
-    gaps = tuple(later - (earlier + run) for earlier, later in zip(copies, copies[1:], strict=False))
+    gaps = tuple(later - (earlier + run) for earlier, later in pairwise(copies))
     assert min(gaps) >= 0
     return Parts(copies[0] - begin, run, gaps, len(tokens) - copies[-1] - run, tuple(copies))
 
@@ -80,7 +82,8 @@ def test_jitter_varies_prefix_gap_and_period_and_not_together(model):
 
 
 def test_the_gaps_of_one_prompt_differ_too(model):
-    found = [parts(prompt, n_repeats=3) for prompt in repeated_tokens(model, n_prompts=60, period=8, n_repeats=3).prompts]
+    probe = repeated_tokens(model, n_prompts=60, period=8, n_repeats=3)
+    found = [parts(prompt, n_repeats=3) for prompt in probe.prompts]
     assert len({one.gaps for one in found}) == 9
 
 
@@ -279,7 +282,8 @@ def test_a_prompt_longer_than_the_context_is_refused_and_the_limit_named(model):
     # 1 + 2 * 63 = 127 fit into 128 positions, 1 + 2 * 64 = 129 do not.
     pool = range(126)
     assert len(repeated_tokens(model, n_prompts=1, period=63, jitter=False, token_ids=pool).prompts[0]) == 127
-    with pytest.raises(ShapeError, match="period=64 and n_repeats=2 give prompts of 129 tokens, but .* reads at most 128"):
+    message = "period=64 and n_repeats=2 give prompts of 129 tokens, but .* reads at most 128"
+    with pytest.raises(ShapeError, match=message):
         repeated_tokens(model, period=64, jitter=False)
     # With jitter the longest counts: 1 + 12 + 2 * 62 + 12 = 149.
     with pytest.raises(ShapeError, match="give prompts of 149 tokens"):

@@ -97,13 +97,14 @@ def check_fits(probe: Probe, model: Model) -> None:
     longest = max(map(len, rows))
     if model.max_tokens is not None and longest > model.max_tokens:
         raise TokenError(
-            f"a prompt has {longest} tokens, but {model.id} reads at most {model.max_tokens}; shorten the prompt or the period."
+            f"a prompt has {longest} tokens, but {model.id} reads at most {model.max_tokens}; "
+            "shorten the prompt or the period."
         )
     largest = max(int(row.max()) for row in rows)
     if largest >= model.n_embeddings:
         raise TokenError(
-            f"token id {largest} is outside the vocabulary of {model.id}, whose ids run from 0 to {model.n_embeddings - 1}; "
-            "use ids of this model's own tokenizer."
+            f"token id {largest} is outside the vocabulary of {model.id}, whose ids run from 0 to "
+            f"{model.n_embeddings - 1}; use ids of this model's own tokenizer."
         )
 
 
