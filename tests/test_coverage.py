@@ -114,10 +114,10 @@ def coverage(values):
 
 
 def test_the_intervals_of_a_scan_hold_the_true_mean_in_95_of_100(drawn):
-    # Measured, over roles and heads: scores 0.938 (random) and 0.939 (circuit), selectivity 0.950 and 0.944.
-    # The sampling error of one head's coverage is sqrt(0.95 * 0.05 / 1000) = 0.007, of the pooled one below 0.002.
-    # Below the rest, since Student's t knows nothing of skewed scores: induction of random heads 0.922 (skew 1.4),
-    # and the worst single head 0.889, the duplicate-token head of the circuit (mean 0.94, skew -2.2).
+    # Measured, over heads and roles: scores 0.938 (random) and 0.936 (circuit), selectivity 0.952 and 0.940. The
+    # sampling error of a single coverage is sqrt(0.95 * 0.05 / 1000) = 0.007. What Student's t misses is skew:
+    # induction of random heads has 0.922 (skew 1.4), and the worst head of all 0.889: the circuit's duplicate-token
+    # head, whose mean of 0.94 lies close to its bound (skew -2.2).
     for values in (drawn.prompts, drawn.prompts - drawn.controls):
         assert (values.std(axis=0)[drawn.plays] > 0).all(), "a head that never varies would be covered always"
         covered = coverage(values)[drawn.plays]
@@ -142,10 +142,9 @@ def test_these_are_the_intervals_that_a_scan_gives(drawn, redraw):
 
 
 def test_intervals_that_are_a_little_too_narrow_would_be_noticed(drawn):
-    # The usual slip: 1.96, the normal quantile, for Student's 2.131 (8% too narrow). Measured: 0.918 and 0.924.
+    # The usual slip: 1.96, the normal quantile, for Student's 2.131 (8% too narrow). Measured: 0.919 and 0.922.
     truth = drawn.prompts.mean(axis=0)
     by_scan = drawn.prompts.reshape(N_SCANS, N_PROMPTS, *truth.shape)
     half = 1.96 * by_scan.std(axis=1, ddof=1) / N_PROMPTS**0.5
     covered = (np.abs(by_scan.mean(axis=1) - truth) <= half).mean(axis=0)
-    print("narrow", covered[drawn.plays].mean())
     assert covered[drawn.plays].mean() < 0.93

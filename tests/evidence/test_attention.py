@@ -1,7 +1,8 @@
-"""The scan: against plain loops over a model's own patterns, on models whose heads we know, and when all goes wrong."""
+"""The scan: against plain loops over a model's own patterns, on heads that we know, and when something goes wrong."""
 
 from __future__ import annotations
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -537,6 +538,13 @@ def test_a_control_whose_scores_are_no_numbers_is_refused_too():
     rows = tuple(np.asarray([row]) for row in ([5, 6, 5, 6], [5, 6, 77, 8]))
     with pytest.raises(NonFiniteError, match="the scores of .* hold NaN or infinity"):
         hs.scan(model, probe=Probe(prompts=tuple(rows[0]), controls=tuple(rows[1]), settings={}))
+
+
+def test_an_unknown_kernel_is_refused(monkeypatch):
+    # Without the type checks of these tests, which refuse it first.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ArgumentError, match="kernel='fast' is not known; use one of flash, tiled, reference, or None"):
+        hs.scan(tiny_causal_lm("gpt2"), probe=prompts_of([5, 6]), kernel="fast")
 
 
 def test_what_does_not_fit_is_refused_before_the_model_runs(monkeypatch):

@@ -162,6 +162,14 @@ def test_text_without_a_tokenizer_is_refused(gpt2):
         probe_text(hs.load(gpt2), "the cat")
 
 
+def test_probes_are_compared_as_objects():
+    # Arrays have no truth value: `==` of two probes with equal tokens must not raise, nor must a set of probes.
+    one, other = probe_tokens([5, 6]), probe_tokens([5, 6])
+    assert one == one
+    assert one != other
+    assert len({one, other}) == 2
+
+
 # ---- check_fits
 
 

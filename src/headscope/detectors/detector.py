@@ -22,7 +22,7 @@ from jaxtyping import Int
 from headscope.errors import ArgumentError, ShapeError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Targets:
     """(query, key) places in one prompt. A query without a target is not scored."""
 

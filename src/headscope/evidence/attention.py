@@ -23,7 +23,7 @@ from torch import Tensor
 from headscope.detectors import Detector, resolve
 from headscope.errors import ArgumentError, NonFiniteError
 from headscope.model.attention import Attention
-from headscope.model.kernels import Kernel
+from headscope.model.kernels import KERNELS, Kernel
 from headscope.model.load import Model, load
 from headscope.model.memory import in_batches
 from headscope.model.taps import forward
@@ -73,7 +73,7 @@ def scan(
 
     Raises:
         TokenError: a prompt does not fit the model's vocabulary or context.
-        ArgumentError: precision not positive, or asked for with tokens of your own.
+        ArgumentError: precision not positive, or asked for with tokens of your own; an unknown detector or kernel.
         ShapeError: memory runs out with a single prompt.
         NonFiniteError: a score is not a number.
     """
@@ -81,6 +81,8 @@ def scan(
     chosen = resolve(detectors)
     if precision is not None and not precision > 0:
         raise ArgumentError(f"precision={precision}; it needs a positive number, like 0.02.")
+    if kernel is not None and kernel not in KERNELS:
+        raise ArgumentError(f"kernel={kernel!r} is not known; use one of {', '.join(KERNELS)}, or None for the fastest.")
     probe = probe if probe is not None else repeated_tokens(model, seed=seed)
     if precision is not None and probe.more is None:
         raise ArgumentError("precision needs a probe that can draw more prompts; your own tokens or text cannot.")

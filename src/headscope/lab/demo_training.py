@@ -72,15 +72,19 @@ def build_demo(
     report(f"{len(train_stream):,} tokens to train on, {len(held_out_stream):,} held out")
 
     model = attention_only_llama(vocab_size=VOCAB_SIZE, bos_token_id=BOS_TOKEN_ID, seed=seed, **SHAPE)
+    # Every phase draws batches of its own.
+    phases = [
+        {**phase, "recipe": replace(phase["recipe"], seed=len(phases) * seed + number)}
+        for number, phase in enumerate(phases)
+    ]
     reports: list[list[Progress]] = []
     for number, phase in enumerate(phases):
         sources = {
             "text": text_source(train_stream, bos_token_id=BOS_TOKEN_ID, **phase["text"]),
             "repeats": repeats_source(vocab_size=VOCAB_SIZE, bos_token_id=BOS_TOKEN_ID, **phase["repeats"]),
         }
-        recipe = replace(phase["recipe"], seed=len(phases) * seed + number)
         reports.append([])
-        for progress in train(model, sources, recipe):
+        for progress in train(model, sources, phase["recipe"]):
             report(f"phase {number + 1}  {progress}")
             reports[-1].append(progress)
 
@@ -96,7 +100,7 @@ def build_demo(
         "schema": "headscope.demo/1",
         "command": f"python -m headscope.lab.demo --out DIR --seed {seed}",
         "seed": seed,
-        "phases": [dict(phase) | {"recipe": asdict(phase["recipe"])} for phase in phases],
+        "phases": [{**phase, "recipe": asdict(phase["recipe"])} for phase in phases],
         "corpus": {
             "train_modules": len(train_texts),
             "train_tokens": len(train_stream),

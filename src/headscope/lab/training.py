@@ -66,8 +66,9 @@ class Recipe:
     """Of the batches. The model's initial weights have their own."""
 
 
-TRAINED = Recipe(n_steps=2000, learning_rate=1e-3)
-"""Repeats only, two layers of width 128: stripes near 0.8 at step 800, higher at 2,000."""
+TRAINED = Recipe(n_steps=800, learning_rate=1e-3)
+"""Repeats only, 512 tokens, two layers of width 128: nothing until step 350; at step 500 a loss of 0.03 and layer-1
+stripes of 0.84 to 0.90, at step 700 of 0.91 to 0.94."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

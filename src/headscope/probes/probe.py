@@ -20,7 +20,7 @@ from headscope.model.load import Model
 Tokens = Int[np.ndarray, " _position"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Probe:
     """Prompts, their controls, and their provenance."""
 
@@ -30,7 +30,7 @@ class Probe:
     """For each prompt one of the same length without its repetition, scored at the prompt's own targets; or None."""
     settings: dict[str, Any]
     """How the probe was made, JSON-ready: `kind` and its arguments."""
-    more: Callable[[int], Probe] | None = field(default=None, repr=False, compare=False)
+    more: Callable[[int], Probe] | None = field(default=None, repr=False)
     """Draws this many further prompts, independent of these; None for a user's own tokens."""
 
     @property
