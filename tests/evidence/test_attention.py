@@ -212,6 +212,17 @@ def test_scores_controls_and_chance_equal_those_of_plain_loops(family, rng):
         assert score.n_prompts == 4
 
 
+def test_in_float64_they_equal_plain_loops_to_the_last_digits(rng):
+    # What differs above, 1e-6, is float32's rounding and nothing else. (A llama's own softmax is float32 always.)
+    hf = tiny_causal_lm("gpt2").double()
+    prompts = tuple(rng.integers(5, 11, size=12) for _ in range(3))
+    wanted = by_loops(hf, prompts, prompts)
+    scan = hs.scan(hf, probe=prompts_of(*prompts))
+    assert scan.provenance.dtype == "float64"
+    for score in scan.scores:
+        assert score.mean == approx(wanted[score.head.layer, score.head.head, score.detector][0], abs=1e-13)
+
+
 @pytest.mark.parametrize("kernel", ["flash", "tiled", "reference"])
 def test_every_kernel_gives_the_same_scores(kernel):
     model = hs.load(tiny_causal_lm("llama"))
@@ -488,6 +499,19 @@ def test_what_load_takes_scan_takes():
         hs.scan({}, probe=probe)
 
 
+def test_a_scan_says_how_to_repeat_it():
+    hf = tiny_causal_lm("llama")
+    scan = hs.scan(hf, probe=prompts_of([5, 6, 7]))
+    assert scan.model.family == "llama"
+    assert (scan.model.n_layers, scan.model.n_heads, scan.model.n_kv_heads) == (2, 4, 2)
+    assert (scan.model.support, scan.model.reason) == (hs.load(hf).check.support, hs.load(hf).check.reason)
+    assert (scan.provenance.dtype, scan.provenance.device, scan.provenance.kernels) == ("float32", "cpu", ("flash",))
+    assert set(scan.provenance.versions) >= {"headscope", "torch", "transformers", "python"}
+    assert scan.provenance.versions["torch"] == torch.__version__
+    assert scan.provenance.command
+    assert scan.probe == {"kind": "tokens", "n_prompts": 1}
+
+
 def test_the_default_probe_is_the_one_the_design_spells_out():
     model = hs.load(tiny_causal_lm("llama"))
     model.hf.config.max_position_embeddings = 160
@@ -543,7 +567,7 @@ def test_a_control_whose_scores_are_no_numbers_is_refused_too():
 def test_an_unknown_kernel_is_refused(monkeypatch):
     # Without the type checks of these tests, which refuse it first.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    with pytest.raises(ArgumentError, match="kernel='fast' is not known; use one of flash, tiled, reference, or None"):
+    with pytest.raises(ArgumentError, match="kernel='fast' is not known; use one of flash, tiled, reference, or None."):
         hs.scan(tiny_causal_lm("gpt2"), probe=prompts_of([5, 6]), kernel="fast")
 
 

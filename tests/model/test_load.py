@@ -102,11 +102,15 @@ def test_a_checkpoint_without_head_opens_without_one(tmp_path):
     assert model.n_layers == 2
 
 
-def test_a_folder_without_tokenizer_has_none_and_takes_its_start_token_from_the_config(llama_folder):
-    model = load(llama_folder)
+@pytest.mark.parametrize(("family", "start", "special"), [("llama", 1, {1, 2}), ("gpt2", 127, {126, 127})])
+def test_a_folder_without_tokenizer_has_none_and_takes_its_start_token_from_the_config(
+    family, start, special, tmp_path
+):
+    # for gpt2, transformers would make up a tokenizer of one special token
+    model = load(saved(tiny_causal_lm(family), tmp_path))
     assert model.tokenizer is None
-    assert model.bos_token_id == 1
-    assert model.special_token_ids == {1, 2}
+    assert model.bos_token_id == start
+    assert model.special_token_ids == special
 
 
 def word_tokenizer():

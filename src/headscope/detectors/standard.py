@@ -61,14 +61,15 @@ def first_token(tokens: Tokens) -> Targets:
 def _earlier_copies(tokens: Tokens) -> tuple[np.ndarray, np.ndarray]:
     """Every pair (i, j) with t_j = t_i and j < i, ordered by i, then j. O(n log n + pairs)."""
     order = np.argsort(tokens, kind="stable")
-    bounds = np.flatnonzero(np.diff(tokens[order])) + 1
-    pairs = []
-    for same in np.split(order, bounds):
-        late, early = np.tril_indices(len(same), -1)
-        pairs.append(np.stack([same[late], same[early]], axis=1))
-    found = np.concatenate(pairs)
-    found = found[np.lexsort((found[:, 1], found[:, 0]))]
-    return found[:, 0], found[:, 1]
+    place = np.arange(len(tokens))
+    fresh = np.diff(tokens[order], prepend=tokens[order[:1]] - 1) != 0
+    start = np.maximum.accumulate(np.where(fresh, place, 0))
+    n_earlier = place - start  # copies of the same token before this one, in sorted order
+    late = np.repeat(place, n_earlier)
+    early = np.arange(len(late)) - np.repeat(np.cumsum(n_earlier) - n_earlier, n_earlier) + start[late]
+    query, copy = order[late], order[early]
+    by_query = np.lexsort((copy, query))
+    return query[by_query], copy[by_query]
 
 
 DETECTORS: tuple[Detector, ...] = (

@@ -82,7 +82,7 @@ def scan(
     if precision is not None and not precision > 0:
         raise ArgumentError(f"precision={precision}; it needs a positive number, like 0.02.")
     if kernel is not None and kernel not in KERNELS:
-        raise ArgumentError(f"kernel={kernel!r} is not known; use one of {', '.join(KERNELS)}, or None for the fastest.")
+        raise ArgumentError(f"kernel={kernel!r} is not known; use one of {', '.join(KERNELS)}, or None.")
     probe = probe if probe is not None else repeated_tokens(model, seed=seed)
     if precision is not None and probe.more is None:
         raise ArgumentError("precision needs a probe that can draw more prompts; your own tokens or text cannot.")
@@ -231,6 +231,7 @@ class _Reading:
             luck = np.mean([row.chance[:, index] for row in rows], axis=0)
             without = [row.controls[:, index] for row in rows if row.controls is not None]
             controls = np.stack(without) if without else None
+            control = None if controls is None else controls.mean(axis=0)
             if not (np.isfinite(values).all() and (controls is None or np.isfinite(controls).all())):
                 raise NonFiniteError(f"the scores of {detector.name} hold NaN or infinity; load the model in float32.")
             values = values.clip(max=1.0)  # rounding may carry a sum of probabilities past 1
@@ -248,7 +249,7 @@ class _Reading:
                         mean=float(mean[place]),
                         ci95=_bounds(mean, half, place, 0.0),
                         chance=float(luck[place]),
-                        control=None if controls is None else float(controls[:, place].mean()),
+                        control=None if control is None else float(control[place]),
                         selectivity=selectivity,
                         n_prompts=len(rows),
                     )

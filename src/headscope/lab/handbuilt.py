@@ -16,7 +16,8 @@ MLPs are zero. LayerNorm's epsilon is so large, and its gain so matched, that it
 is zero) and does nothing else.
 
 A value `n` is coded by its digits, each a one-hot: `code(m) . code(n)` counts the digits they share. One
-digit is the plain one-hot; two digits code 256 tokens in 32 dimensions, and everything stays exact.
+digit is the plain one-hot; two digits code 256 tokens in 32 dimensions, and everything stays exact. The start
+token has no code, so that resting on it writes nothing; its position has one that shares no digit with others.
 
 In the end the residual basis and every head's inner basis are rotated at random and the heads of a layer
 are shuffled: nothing can be read off the weights' layout.
