@@ -37,6 +37,9 @@ TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-2, torc
 code takes softmax and rotary angles in float32."""
 
 _ENCODER = "its tokens attend to later tokens: an encoder, not a decoder-only language model"
+_ELSEWHERE = (
+    "part of its attention is not among the tokens (it runs on patches, or on another input), and would go unseen"
+)
 
 N_PROMPTS, N_TOKENS = 2, 29
 """Size of the check's input: a prime length, so that no other square matrix of the model passes for a pattern."""
@@ -72,18 +75,8 @@ def selfcheck(model: PreTrainedModel) -> Check:
         return _checked(model)
 
 
-@dataclass(slots=True)
-class _Attempts:
-    """What was tried so far."""
-
-    failures: list[str] = field(default_factory=list)
-    """Why routes were given up."""
-    n_calls: int = 0
-    """Attention calls that came through the interface, also where that route was given up."""
-
-
 def _checked(model: PreTrainedModel) -> Check:
-    tried = _Attempts()
+    failures: list[str] = []
     try:
         tokens = _tokens(model)
         own = _own_output(model, tokens, "eager")
@@ -94,17 +87,13 @@ def _checked(model: PreTrainedModel) -> Check:
         raise NonFiniteError(_non_finite(model))
     checks: list[Check] = []
     for find in (_interface_route, _hooks_route):
-        for look in find(model, tokens, tried):
+        for look in find(model, tokens, failures):
             try:
                 check = _verify(model, look, tokens, own)
             except Exception as error:  # likewise
-                tried.failures.append(_failure("its attention could not be read", error))
+                failures.append(_failure("its attention could not be read", error))
                 continue
-            missed = tried.n_calls - look.route.calls
-            if check.support == "exact" and missed > 0:
-                reason = f"{missed} of its attention calls are not among the tokens, and their heads are not seen"
-                check = replace(check, support="degraded", reason=reason)
-            if check.support == "exact" or (check.reason == _ENCODER and look.route.path == "interface"):
+            if check.support == "exact" or (look.route.path == "interface" and check.reason in (_ENCODER, _ELSEWHERE)):
                 return check
             checks.append(check)
     degraded = [check for check in checks if check.support == "degraded"]
@@ -112,7 +101,7 @@ def _checked(model: PreTrainedModel) -> Check:
         return min(degraded, key=lambda check: check.max_abs_diff or 0.0)
     if checks:
         return checks[0]
-    return _unsupported(tried.failures[0] if tried.failures else "no softmax attention was seen in its forward pass")
+    return _unsupported(failures[0] if failures else "no softmax attention was seen in its forward pass")
 
 
 def _unsupported(reason: str) -> Check:
@@ -170,7 +159,7 @@ class _Look:
     output: Tensor
 
 
-def _interface_route(model: PreTrainedModel, tokens: Tensor, tried: _Attempts) -> Iterator[_Look]:
+def _interface_route(model: PreTrainedModel, tokens: Tensor, failures: list[str]) -> Iterator[_Look]:
     names = {module: name for name, module in model.named_modules()}
     called: list[str] = []
 
@@ -186,19 +175,13 @@ def _interface_route(model: PreTrainedModel, tokens: Tensor, tried: _Attempts) -
                 with installed(model, seen, number, additive_mask=additive_mask):
                     output = output_of(model(input_ids=tokens, use_cache=False))
             except UnknownArgument as unknown:
-                tried.failures.append(f"its attention is called with an argument we do not know ({unknown})")
+                failures.append(f"its attention is called with an argument we do not know ({unknown})")
                 return
             except Exception as error:  # families outside the interface may need a mask of their own kind
-                tried.failures.append(_failure("it does not run with our attention function", error))
+                failures.append(_failure("it does not run with our attention function", error))
                 continue
-            finally:
-                tried.n_calls = max(tried.n_calls, len(called))
-        if seen.elsewhere:
-            tried.failures.append(f"{seen.elsewhere} of its attention calls are not among the tokens")
-        elif called and outside:
-            tried.failures.append(
-                f"part of its attention ({outside[0]}) runs outside transformers' attention interface"
-            )
+        if called and outside and not seen.elsewhere:
+            failures.append(f"part of its attention ({outside[0]}) runs outside transformers' attention interface")
         elif called:
             layers = layer_numbers(called)
             seen.heads = {layers[name]: seen.heads[index] for index, name in enumerate(dict.fromkeys(called))}
@@ -206,7 +189,7 @@ def _interface_route(model: PreTrainedModel, tokens: Tensor, tried: _Attempts) -
             yield _Look(route=route, seen=seen, output=output)
 
 
-def _hooks_route(model: PreTrainedModel, tokens: Tensor, tried: _Attempts) -> Iterator[_Look]:
+def _hooks_route(model: PreTrainedModel, tokens: Tensor, failures: list[str]) -> Iterator[_Look]:
     n_tokens = tokens.shape[1]
     for name in ("sdpa", "eager") if model._supports_sdpa else ("eager",):
         with (
@@ -218,7 +201,7 @@ def _hooks_route(model: PreTrainedModel, tokens: Tensor, tried: _Attempts) -> It
             try:
                 model(input_ids=tokens, use_cache=False)
             except Exception as error:  # the family's own code may raise anything
-                tried.failures.append(_failure(f"it does not run with {name} attention", error))
+                failures.append(_failure(f"it does not run with {name} attention", error))
                 continue
         if projections:
             layers = layer_numbers(projections)
@@ -227,7 +210,7 @@ def _hooks_route(model: PreTrainedModel, tokens: Tensor, tried: _Attempts) -> It
             try:
                 output = output_of(forward(model, route, tokens, seen))
             except Exception as error:  # likewise
-                tried.failures.append(_failure("its attention could not be read", error))
+                failures.append(_failure("its attention could not be read", error))
                 continue
             yield _Look(route=route, seen=seen, output=output)
 
@@ -256,8 +239,8 @@ class _Seen:
     """What one checked pass showed."""
 
     n_tokens: int
-    elsewhere: int = 0
-    """Calls whose queries or keys are not the tokens."""
+    elsewhere: bool = False
+    """Whether a call's queries or keys are not the tokens."""
     heads: dict[int, int] = field(default_factory=dict)
     kv_heads: set[int] = field(default_factory=set)
     kernels: set[str] = field(default_factory=set)
@@ -273,7 +256,7 @@ class _Seen:
         pattern = attention.pattern().double()
         n_query, n_key = pattern.shape[-2:]
         if n_query != self.n_tokens or n_key < self.n_tokens:
-            self.elsewhere += 1
+            self.elsewhere = True
             return
         later = torch.ones(n_query, n_key, dtype=torch.bool, device=pattern.device).triu(1)
         later[:, n_query:] = False
@@ -323,7 +306,9 @@ def _verify(model: PreTrainedModel, look: _Look, tokens: Tensor, own: Tensor) ->
     difference = float((ours - own).abs().max())
     moved = float((edited - ours).abs().max())
     support: Support = "exact"
-    if seen.future > tolerance:
+    if seen.elsewhere:
+        support, reason = "unsupported", _ELSEWHERE
+    elif seen.future > tolerance:
         support, reason = "unsupported", _ENCODER
     elif not difference <= 100 * tolerance * size:
         support, reason = "unsupported", f"its output through our attention differs from its own by {difference:.2g}"
