@@ -76,6 +76,13 @@ def test_keys_that_are_not_tokens_are_said(checked):
     assert check.max_abs_diff < 1e-4
 
 
+def test_a_family_that_leaves_causality_to_its_mask_is_given_one(checked):
+    # bigbird_pegasus calls itself not causal: without a mask it would look ahead, with one it is a decoder
+    _, check = checked("bigbird_pegasus")
+    assert check.support == "exact", check.reason
+    assert check.route.additive_mask
+
+
 @pytest.mark.parametrize("family", ["mamba", "rwkv"])
 def test_models_without_attention_are_unsupported(family, checked):
     _, check = checked(family)

@@ -15,7 +15,7 @@ from benchmarks.tiny import tiny_causal_lm, tiny_config
 from headscope.errors import ArgumentError, ShapeError, UnsupportedModel
 from headscope.model import interface
 from headscope.model.selfcheck import selfcheck
-from headscope.model.taps import forward
+from headscope.model.taps import forward, padding_is_harmless
 
 INTERFACE = (
     "gpt2",  # learned positions, fused query-key-value projection
@@ -433,7 +433,7 @@ def padded(ids):
 )
 def test_padding_on_the_left_changes_no_probability(family, checked, tokens):
     model, check = checked(family)
-    assert check.route.left_padding
+    assert padding_is_harmless(model, check.route)
     alone = patterns(model, check, tokens)
     ids, mask = padded(tokens)
     for given, wanted in zip(patterns(model, check, ids, attention_mask=mask), alone, strict=True):
@@ -458,7 +458,7 @@ def test_padding_is_refused_where_positions_would_shift(family, checked, tokens)
     # roberta counts positions from 2, bart takes none: their own code cannot be told that the first token comes later
     model, check = checked(family)
     assert check.support == "exact"
-    assert not check.route.left_padding
+    assert not padding_is_harmless(model, check.route)
     ids, mask = padded(tokens)
     with pytest.raises(ArgumentError, match=r"padding on the left changes what \w+ForCausalLM computes"):
         forward(model, check.route, ids, nothing, attention_mask=mask)

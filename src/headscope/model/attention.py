@@ -68,11 +68,8 @@ class Attention:
             own = self.own_pattern[batch, :, query, key]
             return own.to(torch.promote_types(own.dtype, torch.float32))
         with _gradients_as_of(self.scores.lse):
-            parts = [
-                _gathered(self.scores, batch[i : i + CHUNK], query[i : i + CHUNK], key[i : i + CHUNK])
-                for i in range(0, len(batch), CHUNK)
-            ]
-        return torch.cat(parts) if parts else self.scores.lse.new_zeros(0, self.n_heads)
+            chunks = zip(batch.split(CHUNK), query.split(CHUNK), key.split(CHUNK), strict=True)
+            return torch.cat([_gathered(self.scores, *places) for places in chunks])
 
     def pattern(self) -> Float[Tensor, "batch head query key"]:
         """The whole matrix of probabilities: O(n^2) memory, for short inputs."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -43,8 +44,6 @@ class Route:
     """On the path `hooks`, the attention implementation that the configs must name; None leaves theirs."""
     additive_mask: bool = False
     """On the path `interface`, whether the model's masks must be numbers to add."""
-    left_padding: bool = True
-    """Whether padding before the prompt left the self-check's output as it was; where positions cannot be given, no."""
 
 
 class _Stop(Exception):
@@ -66,6 +65,7 @@ def forward(
     kernel: Kernel | None = None,
     stop_at_last: bool = False,
     grad: bool = False,
+    _padding: bool = False,
 ) -> Any:
     """One forward pass with every attention call shown to `visit`.
 
@@ -83,7 +83,7 @@ def forward(
         The model's own output, or None.
 
     Raises:
-        ArgumentError: padding on the left, and the self-check saw that it changes what this model computes.
+        ArgumentError: padding on the left, which changes what this model computes (`padding_is_harmless`).
         ShapeError: what `visit` returned does not have the shape of z.
         UnsupportedModel: this input reaches attention that the self-check's did not.
     """
@@ -118,7 +118,7 @@ def forward(
     if attention_mask is not None and not bool(attention_mask.all()):
         arguments["attention_mask"] = attention_mask
         if not bool(attention_mask[:, 0].all()):
-            if not route.left_padding:
+            if not _padding and not padding_is_harmless(model, route):
                 raise ArgumentError(
                     f"padding on the left changes what {type(model).__name__} computes; "
                     "run prompts of one length together."
@@ -156,6 +156,46 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""Largest difference that rounding explains, as a share of the largest output. Also in float64 models the families' own
+code takes softmax and rotary angles in float32."""
+
+
+def output_of(result: Any) -> Tensor:
+    """Logits, or the last hidden state of a model without a head."""
+    logits = getattr(result, "logits", None)
+    return logits if isinstance(logits, Tensor) else result[0]
+
+
+_HARMLESS: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+
+
+def padding_is_harmless(model: PreTrainedModel, route: Route) -> bool:
+    """Whether padding before a prompt leaves its outputs as they were; tried once per model, on a short prompt.
+
+    It is not where a family counts positions in a way of its own and cannot be told where the first token is.
+    """
+    if model not in _HARMLESS:
+        embedding: Any = model.get_input_embeddings()
+        n_tokens, n_padding = 12, 3
+        tokens = torch.arange(n_tokens, device=embedding.weight.device)[None] * 7 % embedding.weight.shape[0]
+        padded = torch.cat([tokens[:, :n_padding], tokens], dim=1)
+        mask = (torch.arange(n_tokens + n_padding, device=tokens.device) >= n_padding).long()[None]
+
+        def ignore(attention: Attention) -> None:
+            return None
+
+        alone = output_of(forward(model, route, tokens, ignore))
+        try:
+            shifted = output_of(forward(model, route, padded, ignore, attention_mask=mask, _padding=True))
+        except (RuntimeError, ValueError, TypeError, IndexError):  # its own code cannot run with a mask
+            _HARMLESS[model] = False
+        else:
+            limit = TOLERANCE.get(model.dtype, TOLERANCE[torch.float32]) * max(1.0, float(alone.abs().max()))
+            _HARMLESS[model] = float((shifted[:, n_padding:] - alone).abs().max()) <= limit
+    return _HARMLESS[model]
 
 
 def takes_positions(model: nn.Module) -> bool:
