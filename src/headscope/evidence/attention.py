@@ -194,25 +194,31 @@ class _Reading:
             rows += [prompt.control for prompt in prompts if prompt.control is not None]
         tokens = torch.from_numpy(np.stack(rows)).to(device)
         targets = _Targets(prompts, n_detectors, copies=2 if with_control else 1, length=tokens.shape[1], device=device)
-        heads: list[HeadId] = []
-        found: list[np.ndarray] = []
-        chance: list[np.ndarray] = []
+        route = self.model.check.route
+        assert route is not None, "load refuses models without a route"
+        # Room for all results is taken before the pass: a small array that outlives its layer would sit in the middle
+        # of a freed block and keep the next large tensor from fitting there.
+        found = np.empty((route.calls, self.model.n_heads, targets.n_groups))
+        luck = np.empty((route.calls, self.model.n_heads, targets.n_prompt_groups))
+        used = np.zeros((route.calls, self.model.n_heads), dtype=bool)
+        calls: list[tuple[int, int, int]] = []
 
         def visit(attention: Attention) -> None:
             self.kernels.add(attention.kernel)
-            heads.extend(HeadId(attention.layer, head, attention.call) for head in range(attention.n_heads))
-            found.append(targets.score(attention).reshape(-1, n_prompts, n_detectors, attention.n_heads))
-            chance.append(np.repeat(targets.chance(attention)[..., None], attention.n_heads, axis=-1))
+            at, n_heads = len(calls), attention.n_heads
+            found[at, :n_heads] = targets.score(attention).T
+            luck[at, :n_heads] = targets.chance(attention)
+            used[at, :n_heads] = True
+            calls.append((attention.layer, attention.call, n_heads))
 
-        route = self.model.check.route
-        assert route is not None, "load refuses models without a route"
         forward(self.model.hf, route, tokens, visit, kernel=self.kernel, stop_at_last=True)
+        heads = [HeadId(layer, head, call) for layer, call, n_heads in calls for head in range(n_heads)]
         assert self.heads in ([], heads), "every batch shows the same heads"
         self.heads = heads
-        scores = np.moveaxis(np.concatenate(found, axis=-1), -1, 2)
-        luck = np.moveaxis(np.concatenate(chance, axis=-1).reshape(n_prompts, n_detectors, -1), -1, 1)
+        scores = found[used].reshape(len(heads), -1, n_prompts, n_detectors)
+        chance = luck[used].reshape(len(heads), n_prompts, n_detectors)
         return [
-            _Row(prompt.scored, scores[0, index], scores[1, index] if with_control else None, luck[index])
+            _Row(prompt.scored, scores[:, 0, index], scores[:, 1, index] if with_control else None, chance[:, index])
             for index, prompt in enumerate(prompts)
         ]
 
