@@ -37,10 +37,10 @@ def _support(scan: Scan) -> Text:
 def _probe(scan: Scan) -> str:
     probe = scan.probe
     if probe["kind"] == "repeated_tokens":
-        how = "prefix, period and gap vary" if probe["jitter"] else "fixed places"
+        run = f"a run of about {probe['period']}" if probe["jitter"] else f"a run of {probe['period']} at fixed places"
         read = (
-            f"{probe['n_prompts']} prompts of {probe['length']} random tokens, a run of {probe['period']} "
-            f"{probe['n_repeats']} times, {how}, seed {probe['seed']}, each with its control"
+            f"{probe['n_prompts']} prompts of {probe['length']} random tokens, {run}, {probe['n_repeats']} times, "
+            f"seed {probe['seed']}, each with its control"
         )
     else:
         read = f"{probe['n_prompts']} of your own prompts, without control"
