@@ -197,7 +197,7 @@ def test_an_unsupported_object_is_refused_by_load_and_shown_by_open_model():
     hf = T5ForConditionalGeneration(T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
     assert "T5ForConditionalGeneration (t5) cannot be used" in refusal(UnsupportedModel, hf)
     assert open_model(hf).check.support == "unsupported"
-    assert "no softmax attention was seen" in refusal(UnsupportedModel, tiny_causal_lm("mamba"))
+    assert "no softmax attention over its tokens" in refusal(UnsupportedModel, tiny_causal_lm("mamba"))
 
 
 # The hub's cache, offline

@@ -87,7 +87,7 @@ def test_a_family_that_leaves_causality_to_its_mask_is_given_one(checked):
 def test_models_without_attention_are_unsupported(family, checked):
     _, check = checked(family)
     assert (check.support, check.route, check.heads) == ("unsupported", None, {})
-    assert check.reason == "no softmax attention was seen in its forward pass"
+    assert check.reason == "no softmax attention over its tokens was seen in its forward pass"
 
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}

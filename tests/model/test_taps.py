@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
@@ -451,6 +451,17 @@ def test_prompts_of_two_lengths_in_one_batch(checked, tokens):
     for both, first, second in zip(together, short, long, strict=True):
         torch.testing.assert_close(both[:1, :, N_PADDING:, N_PADDING:], first, atol=1e-5, rtol=0)
         torch.testing.assert_close(both[1:], second, atol=1e-5, rtol=0)
+
+
+def test_padding_is_tried_within_a_short_context():
+    config = GPT2Config(n_positions=8, n_embd=16, n_head=2, n_layer=1, vocab_size=50)
+    model = GPT2LMHeadModel(config).eval()
+    check = selfcheck(model)
+    ids, mask = padded(torch.tensor([[3, 4, 5]]))  # 5 + 3 tokens
+    for given, wanted in zip(
+        patterns(model, check, ids, attention_mask=mask), patterns(model, check, ids[:, N_PADDING:]), strict=True
+    ):
+        torch.testing.assert_close(given[:, :, N_PADDING:, N_PADDING:], wanted, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", ["roberta", "bart"])

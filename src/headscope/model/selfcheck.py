@@ -97,7 +97,9 @@ def _checked(model: PreTrainedModel) -> Check:
         return min(degraded, key=lambda check: check.max_abs_diff or 0.0)
     if checks:
         return checks[0]
-    return _unsupported(failures[0] if failures else "no softmax attention was seen in its forward pass")
+    return _unsupported(
+        failures[0] if failures else "no softmax attention over its tokens was seen in its forward pass"
+    )
 
 
 def _unsupported(reason: str) -> Check:

@@ -179,7 +179,9 @@ def padding_is_harmless(model: PreTrainedModel, route: Route) -> bool:
     """
     if model not in _HARMLESS:
         embedding: Any = model.get_input_embeddings()
-        n_tokens, n_padding = 12, 3
+        longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 0)
+        n_padding = 3
+        n_tokens = max(1, min(12, longest - n_padding)) if longest > 0 else 12
         tokens = torch.arange(n_tokens, device=embedding.weight.device)[None] * 7 % embedding.weight.shape[0]
         padded = torch.cat([tokens[:, :n_padding], tokens], dim=1)
         mask = (torch.arange(n_tokens + n_padding, device=tokens.device) >= n_padding).long()[None]
