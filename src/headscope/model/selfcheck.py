@@ -37,6 +37,18 @@ _ELSEWHERE = (
     "part of its attention is not among the tokens (it runs on patches, or on another input), and would go unseen"
 )
 
+FAMILY_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a family's own code raises on an input that it was not made for; anything else is passed on."""
+
 N_PROMPTS, N_TOKENS = 2, 29
 """Size of the check's input: a prime length, so that no other square matrix of the model passes for a pattern."""
 
@@ -77,7 +89,7 @@ def _checked(model: PreTrainedModel) -> Check:
         tokens = _tokens(model)
         own = _own_output(model, tokens, "eager")
         finite = bool(torch.isfinite(own).all())
-    except Exception as error:  # the family's own code may raise anything
+    except FAMILY_ERRORS as error:
         return _unsupported(_failure("it does not run on token ids alone", error))
     if not finite:
         raise NonFiniteError(_non_finite(model))
@@ -86,7 +98,7 @@ def _checked(model: PreTrainedModel) -> Check:
         for look in find(model, tokens, failures):
             try:
                 check = _verify(model, look, own)
-            except Exception as error:  # likewise
+            except FAMILY_ERRORS as error:
                 failures.append(_failure("its attention could not be read", error))
                 continue
             if check.support == "exact" or (look.route.path == "interface" and check.reason == _ELSEWHERE):
@@ -174,7 +186,7 @@ def _interface_route(model: PreTrainedModel, tokens: Tensor, failures: list[str]
             except UnknownArgument as unknown:
                 failures.append(f"its attention is called with an argument we do not know ({unknown})")
                 return
-            except Exception as error:  # families outside the interface may need a mask of their own kind
+            except FAMILY_ERRORS as error:  # families outside the interface may need a mask of their own kind
                 failures.append(_failure("it does not run with our attention function", error))
                 continue
         if called and outside and not seen.elsewhere:
@@ -197,7 +209,7 @@ def _hooks_route(model: PreTrainedModel, tokens: Tensor, failures: list[str]) ->
         ):
             try:
                 model(input_ids=tokens, use_cache=False)
-            except Exception as error:  # the family's own code may raise anything
+            except FAMILY_ERRORS as error:
                 failures.append(_failure(f"it does not run with {name} attention", error))
                 continue
         if projections:
@@ -206,7 +218,7 @@ def _hooks_route(model: PreTrainedModel, tokens: Tensor, failures: list[str]) ->
             seen = _Seen(n_tokens=tokens.shape[1])
             try:
                 output = output_of(forward(model, route, _and_edited(tokens), seen))
-            except Exception as error:  # likewise
+            except FAMILY_ERRORS as error:
                 failures.append(_failure("its attention could not be read", error))
                 continue
             yield _Look(route=route, seen=seen, output=output)
