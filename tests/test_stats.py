@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pytest import approx
 
-from headscope.stats import mean_intervals, t_quantile_975
+from headscope.stats import mean_intervals, t_quantile
 
 # Two-sided 95% points of Student's t, as every statistics textbook prints them.
 PUBLISHED = {
@@ -21,21 +21,21 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("degrees", list(PUBLISHED))
 def test_t_quantiles_are_the_published_ones(degrees):
-    assert t_quantile_975(degrees) == approx(PUBLISHED[degrees], abs=0.0005)
+    assert t_quantile(degrees) == approx(PUBLISHED[degrees], abs=0.0005)
 
 
 def test_t_quantiles_have_their_closed_forms():
     # One degree is Cauchy's: tan(0.475 pi). Two degrees: p sqrt(2 / (1 - p^2)) with p = 0.95.
-    assert t_quantile_975(1) == approx(math.tan(0.475 * math.pi), abs=1e-9)
-    assert t_quantile_975(2) == approx(0.95 * math.sqrt(2 / (1 - 0.95**2)), abs=1e-9)
+    assert t_quantile(1) == approx(math.tan(0.475 * math.pi), abs=1e-9)
+    assert t_quantile(2) == approx(0.95 * math.sqrt(2 / (1 - 0.95**2)), abs=1e-9)
     # Four degrees: 2 sqrt(c - 1), c = cos(acos(sqrt a) / 3) / sqrt a, a = 4 * 0.975 * 0.025.
     a = 4 * 0.975 * 0.025
     c = math.cos(math.acos(math.sqrt(a)) / 3) / math.sqrt(a)
-    assert t_quantile_975(4) == approx(2 * math.sqrt(c - 1), abs=1e-9)
+    assert t_quantile(4) == approx(2 * math.sqrt(c - 1), abs=1e-9)
 
 
 def test_t_quantiles_fall_to_the_normal_one():
-    quantiles = [t_quantile_975(degrees) for degrees in [*range(1, 40), 200, 1000, 4095]]
+    quantiles = [t_quantile(degrees) for degrees in [*range(1, 40), 200, 1000, 4095]]
     assert all(later < earlier for earlier, later in pairwise(quantiles))
     # 1.959964 + (z^3 + z) / (4 n), the first term of its expansion: 1.959964 + 9.489 / 16380 = 1.960543.
     assert quantiles[-1] == approx(1.960543, abs=1e-6)

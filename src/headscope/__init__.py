@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from headscope.detectors import DETECTORS, Detector, Targets
     from headscope.errors import HeadscopeError
+    from headscope.evidence.ablation import Ablation, ablate
     from headscope.evidence.attention import scan
+    from headscope.evidence.every_head import HeadEffects, ablate_each
+    from headscope.evidence.icl import InContext, icl
+    from headscope.evidence.verification import Verification
+    from headscope.evidence.verify import verify
     from headscope.model.load import Model, load
     from headscope.model.selfcheck import Check
     from headscope.probes import Probe, probe_text, probe_tokens, repeated_tokens
@@ -23,39 +28,55 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Ablation": "headscope.evidence.ablation",
     "Check": "headscope.model.selfcheck",
     "DETECTORS": "headscope.detectors",
     "Detector": "headscope.detectors",
+    "HeadEffects": "headscope.evidence.every_head",
     "HeadId": "headscope.types",
     "HeadScore": "headscope.results",
     "HeadscopeError": "headscope.errors",
+    "InContext": "headscope.evidence.icl",
     "Model": "headscope.model.load",
     "Probe": "headscope.probes",
     "Scan": "headscope.results",
     "Targets": "headscope.detectors",
+    "Verification": "headscope.evidence.verification",
+    "ablate": "headscope.evidence.ablation",
+    "ablate_each": "headscope.evidence.every_head",
+    "icl": "headscope.evidence.icl",
     "load": "headscope.model.load",
     "probe_text": "headscope.probes",
     "probe_tokens": "headscope.probes",
     "repeated_tokens": "headscope.probes",
     "scan": "headscope.evidence.attention",
+    "verify": "headscope.evidence.verify",
 }
 
 __all__ = [
     "DETECTORS",
+    "Ablation",
     "Check",
     "Detector",
+    "HeadEffects",
     "HeadId",
     "HeadScore",
     "HeadscopeError",
+    "InContext",
     "Model",
     "Probe",
     "Scan",
     "Targets",
+    "Verification",
+    "ablate",
+    "ablate_each",
+    "icl",
     "load",
     "probe_text",
     "probe_tokens",
     "repeated_tokens",
     "scan",
+    "verify",
 ]
 
 

@@ -12,11 +12,12 @@ import platform
 import sys
 import tempfile
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headscope.documents import encode
 from headscope.errors import ArgumentError
 from headscope.heatmap import Panel, heatmap_svg
 from headscope.types import HeadId, Support
@@ -217,20 +218,20 @@ class Scan:
         """The document `headscope.scan/1`, JSON-ready."""
         return {
             "schema": SCHEMA,
-            "model": _plain(self.model),
+            "model": encode(self.model),
             "probe": dict(self.probe),
-            "detectors": [_plain(role) for role in self.roles],
+            "detectors": [encode(role) for role in self.roles],
             "heads": [
-                {**_place(head), "scores": {score.detector: _numbers(score) for score in scores}}
+                {**encode(head), "scores": {score.detector: _numbers(score) for score in scores}}
                 for head, scores in self._by_head().items()
             ],
             "found": {
-                role.name: [{**_place(score.head), "score": score.mean} for score in self.heads(role.name)]
+                role.name: [{**encode(score.head), "score": score.mean} for score in self.heads(role.name)]
                 for role in self.roles
             },
             "unscored": dict(self.unscored),
-            "provenance": _plain(self.provenance),
-            "timing": _plain(self.timing),
+            "provenance": encode(self.provenance),
+            "timing": encode(self.timing),
         }
 
     def _by_head(self) -> dict[HeadId, list[HeadScore]]:
@@ -298,13 +299,7 @@ class Scan:
         Raises:
             ArgumentError: there is no such file, or it is not a scan.
         """
-        path = Path(path)
-        file = path / "scan.json" if path.is_dir() else path
-        try:
-            document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-        except (OSError, ValueError) as error:
-            raise ArgumentError(f"{str(file)!r} cannot be read as a scan: {error}") from error
-        return cls.from_dict(document if isinstance(document, dict) else {})
+        return cls.from_dict(read_document(path, "scan.json"))
 
     def __repr__(self) -> str:
         found = ", ".join(f"{len(self.heads(role.name))} {role.name}" for role in self.roles if self.heads(role.name))
@@ -346,7 +341,23 @@ WHOLE = ("layer", "head", "call", "n_prompts")
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number that a scan holds")
+    raise ValueError(f"{name} is not a number that a document holds")
+
+
+def read_document(path: str | Path, name: str) -> dict[str, Any]:
+    """The JSON document in a file, or in the file of this name in a folder.
+
+    Raises:
+        ArgumentError: there is no such file, or it holds no document.
+    """
+    path = Path(path)
+    file = path / name if path.is_dir() else path
+    kind = Path(name).stem
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"{str(file)!r} cannot be read as a {kind}: {error}") from error
+    return document if isinstance(document, dict) else {}
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -381,14 +392,6 @@ def _arrow_schema() -> Any:
 
     kinds = {name: pa.int32() if name in WHOLE else pa.float64() for name in COLUMNS} | {"detector": pa.string()}
     return pa.schema([(name, kinds[name]) for name in COLUMNS])
-
-
-def _plain(record: Any) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(record).items()}
-
-
-def _place(head: HeadId) -> dict[str, int]:
-    return {"layer": head.layer, "head": head.head} | ({"call": head.call} if head.call else {})
 
 
 def _numbers(score: HeadScore) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Intervals of means over prompts.
+"""Intervals of means over prompts, and tests of many means at once.
 
 Prompts are the independent draws; tokens within one are not. The interval is Student's t on per-prompt scores:
 
@@ -11,21 +11,31 @@ normal.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float
 
 
-def t_quantile_975(degrees: int) -> float:
-    """The 0.975 quantile of Student's t with a whole number of degrees of freedom, to 1e-9.
+@lru_cache
+def t_quantile(degrees: int, *, error: float = 0.05) -> float:
+    """The t that Student's T, with a whole number of degrees of freedom, exceeds in size with probability `error`.
 
-    Solved by bisection on the exact distribution function for whole degrees (Abramowitz and Stegun 26.7.3-4).
+    Solved by bisection on the exact distribution function for whole degrees (Abramowitz and Stegun 26.7.3-4), to a
+    relative 1e-9 where `error` is above 1e-12.
     """
-    low, high = 1.0, 13.0
+    low, high = 0.0, 1.0
+    while two_sided_p(high, degrees) > error:
+        low, high = high, 2 * high
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if _central_mass(middle, degrees) < 0.95 else (low, middle)
+        low, high = (middle, high) if two_sided_p(middle, degrees) > error else (low, middle)
     return (low + high) / 2
+
+
+def two_sided_p(t: float, degrees: int) -> float:
+    """P(|T| >= t) of Student's t with a whole number of degrees of freedom."""
+    return max(0.0, 1 - _central_mass(abs(t), degrees))
 
 
 def _central_mass(t: float, degrees: int) -> float:
@@ -54,4 +64,38 @@ def mean_intervals(samples: Float[np.ndarray, " prompt *rest"]) -> tuple[np.ndar
     mean = np.asarray(samples.mean(axis=0))
     if n == 1:
         return mean, None
-    return mean, np.asarray(t_quantile_975(n - 1) * samples.std(axis=0, ddof=1) / math.sqrt(n))
+    return mean, np.asarray(t_quantile(n - 1) * samples.std(axis=0, ddof=1) / math.sqrt(n))
+
+
+def p_values(samples: Float[np.ndarray, " prompt *rest"]) -> np.ndarray:
+    """Two-sided p of Student's t test that each mean over prompts is zero, for any number of things at once.
+
+    Without any spread p is 0, or 1 where the mean is zero itself. One prompt says nothing: p is 1.
+    """
+    mean, half = mean_intervals(samples)
+    if half is None:
+        return np.ones_like(mean)
+    degrees = len(samples) - 1
+    spread = half / t_quantile(degrees)
+    sizes = np.abs(mean).ravel()
+    tests = [
+        (1.0 if size == 0 else 0.0) if error == 0 else two_sided_p(size / error, degrees)
+        for size, error in zip(sizes.tolist(), spread.ravel().tolist(), strict=True)
+    ]
+    return np.asarray(tests).reshape(mean.shape)
+
+
+def benjamini_hochberg(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
+    """q-values: calling every test with q <= a significant keeps the expected share of false calls at or below a.
+
+    q_(i) = min over j >= i of  p_(j) * n / j,  p ascending
+
+    Reference:
+        Benjamini and Hochberg 1995, J. R. Stat. Soc. B 57. Holds for independent or positively dependent tests.
+    """
+    n = len(p)
+    order = np.argsort(p)
+    scaled = p[order] * n / np.arange(1, n + 1)
+    q = np.empty(n)
+    q[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
+    return q

@@ -13,6 +13,7 @@ import typer
 from headscope.cli.check import check
 from headscope.cli.params import params
 from headscope.cli.scan import scan
+from headscope.cli.verify import verify
 from headscope.errors import HeadscopeError
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(scan)
+app.command()(verify)
 app.command()(check)
 app.command()(params)
 

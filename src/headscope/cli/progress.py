@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 PATIENCE_S = 2.0
 """Work shorter than this shows no bar."""
@@ -34,3 +34,20 @@ def bar(label: str) -> Iterator[Callable[[int, int], None]]:
     finally:
         if shown:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Give a function of (what is being done, done, total) that draws a bar for each kind of work in turn."""
+    with ExitStack() as open_bar:
+        current: str | None = None
+        draw: Callable[[int, int], None] | None = None
+
+        def update(label: str, done: int, total: int) -> None:
+            nonlocal current, draw
+            if label != current or draw is None:
+                open_bar.pop_all().close()
+                current, draw = label, open_bar.enter_context(bar(label))
+            draw(done, total)
+
+        yield update

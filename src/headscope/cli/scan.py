@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from headscope.cli import options
-from headscope.errors import ArgumentError, TokenError
+from headscope.errors import ArgumentError
 
 if TYPE_CHECKING:
     from headscope.model.load import Model
@@ -75,30 +75,13 @@ def scan(
 
 def _given(model: Model, text: Path | None, tokens: Path | None) -> Probe | None:
     """The probe in the user's files, if there is one."""
+    from headscope.cli.files import read_text, read_token_lists
     from headscope.probes import probe_text, probe_tokens
 
     if text is not None and tokens is not None:
         raise ArgumentError("--text and --tokens were both given; a scan reads one of them.")
     if text is not None:
-        return probe_text(model, _read(text))
+        return probe_text(model, read_text(text))
     if tokens is not None:
-        return probe_tokens(_token_lists(tokens))
+        return probe_tokens(read_token_lists(tokens))
     return None
-
-
-def _token_lists(path: Path) -> Any:
-    import json
-
-    try:
-        return json.loads(_read(path))
-    except ValueError as error:
-        raise TokenError(f"{str(path)!r} is not JSON ({error}); write a list of lists of token ids.") from error
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArgumentError(
-            f"{str(path)!r} cannot be read as UTF-8 text: {getattr(error, 'strerror', None) or error}."
-        ) from error

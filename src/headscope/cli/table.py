@@ -7,17 +7,13 @@ from rich.table import Table
 from rich.text import Text
 
 from headscope.heatmap import heatmap_text
-from headscope.results import THRESHOLD, HeadScore, Scan
+from headscope.results import THRESHOLD, HeadScore, ModelInfo, Scan
 
 
 def print_scan(scan: Scan, *, top: int, heatmap: bool) -> None:
     """Print the head table, what was not found, and the maps if asked for."""
     console = Console(highlight=False, soft_wrap=True)
-    model = scan.model
-    console.print(
-        Text(f"{model.id}", style="bold") + Text(f"  {model.family}, {model.n_layers} layers of {model.n_heads} heads")
-    )
-    console.print(_support(scan))
+    print_model(console, scan.model)
     console.print(Text(_probe(scan), style="dim"))
     console.print()
     console.print(_table(scan, top))
@@ -29,9 +25,13 @@ def print_scan(scan: Scan, *, top: int, heatmap: bool) -> None:
             print(heatmap_text(scan.panel(role.name)))
 
 
-def _support(scan: Scan) -> Text:
-    style = "green" if scan.model.support == "exact" else "yellow"
-    return Text("support ") + Text(scan.model.support, style=style) + Text(f": {scan.model.reason}", style="dim")
+def print_model(console: Console, model: ModelInfo) -> None:
+    """Print which model it is and how well it is supported."""
+    console.print(
+        Text(f"{model.id}", style="bold") + Text(f"  {model.family}, {model.n_layers} layers of {model.n_heads} heads")
+    )
+    style = "green" if model.support == "exact" else "yellow"
+    console.print(Text("support ") + Text(model.support, style=style) + Text(f": {model.reason}", style="dim"))
 
 
 def _probe(scan: Scan) -> str:

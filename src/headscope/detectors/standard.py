@@ -23,20 +23,20 @@ def induction(tokens: Tokens) -> Targets:
     Reference:
         Olsson et al. 2022, arXiv:2209.11895.
     """
-    query, copy = _earlier_copies(tokens)
+    query, copy = earlier_copies(tokens)
     return Targets(query=query, key=copy + 1)
 
 
 def induction_recent(tokens: Tokens) -> Targets:
     """The token after the most recent earlier copy of the query's token only."""
-    query, copy = _earlier_copies(tokens)
+    query, copy = earlier_copies(tokens)
     last = np.append(query[1:] != query[:-1], True) if len(query) else np.zeros(0, dtype=bool)
     return Targets(query=query[last], key=copy[last] + 1)
 
 
 def duplicate_token(tokens: Tokens) -> Targets:
     """Every earlier copy of the query's token: targets(i) = {j : t_j = t_i, j < i}."""
-    query, copy = _earlier_copies(tokens)
+    query, copy = earlier_copies(tokens)
     return Targets(query=query, key=copy)
 
 
@@ -58,7 +58,7 @@ def first_token(tokens: Tokens) -> Targets:
     return Targets(query=query, key=np.zeros_like(query))
 
 
-def _earlier_copies(tokens: Tokens) -> tuple[np.ndarray, np.ndarray]:
+def earlier_copies(tokens: Tokens) -> tuple[np.ndarray, np.ndarray]:
     """Every pair (i, j) with t_j = t_i and j < i, ordered by i, then j. O(n log n + pairs)."""
     order = np.argsort(tokens, kind="stable")
     place = np.arange(len(tokens))

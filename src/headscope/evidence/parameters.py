@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from headscope.errors import ArgumentError, UnsupportedModel
+from headscope.errors import UnsupportedModel
 from headscope.model.attention import Attention
 from headscope.model.load import Model, load
 from headscope.model.taps import forward
@@ -78,13 +78,7 @@ def count_parameters(
         UnsupportedModel: attention whose matrices are not one Q, K, V and O per head.
     """
     model = load(model)
-    circuit = tuple(dict.fromkeys(head if isinstance(head, HeadId) else HeadId.parse(head) for head in heads))
-    missing = [head for head in circuit if head.head >= model.check.heads.get(head.layer, 0)]
-    if missing:
-        raise ArgumentError(
-            f"{model.id} has no head {missing[0]}; it has {model.n_layers} layers of up to {model.n_heads} heads, "
-            "counted from 0."
-        )
+    circuit = model.named(heads) if heads else ()
     shapes = _shapes(model)
     layer = circuit[0].layer if circuit else next(iter(shapes))
     shape = shapes[layer]

@@ -154,10 +154,12 @@ def repeats_source(
     period: tuple[int, int] = (8, 45),
     gap: tuple[int, int] = (0, 4),
     n_copies: int = 2,
+    count_all: bool = False,
 ) -> BatchSource:
     """Batches of jittered repeats, counting only the tokens that an induction head can predict.
 
-    Args and errors are those of `jittered_repeats`; errors appear when the first batch is drawn.
+    With `count_all` every token counts: a model learns to expect nothing where nothing can be known.
+    The other args and the errors are those of `jittered_repeats`; errors appear when the first batch is drawn.
     """
 
     def draw(generator: torch.Generator) -> Batch:
@@ -171,7 +173,9 @@ def repeats_source(
             gap=gap,
             n_copies=n_copies,
         )
-        return Batch(tokens=repeats.tokens, counted=repeats.predictable)
+        counted = torch.ones_like(repeats.predictable) if count_all else repeats.predictable
+        counted[:, -1] = False
+        return Batch(tokens=repeats.tokens, counted=counted)
 
     return draw
 

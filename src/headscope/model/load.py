@@ -8,12 +8,14 @@ its weights is refused, since transformers would fill them with random numbers. 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headscope.errors import ArgumentError, ModelError, ModelNotFound, UnsafeWeights, UnsupportedModel
+from headscope.types import HeadId
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +62,24 @@ class Model:
     def n_kv_heads(self) -> int | None:
         """Key-value heads of a layer; None where the model's own code hides them."""
         return self.check.kv_heads
+
+    def named(self, heads: HeadId | str | Sequence[HeadId | str]) -> tuple[HeadId, ...]:
+        """Heads of this model from their names, each once, in the order given.
+
+        Raises:
+            ArgumentError: no head at all, a name that is none, or heads that the model does not have.
+        """
+        given = [heads] if isinstance(heads, (HeadId, str)) else list(heads)
+        found = tuple(dict.fromkeys(head if isinstance(head, HeadId) else HeadId.parse(head) for head in given))
+        if not found:
+            raise ArgumentError("there is no head; name at least one, like L5H1.")
+        missing = [head for head in found if head.head >= self.check.heads.get(head.layer, 0)]
+        if missing:
+            raise ArgumentError(
+                f"{self.id} has no head {', '.join(map(str, missing))}; it has {self.n_layers} layers of up to "
+                f"{self.n_heads} heads, counted from 0."
+            )
+        return found
 
     @property
     def n_embeddings(self) -> int:

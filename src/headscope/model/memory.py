@@ -15,9 +15,13 @@ Result = TypeVar("Result")
 _MESSAGES = ("can't allocate memory", "not enough memory", "out of memory", "failed to allocate", "alloc_failed")
 
 
+class MemoryRanOut(ShapeError):
+    """Memory runs out with a single item."""
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on any device."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if isinstance(error, (MemoryError, MemoryRanOut, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _MESSAGES)
 
@@ -26,6 +30,8 @@ def in_batches(
     items: Sequence[Item], size: int, run: Callable[[Sequence[Item]], Result]
 ) -> Iterator[tuple[Sequence[Item], Result]]:
     """Run `items` in batches of `size`, halving it as often as memory runs out. Yields each batch and its result.
+
+    Batches may be nested: where a single inner item is too much, the outer batch is halved.
 
     Raises:
         ShapeError: memory runs out with a single item, or `size` is below 1.
@@ -38,12 +44,12 @@ def in_batches(
         results: list[Result] = []
         try:
             results.append(run(batch))
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, MemoryRanOut) as error:
             if not out_of_memory(error):
                 raise
         if not results:  # only here is the failed attempt, held by the error, let go
             if len(batch) == 1:
-                raise ShapeError(
+                raise MemoryRanOut(
                     "memory ran out with a single prompt in the batch; use shorter prompts or a smaller dtype."
                 )
             if torch.cuda.is_available():

@@ -224,6 +224,15 @@ def _hooks_route(model: PreTrainedModel, tokens: Tensor, failures: list[str]) ->
             yield _Look(route=route, seen=seen, output=output)
 
 
+_NUMBERED = re.compile(r"(.*?)\.(\d+)(?:\.|$)")
+
+
+def stack_of(name: str) -> str | None:
+    """The module that holds the decoder layers, from the name of one that lies in them; None without a number."""
+    match = _NUMBERED.match(name)
+    return match[1] if match else None
+
+
 def layer_numbers(names: list[str]) -> dict[str, int]:
     """Decoder layer of each module, from names like `model.layers.3.self_attn` in the order they were called.
 
@@ -232,7 +241,7 @@ def layer_numbers(names: list[str]) -> dict[str, int]:
     """
     stacks: dict[str, dict[str, int]] = {}
     for name in dict.fromkeys(names):
-        match = re.match(r"(.*?)\.(\d+)(?:\.|$)", name)
+        match = _NUMBERED.match(name)
         stack = stacks.setdefault(match[1] if match else "", {})
         stack[name] = int(match[2]) if match else len(stack)
     numbers: dict[str, int] = {}

@@ -1,0 +1,269 @@
+"""Start the forward pass again at a later layer: many edits of one prompt, each paying only for what it changes.
+
+    replay = Replay(model, tokens)          one clean pass; every decoder layer's output is kept
+    replay.logits(visit, start=5, copies=8) layers 0 to 4 give what they gave, layers 5 and up compute, 8 times over
+
+No family has code here. The model is called as ever and makes its own masks, rotary tables and final norm; only the
+decoder layers before the start return what they returned before. `copies` puts that many copies of every prompt into
+one batch, "worlds" that a visit may edit each in its own way: copy c of prompt b is row c * n_prompts + b.
+
+The restart is not believed but tried, once per model: from every layer it must give the clean logits bit for bit.
+Where it does not (layers that hand each other more than their output), every pass starts at layer 0, and `restarts`
+says so.
+
+Memory: one output per layer, n_layers * batch * position * d_model numbers.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from headscope.errors import UnsupportedModel
+from headscope.model.attention import Attention
+from headscope.model.interface import Visit
+from headscope.model.load import Model
+from headscope.model.memory import out_of_memory
+from headscope.model.selfcheck import FAMILY_ERRORS, stack_of
+from headscope.model.taps import LOCK, TOLERANCE, forward
+
+_Forward = Callable[..., Any]
+
+
+class Replay:
+    """One clean pass over prompts of one length, from whose layers the model can be started again.
+
+    Args:
+        model: A loaded model with an LM head.
+        tokens: The prompts, on the model's device.
+
+    Raises:
+        UnsupportedModel: the model gives no logits over its vocabulary.
+    """
+
+    def __init__(self, model: Model, tokens: Int[Tensor, "batch position"], *, _trying: bool = False) -> None:
+        self.model, self.tokens = model, tokens
+        self._alone = not _trying and _unembeds_alone(model)
+        self._layers = decoder_layers(model) if _trying or restarts(model) else []
+        self._kept: list[Any] = []
+        self._started: dict[tuple[int, int], int] = {}
+
+    @property
+    def n_prompts(self) -> int:
+        """Prompts of the clean pass."""
+        return self.tokens.shape[0]
+
+    def clean(
+        self, visit: Visit | None = None, *, places: Int[Tensor, "token 2"] | None = None, grad: bool = False
+    ) -> Float[Tensor, "*place vocab"]:
+        """The clean pass: its logits, as `logits` gives them. Keeps every layer's output, unless `grad`."""
+        self._kept, self._started = [], {}
+        begun = 0
+
+        def note(attention: Attention) -> Tensor | None:
+            self._started[attention.layer, attention.call] = max(0, begun - 1)
+            return None if visit is None else visit(attention)
+
+        def run(own: _Forward, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+            nonlocal begun
+            begun += 1
+            result = own(*arguments, **named)
+            if not grad:
+                self._kept.append(result)
+            return result
+
+        with LOCK, _around(self._layers, run):
+            return self._run(self.tokens, note, places, grad=grad)
+
+    def start_of(self, layer: int, call: int = 0) -> int | None:
+        """Which layer execution of the clean pass holds this attention call; 0 where restarts are not exact.
+
+        None for an attention call that the clean pass did not make.
+        """
+        return self._started.get((layer, call))
+
+    def logits(
+        self,
+        visit: Visit,
+        *,
+        start: int = 0,
+        copies: int = 1,
+        places: Int[Tensor, "token 2"] | None = None,
+    ) -> Float[Tensor, "*place vocab"]:
+        """Logits of `copies` copies of the prompts, computed from layer execution `start` on.
+
+        Args:
+            visit: Sees the attention of the layers that run; what it returns replaces z.
+            start: From `start_of`.
+            copies: How often each prompt is in the batch.
+            places: Batch row and position of each token whose logits are wanted; by default all.
+
+        Returns:
+            [row, position, vocabulary], or [token, vocabulary] for `places`.
+        """
+        begun = 0
+
+        def run(own: _Forward, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+            nonlocal begun
+            begun += 1
+            return own(*arguments, **named) if begun > start else _copied(self._kept[begun - 1], self.n_prompts, copies)
+
+        with LOCK, _around(self._layers if start else [], run):
+            return self._run(self.tokens.repeat(copies, 1), visit, places)
+
+    def _run(self, tokens: Tensor, visit: Visit, places: Tensor | None, *, grad: bool = False) -> Tensor:
+        if places is None or not self._alone:
+            logits = _logits(self.model, tokens, visit, grad=grad)
+            return logits if places is None else logits[places[:, 0], places[:, 1]]
+        with _unembedding_only(self.model, places):
+            return _logits(self.model, tokens, visit, grad=grad)[0]
+
+
+def decoder_layers(model: Model) -> list[nn.Module]:
+    """The modules that follow each other along the residual stream: those numbered in the names of attention modules.
+
+    Layers without attention, in hybrid models, are among them. Empty where no module is numbered.
+    """
+    route = model.check.route
+    assert route is not None, "load refuses models without a route"
+    stacks = dict.fromkeys(stack for name in route.layers if (stack := stack_of(name)) is not None)
+    return [layer for stack in stacks for layer in model.hf.get_submodule(stack).children()]
+
+
+_RESTARTS: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+
+
+def restarts(model: Model) -> bool:
+    """Whether starting at any layer gives the clean logits bit for bit; tried once per model, on a short input."""
+    if model.hf not in _RESTARTS:
+        _RESTARTS[model.hf] = _restarts(model)
+    return _RESTARTS[model.hf]
+
+
+def _restarts(model: Model) -> bool:
+    n_layers = len(decoder_layers(model))
+    if n_layers == 0:
+        return False
+    length = min(8, model.max_tokens or 8)
+    tokens = (torch.arange(2 * length, device=model.device) * 7 % model.n_embeddings).reshape(2, length)
+    replay = Replay(model, tokens, _trying=True)
+
+    def ignore(attention: Attention) -> None:
+        return None
+
+    clean = replay.clean()
+    limit = tolerance_of(clean)
+    try:
+        return len(replay._kept) >= n_layers and all(
+            torch.equal(replay.logits(ignore, start=start), clean)
+            and float((replay.logits(ignore, start=start, copies=2) - clean.repeat(2, 1, 1)).abs().max()) <= limit
+            for start in range(1, len(replay._kept))
+        )
+    except FAMILY_ERRORS as error:  # layers that miss what the skipped ones would have left them
+        if out_of_memory(error):
+            raise
+        return False
+
+
+@contextmanager
+def _around(layers: list[nn.Module], run: Callable[[_Forward, tuple[Any, ...], dict[str, Any]], Any]) -> Iterator[None]:
+    """Within the block each layer's forward goes through `run`, which gets the layer's own."""
+    before = [(layer, layer.__dict__.get("forward")) for layer in layers]
+
+    def routed(own: _Forward) -> _Forward:
+        return lambda *arguments, **named: run(own, arguments, named)
+
+    try:
+        for layer in layers:
+            layer.forward = routed(layer.forward)
+        yield
+    finally:
+        for layer, own in before:
+            if own is None:
+                layer.__dict__.pop("forward", None)
+            else:
+                layer.forward = own
+
+
+def _copied(kept: Any, n_prompts: int, copies: int) -> Any:
+    """A layer's output for a batch of copies. Tensors that broadcast over the batch stay as they are."""
+    if copies == 1:
+        return kept
+
+    def repeat(part: Any) -> Any:
+        if isinstance(part, Tensor) and part.dim() > 0 and part.shape[0] == n_prompts:
+            return part.repeat(copies, *[1] * (part.dim() - 1))
+        return part
+
+    return tree_map(repeat, kept)
+
+
+_HEADS: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+
+
+def _logits(model: Model, tokens: Tensor, visit: Visit, *, grad: bool = False) -> Float[Tensor, "batch token vocab"]:
+    route = model.check.route
+    assert route is not None, "load refuses models without a route"
+    logits = getattr(forward(model.hf, route, tokens, visit, grad=grad), "logits", None)
+    if not isinstance(logits, Tensor) or logits.dim() != 3:
+        raise UnsupportedModel(
+            f"{model.id} ({type(model.hf).__name__}) gives no logits over a vocabulary, so its loss is not defined; "
+            "load the model with its language-modelling head."
+        )
+    return logits
+
+
+@contextmanager
+def _unembedding_only(model: Model, places: Tensor) -> Iterator[None]:
+    """Within the block the unembedding reads these tokens alone, as one row."""
+    head: Any = model.hf.get_output_embeddings()
+
+    def gather(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (arguments[0][places[:, 0], places[:, 1]][None], *arguments[1:])
+
+    handle = head.register_forward_pre_hook(gather)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _unembeds_alone(model: Model) -> bool:
+    """Whether unembedding some tokens gives the logits that unembedding all gives; tried once per model."""
+    if model.hf not in _HEADS:
+        _HEADS[model.hf] = _try_unembedding(model)
+    return _HEADS[model.hf]
+
+
+def _try_unembedding(model: Model) -> bool:
+    length = min(8, model.max_tokens or 8)
+    tokens = (torch.arange(2 * length, device=model.device) * 5 % model.n_embeddings).reshape(2, length)
+    places = torch.tensor([[0, length - 1], [1, 0], [1, length // 2]], device=model.device)
+
+    def ignore(attention: Attention) -> None:
+        return None
+
+    logits = _logits(model, tokens, ignore)
+    if not isinstance(model.hf.get_output_embeddings(), nn.Module):
+        return False
+    whole = logits[places[:, 0], places[:, 1]]
+    try:
+        with _unembedding_only(model, places):
+            some = _logits(model, tokens, ignore)[0]
+    except FAMILY_ERRORS as error:  # its own code wants every token
+        if out_of_memory(error):
+            raise
+        return False
+    return some.shape == whole.shape and float((some - whole).abs().max()) <= tolerance_of(whole)
+
+
+def tolerance_of(logits: Tensor) -> float:
+    """Largest difference from these logits that rounding explains."""
+    return TOLERANCE.get(logits.dtype, TOLERANCE[torch.float32]) * max(1.0, float(logits.abs().max()))
