@@ -9,11 +9,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def interleaved(functions: Mapping[str, Callable[[], Any]], *, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each function in each round. The first round warms up and is dropped; the order turns every round."""
+def interleaved(
+    functions: Mapping[str, Callable[[], Any]], *, rounds: int, warm_up: bool = True
+) -> dict[str, list[float]]:
+    """Seconds of each function in each round; the order turns every round.
+
+    The first round warms up and is dropped, unless its work is minutes long and `warm_up` is False.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     names = list(functions)
-    for turn in range(rounds + 1):
+    for turn in range(0 if warm_up else 1, rounds + 1):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             gc.collect()
             started = time.perf_counter()

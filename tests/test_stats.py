@@ -1,4 +1,4 @@
-"""Intervals against published tables and against arithmetic done by hand."""
+"""Intervals and tests against published tables and against arithmetic done by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pytest import approx
 
-from headscope.stats import mean_intervals, t_quantile
+from headscope.stats import benjamini_hochberg, mean_intervals, p_values, t_quantile, two_sided_p
 
 # Two-sided 95% points of Student's t, as every statistics textbook prints them.
 PUBLISHED = {
@@ -94,3 +94,168 @@ def test_intervals_of_normal_draws_cover_19_times_in_20(rng, n):
 def test_no_prompt_has_no_mean():
     with pytest.raises(AssertionError, match="a mean needs at least one prompt"):
         mean_intervals(np.zeros((0, 3)))
+
+
+# ---- other errors than 5%
+
+# Two-sided 10%, 1% and 0.1% points, from the same tables.
+PUBLISHED_ERRORS = {
+    1: (6.314, 63.657, 636.619), 2: (2.920, 9.925, 31.599), 5: (2.015, 4.032, 6.869), 10: (1.812, 3.169, 4.587),
+    20: (1.725, 2.845, 3.850), 30: (1.697, 2.750, 3.646), 60: (1.671, 2.660, 3.460), 120: (1.658, 2.617, 3.373),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("degrees", list(PUBLISHED_ERRORS))
+def test_t_quantiles_at_other_errors_are_the_published_ones(degrees):
+    for error, published in zip((0.1, 0.01, 0.001), PUBLISHED_ERRORS[degrees], strict=True):
+        assert t_quantile(degrees, error=error) == approx(published, abs=0.0006)
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 10, 31])
+@pytest.mark.parametrize("error", [0.5, 0.05, 1e-3, 1e-6, 1e-9])
+def test_the_quantile_and_the_probability_undo_each_other(degrees, error):
+    assert two_sided_p(t_quantile(degrees, error=error), degrees) == approx(error, rel=1e-6)
+
+
+def test_small_errors_have_their_closed_forms():
+    # Cauchy's at error e: tan((1 - e) pi / 2) = 1 / tan(e pi / 2); at 1e-9 that is 6.4e8, found to a few digits since
+    # the probability of its middle, 1 - 1e-9, is held to 1e-16.
+    assert t_quantile(1, error=1e-9) == approx(1 / math.tan(1e-9 * math.pi / 2), rel=1e-6)
+    # Two degrees: t = p sqrt(2 / (1 - p^2)) with p = 1 - e.
+    assert t_quantile(2, error=1e-6) == approx((1 - 1e-6) * math.sqrt(2 / (1 - (1 - 1e-6) ** 2)), rel=1e-9)
+    assert t_quantile(3, error=0.05) == t_quantile(3)
+
+
+# ---- p
+
+
+def test_p_of_the_published_points_is_their_error():
+    # 2.228 is the 5% point of 10 degrees, rounded; so is each of the table's others.
+    assert two_sided_p(2.228, 10) == approx(0.05, abs=2e-5)
+    for degrees, published in PUBLISHED.items():
+        assert two_sided_p(published, degrees) == approx(0.05, rel=2e-3), degrees
+
+
+def test_p_has_its_closed_forms():
+    # Cauchy's middle half lies within -1 .. 1. Two degrees: 1 - t / sqrt(2 + t^2), at t = 2: 1 - 2 / sqrt 6 = 0.183503.
+    assert two_sided_p(1.0, 1) == approx(0.5)
+    assert two_sided_p(2.0, 2) == approx(0.183503, abs=1e-6)
+    # No distance at all has probability 1; the sign does not matter; what is past rounding is 0 and never below.
+    for degrees in (1, 2, 7, 30):
+        assert two_sided_p(0.0, degrees) == 1.0
+        assert two_sided_p(-1.3, degrees) == two_sided_p(1.3, degrees)
+        assert 0 <= two_sided_p(1e30, degrees) < 1e-15
+
+
+def test_p_falls_with_the_distance_and_with_the_degrees():
+    by_distance = [two_sided_p(t, 9) for t in np.linspace(0, 20, 200)]
+    assert all(later < earlier for earlier, later in pairwise(by_distance))
+    by_degrees = [two_sided_p(2.0, degrees) for degrees in range(1, 60)]
+    assert all(later < earlier for earlier, later in pairwise(by_degrees))
+
+
+def test_p_of_samples_by_hand():
+    # 1, 2, 3, 4: mean 2.5, error sqrt(5/3) / 2 = 0.645497, t = 3.872983. Three degrees:
+    # p = 1 - 2/pi (a + sin a cos a), a = atan(t / sqrt 3) = atan(sqrt 5) = 1.150262; sin a cos a = sqrt 5 / 6.
+    a = math.atan(math.sqrt(5))
+    wanted = 1 - 2 / math.pi * (a + math.sqrt(5) / 6)
+    assert wanted == approx(0.030466, abs=1e-6)
+    assert p_values(np.array([1.0, 2.0, 3.0, 4.0])) == approx(wanted, abs=1e-12)
+    # An interval that ends at zero is what p = 0.05 means.
+    mean, half = mean_intervals(np.array([1.0, 2.0, 3.0, 4.0]))
+    assert p_values(np.array([1.0, 2.0, 3.0, 4.0]) - (mean - half)) == approx(0.05, abs=1e-9)
+
+
+def test_p_keeps_the_shape_of_what_is_tested_and_leaves_it_unchanged(rng):
+    samples = rng.normal(size=(6, 3, 2))
+    before = samples.copy()
+    found = p_values(samples)
+    assert found.shape == (3, 2)
+    for place in np.ndindex(3, 2):
+        assert found[place] == p_values(samples[:, *place])
+    assert (samples == before).all()
+
+
+def test_without_spread_p_is_certain():
+    # All prompts agree on 0: nothing speaks against zero. All agree on 0.25: zero is out of the question.
+    assert p_values(np.array([[0.0, 0.25, -0.25]] * 5)).tolist() == [1.0, 0.0, 0.0]
+
+
+def test_one_prompt_says_nothing():
+    assert p_values(np.array([[0.0, 3.0, -1e9]])).tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("n", [2, 3, 8, 16])
+def test_p_is_uniform_where_the_mean_is_zero(rng, n):
+    # 20,000 tests: the sampling error at 0.05 is 0.0015, at 0.5 it is 0.0035.
+    found = p_values(rng.normal(0.0, 0.1, size=(n, 20_000)))
+    for error, tolerance in ((0.01, 0.003), (0.05, 0.006), (0.5, 0.014)):
+        assert (found <= error).mean() == approx(error, abs=tolerance)
+
+
+# ---- many tests at once
+
+
+def test_benjamini_and_hochbergs_own_example():
+    # Benjamini and Hochberg 1995, section 3.2: 15 comparisons; at 0.05 theirs rejects the first four, Bonferroni three.
+    p = [
+        0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344, 0.0459, 0.3240, 0.4262, 0.5719, 0.6528,
+        0.7590, 1.0000,
+    ]  # fmt: skip
+    q = benjamini_hochberg(np.array(p))
+    assert (q <= 0.05).tolist() == [True] * 4 + [False] * 11
+    # 0.0095 * 15 / 4 = 0.035625; 0.0201 * 15 / 5 = 0.0603; the sixth, 0.0278 * 15 / 6 = 0.0695, gets the seventh's
+    # 0.0298 * 15 / 7 = 0.063857, for a larger p must not have the smaller q.
+    assert q[:7] == approx([0.0015, 0.003, 0.0095, 0.035625, 0.0603, 0.063857, 0.063857], abs=1e-6)
+    assert q[-1] == 1.0
+
+
+def test_q_values_by_hand_in_any_order():
+    # 0.01, 0.02, 0.03, 0.04 of four: 0.04, 0.04, 0.04, 0.04. And 0.5, 0.01, 0.2: sorted 0.03, 0.3, 0.5.
+    assert benjamini_hochberg(np.array([0.03, 0.01, 0.04, 0.02])) == approx([0.04] * 4)
+    assert benjamini_hochberg(np.array([0.5, 0.01, 0.2])) == approx([0.5, 0.03, 0.3])
+    assert benjamini_hochberg(np.array([0.2])).tolist() == [0.2]
+    assert benjamini_hochberg(np.array([])).tolist() == []
+    assert benjamini_hochberg(np.zeros(3)).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_q_values_are_never_below_p_never_above_one_and_keep_its_order(rng):
+    for _ in range(50):
+        p = rng.random(rng.integers(1, 30)) ** rng.integers(1, 5)
+        before = p.copy()
+        q = benjamini_hochberg(p)
+        assert (q >= p - 1e-15).all()
+        assert (q <= 1).all()
+        assert (np.diff(q[np.argsort(p)]) >= 0).all()
+        assert (p == before).all()
+        # The same order in, the same order out.
+        turn = rng.permutation(len(p))
+        assert benjamini_hochberg(p[turn]) == approx(q[turn])
+
+
+def test_a_smaller_p_never_gives_a_larger_q(rng):
+    for _ in range(50):
+        p = rng.random(12)
+        less = p.copy()
+        less[rng.integers(12)] *= rng.random()
+        assert (benjamini_hochberg(less) <= benjamini_hochberg(p) + 1e-15).all()
+
+
+def test_where_nothing_is_true_anything_is_called_in_one_set_of_20(rng):
+    # 300 sets of 40 null means over 8 prompts. Expected 0.05, sampling error sqrt(0.05 * 0.95 / 300) = 0.0126.
+    # Without the correction 1 - 0.95^40 = 87% of the sets would have a call.
+    called = [(benjamini_hochberg(p_values(rng.normal(size=(8, 40)))) <= 0.05).any() for _ in range(300)]
+    assert np.mean(called) <= 0.05 + 2 * 0.0126
+
+
+def test_of_what_is_called_no_more_than_one_in_20_is_false(rng):
+    # 30 null means and 10 of two standard deviations: the share of false calls is 0.05 * 30 / 40 = 0.0375 on average.
+    shift = np.r_[np.zeros(30), np.full(10, 2.0)]
+    shares, found = [], []
+    for _ in range(300):
+        called = benjamini_hochberg(p_values(shift + rng.normal(size=(8, 40)))) <= 0.05
+        shares.append(called[:30].sum() / max(1, called.sum()))
+        found.append(called[30:].mean())
+    assert np.mean(shares) <= 0.05
+    assert np.mean(shares) == approx(0.0375, abs=0.012)
+    assert np.mean(found) > 0.8, "not by calling nothing"

@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from headscope.errors import HeadscopeError
     from headscope.evidence.ablation import Ablation, ablate
     from headscope.evidence.attention import scan
+    from headscope.evidence.circuit import Circuit, trace_circuit
+    from headscope.evidence.composition import Composition, composition
     from headscope.evidence.every_head import HeadEffects, ablate_each
     from headscope.evidence.icl import InContext, icl
+    from headscope.evidence.token_space import ov_table, qk_table, virtual_circuit
     from headscope.evidence.verification import Verification
     from headscope.evidence.verify import verify
     from headscope.model.load import Model, load
@@ -30,6 +33,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "Ablation": "headscope.evidence.ablation",
     "Check": "headscope.model.selfcheck",
+    "Circuit": "headscope.evidence.circuit",
+    "Composition": "headscope.evidence.composition",
     "DETECTORS": "headscope.detectors",
     "Detector": "headscope.detectors",
     "HeadEffects": "headscope.evidence.every_head",
@@ -44,19 +49,26 @@ _HOMES = {
     "Verification": "headscope.evidence.verification",
     "ablate": "headscope.evidence.ablation",
     "ablate_each": "headscope.evidence.every_head",
+    "composition": "headscope.evidence.composition",
     "icl": "headscope.evidence.icl",
     "load": "headscope.model.load",
+    "ov_table": "headscope.evidence.token_space",
     "probe_text": "headscope.probes",
     "probe_tokens": "headscope.probes",
+    "qk_table": "headscope.evidence.token_space",
     "repeated_tokens": "headscope.probes",
     "scan": "headscope.evidence.attention",
+    "trace_circuit": "headscope.evidence.circuit",
     "verify": "headscope.evidence.verify",
+    "virtual_circuit": "headscope.evidence.token_space",
 }
 
 __all__ = [
     "DETECTORS",
     "Ablation",
     "Check",
+    "Circuit",
+    "Composition",
     "Detector",
     "HeadEffects",
     "HeadId",
@@ -70,13 +82,18 @@ __all__ = [
     "Verification",
     "ablate",
     "ablate_each",
+    "composition",
     "icl",
     "load",
+    "ov_table",
     "probe_text",
     "probe_tokens",
+    "qk_table",
     "repeated_tokens",
     "scan",
+    "trace_circuit",
     "verify",
+    "virtual_circuit",
 ]
 
 

@@ -47,7 +47,7 @@ def decode(kind: type[Record], document: Any, *, schema: str | None = None) -> R
         document = {key: value for key, value in document.items() if key != "schema"}
     try:
         return _decoded(kind, document, kind.__name__)
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise ArgumentError(f"the document is damaged ({error}); write it anew.") from error
 
 

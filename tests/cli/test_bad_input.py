@@ -9,7 +9,15 @@ import sys
 
 import pytest
 import torch
-from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPT2Model,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
 SMALL = dict(n_layer=2, n_head=4, n_embd=32, vocab_size=97, n_positions=64, bos_token_id=0, eos_token_id=0)
 
@@ -43,8 +51,12 @@ def folders(tmp_path_factory):
     (root / "words.json").write_text(json.dumps({"tokens": "no"}))
     (root / "long.json").write_text(json.dumps([[1] * 65]))
     (root / "none.json").write_text("[]")
+    GPT2Model(GPT2Config(**SMALL)).save_pretrained(root / "headless")
+    (root / "latin1.txt").write_bytes("Müll ".encode("latin-1") * 2000)
     return root
 
+
+SHORT = ("--n-prompts", "2", "--period", "8")
 
 CASES = {
     "a name that is nothing": (("scan", "no-such/model"), "no model 'no-such/model'"),
@@ -79,6 +91,32 @@ CASES = {
     "text and tokens": (("scan", "demo", "--text", "a", "--tokens", "b"), "--text and --tokens"),
     "a head that does not exist": (("params", "demo", "--head", "L9H9"), "no head L9H9"),
     "a head that is no head": (("params", "demo", "--head", "best"), "'best' is not a head"),
+    "to verify a head that does not exist": (("verify", "demo", "--head", "L9H9"), "demo has no head L9H9; it has 2"),
+    "to verify a head that is no head": (("verify", "demo", "--head", "best"), "'best' is not a head"),
+    "to verify a head of a second call": (("verify", "demo", *SHORT, "--head", "L1H0#1"), "never reaches L1H0#1"),
+    "to verify all heads by name": (
+        ("verify", "{root}/good", *SHORT, *(f"--head=L{layer}H{head}" for layer in (0, 1) for head in range(4))),
+        "all 8 heads of .* are to be ablated, which leaves nothing to compare; name fewer",
+    ),
+    "an unknown ablation": (("verify", "demo", "--ablation", "foo"), "'foo' is not known; use one of zero, mean, res"),
+    "one prompt to verify on": (("verify", "demo", "--n-prompts", "1"), "--n-prompts 1; .* at least 2 prompts"),
+    "period 1 to verify on": (("verify", "demo", "--period", "1"), "period=1.* at least 3"),
+    "a natural text that is too short": (
+        ("verify", "demo", *SHORT, "--natural", "{root}/text.txt"),
+        r"the natural text has \d+ tokens; it needs at least 508, .* give a longer text",
+    ),
+    "a natural text that is not there": (
+        ("verify", "demo", "--natural", "{root}/gone.txt"),
+        r"gone\.txt' cannot be read",
+    ),
+    "a natural text in another encoding": (("verify", "demo", "--natural", "{root}/latin1.txt"), "as UTF-8 text"),
+    "natural text without a tokenizer": (
+        ("verify", "{root}/good", *SHORT, "--natural", "{root}/text.txt"),
+        "no tokenizer, so it cannot read natural",
+    ),
+    "to verify without an LM head": (("verify", "{root}/headless", *SHORT), "headless.*(loss|logits)"),
+    "to verify without attention": (("verify", "{root}/mamba"), "no softmax attention"),
+    "to verify past the context": (("verify", "{root}/good", "--period", "40"), "at most 64"),
 }
 
 
@@ -115,4 +153,6 @@ def test_a_defect_of_ours_exits_with_1_and_a_traceback(monkeypatch, headscope):
 
 def test_usage_errors_exit_with_2(headscope):
     assert headscope("scan", "demo", "--period", "many").code == 2
+    assert headscope("verify", "demo", "--top", "0").code == 2
+    assert headscope("verify", "demo", "--natural").code == 2
     assert headscope("scna").code == 2

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from headscope.errors import ShapeError
-from headscope.model.memory import in_batches, out_of_memory
+from headscope.model.memory import MemoryRanOut, in_batches, out_of_memory
 
 
 def device_of(capacity, error):
@@ -118,3 +118,64 @@ def test_no_items_make_no_batches():
 def test_a_batch_of_nothing_is_refused_rather_than_repeated_for_ever(size):
     with pytest.raises(ShapeError, match=f"batch size {size}"):
         next(in_batches([1], size, lambda batch: batch))
+
+
+# ---- batches within batches
+
+
+def nested(capacity, size):
+    """Outer batches of prompts, and of each inner batches of worlds; a pass fits `capacity` prompts times worlds."""
+    tried = []
+
+    def outer(prompts):
+        def inner(worlds):
+            tried.append((len(prompts), len(worlds)))
+            if len(prompts) * len(worlds) > capacity:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return [(world, prompt) for world in worlds for prompt in prompts]
+
+        return [pair for _, pairs in in_batches(range(3), 3, inner) for pair in pairs]
+
+    pairs = [pair for _, found in in_batches(range(4), size, outer) for pair in found]
+    return tried, pairs
+
+
+EVERY_PAIR = sorted((world, prompt) for world in range(3) for prompt in range(4))
+
+
+def test_where_one_inner_item_is_too_much_the_outer_batch_is_halved():
+    # A pass fits 2. 4 prompts: with 3 worlds and with 1 too many. 2 prompts: 3 worlds too many, then 1, 1, 1; twice.
+    tried, pairs = nested(2, size=4)
+    assert tried == [(4, 3), (4, 1), (2, 3), (2, 1), (2, 1), (2, 1), (2, 3), (2, 1), (2, 1), (2, 1)]
+    assert sorted(pairs) == EVERY_PAIR
+
+
+def test_the_inner_batch_is_halved_first():
+    # A pass fits 4: 4 prompts with one world each time, the outer batch stays whole.
+    tried, pairs = nested(4, size=4)
+    assert tried == [(4, 3), (4, 1), (4, 1), (4, 1)]
+    assert sorted(pairs) == EVERY_PAIR
+
+
+def test_where_one_of_each_is_too_much_it_is_the_user_s_to_mend():
+    with pytest.raises(MemoryRanOut, match="memory ran out with a single prompt") as caught:
+        nested(0, size=4)
+    assert "\n" not in str(caught.value)
+
+
+def test_memory_that_ran_out_within_counts_as_memory_that_ran_out():
+    assert out_of_memory(MemoryRanOut("memory ran out with a single prompt in the batch"))
+    assert not out_of_memory(ShapeError("period < 3"))
+    assert issubclass(MemoryRanOut, ShapeError)  # so that callers catch what they caught before
+
+
+def test_another_refusal_within_passes_through_at_once():
+    tried = []
+
+    def run(batch):
+        tried.append(len(batch))
+        raise ShapeError("the corpus is too short")
+
+    with pytest.raises(ShapeError, match="the corpus is too short"):
+        list(in_batches([1, 2], 2, run))
+    assert tried == [2]

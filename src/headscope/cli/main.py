@@ -11,6 +11,7 @@ import sys
 import typer
 
 from headscope.cli.check import check
+from headscope.cli.circuit import circuit
 from headscope.cli.params import params
 from headscope.cli.scan import scan
 from headscope.cli.verify import verify
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.command()(scan)
 app.command()(verify)
+app.command()(circuit)
 app.command()(check)
 app.command()(params)
 

@@ -11,7 +11,6 @@ from headscope.evidence.verdict import q_text
 from headscope.evidence.verification import HeadSet, HeadVerdict, Verification
 from headscope.results import Estimate
 
-
 WIDTH = 100
 """Characters that the table needs; a narrower terminal wraps its lines."""
 

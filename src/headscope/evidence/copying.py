@@ -80,7 +80,7 @@ class Circuits:
         self.layers = layer_weights(model)
         words = vocabulary(model)
         self._final = words.norm
-        self._embedding, self._unembedding = words.embedding, words.unembedding
+        self.embedding, self.unembedding = words.embedding, words.unembedding
         special = model.special_token_ids
         pool = [one for one in range(len(words.embedding)) if one not in special]
         if len(pool) < 2:
@@ -102,7 +102,7 @@ class Circuits:
         """How these heads copy together."""
         read, write = self.ov(heads)
         sample = self._sample.to(read.device)
-        raised = (self._embedding[sample] @ read) @ (write @ self._unembedding[sample].T)
+        raised = (self.embedding[sample] @ read) @ (write @ self.unembedding[sample].T)
         n = len(sample)
         size = min(GROUP, n)
         shares = []
@@ -123,14 +123,14 @@ class Circuits:
         """W_U W_E: from what is written to what is read, summed over the vocabulary."""
         if self._mixed is None:
             total = torch.zeros(
-                self._unembedding.shape[1],
-                self._embedding.shape[1],
-                dtype=torch.float64 if self._embedding.dtype == torch.float64 else torch.float32,
-                device=self._embedding.device,
+                self.unembedding.shape[1],
+                self.embedding.shape[1],
+                dtype=torch.float64 if self.embedding.dtype == torch.float64 else torch.float32,
+                device=self.embedding.device,
             )
-            for first in range(0, len(self._embedding), BLOCK):
+            for first in range(0, len(self.embedding), BLOCK):
                 rows = slice(first, first + BLOCK)
-                total += self._unembedding[rows].T.to(total.dtype) @ self._embedding[rows].to(total.dtype)
+                total += self.unembedding[rows].T.to(total.dtype) @ self.embedding[rows].to(total.dtype)
             self._mixed = total
         return self._mixed
 
@@ -154,7 +154,12 @@ def _written(
 
 
 def _balance(core: Float[Tensor, "rank rank"]) -> float | None:
-    """sum(lambda) / sum(|lambda|)."""
-    values = torch.linalg.eigvals(core.double())
+    """sum(lambda) / sum(|lambda|); directions that are zero but for rounding are left out.
+
+    Many of those, as in a head of low rank, are many equal eigenvalues, on which the solver may not converge.
+    """
+    left, sizes, right = torch.linalg.svd(core.double())
+    kept = sizes > sizes[0] * len(core) * torch.finfo(core.dtype).eps
+    values = torch.linalg.eigvals(sizes[kept] * (right[kept] @ left[:, kept]))
     size = float(values.abs().sum())
     return float(values.real.sum()) / size if size > 0 else None

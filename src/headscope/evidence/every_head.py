@@ -237,8 +237,13 @@ class _Course:
             center[running] = first_order[running].mean(1) + missed.mean(1)
             left = math.sqrt(1 - read / n_prompts)
             half[running] = left * t_quantile(read - 1, error=error) * missed.std(1, ddof=1) / math.sqrt(read)
-            bar = np.sort(center - half)[-top]
+            bar = np.sort((center - half)[running])[-top]
             running = running[center[running] + half[running] >= bar]
+        known = np.isfinite(exact[:, -1])
+        bar = np.sort(exact[known].mean(1))[-top]
+        for one in np.flatnonzero(~known & (center >= bar)):  # an interval missed: out too early
+            read = int(np.isfinite(exact[one]).sum())
+            exact[one, read:] = self._ablated([self.heads[one]], range(read, n_prompts))[0]
         return [
             self._exact(head, row)
             if not np.isnan(row[-1])
@@ -260,14 +265,15 @@ class _Course:
 
         def progress(pairs: int) -> None:
             nonlocal done
-            done += pairs
-            self._report(min(done, total), total)
+            done += pairs // len(worlds) * len(heads)  # the clean world is no ablation
+            self._report(done, total)
 
         found = losses(
             self.ablator,
-            [self.prompts[one] for one in part],
-            {kind: [places[one] for one in part] for kind, places in self.queries.items()},
+            self.prompts,
+            self.queries,
             worlds,
+            index=part,
             progress=progress,
         )["second_copy"]
         self.n_ablations += len(heads) * len(part)

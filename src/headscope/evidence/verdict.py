@@ -223,6 +223,8 @@ def _no_stripe(evidence: Evidence, rule: Rule) -> str:
     score = evidence.scores.get("induction")
     if score is None:
         return "no role was scored"
+    if score.mean >= rule.attention:
+        return f"{_attends(score)}, so not for what the tokens are"
     best = max(evidence.scores.values(), key=lambda one: one.mean)
     return (
         f"attends to the tokens after earlier copies only {score.mean:.2f} (it takes {rule.attention}); "

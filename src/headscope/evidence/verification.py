@@ -167,7 +167,8 @@ class Verification:
         """One row per head: layer, head, call, verdict, delta_loss_nats, ci_low, ci_high, q_value, ..."""
         import pandas as pd
 
-        return pd.DataFrame([_row(one) for one in self.heads])
+        frame = pd.DataFrame([_row(one) for one in self.heads])
+        return frame.astype(dict.fromkeys(NUMBERS, "float64"))
 
     def save(self, folder: str | Path) -> tuple[Path, Path]:
         """Write `verify.json` and `verify.parquet` into a folder, which is made if need be. Returns both paths."""
@@ -199,6 +200,20 @@ class Verification:
     def __repr__(self) -> str:
         found = ", ".join(f"{len(self.of(name))} {name}" for name in VERDICTS if name != "none" and self.of(name))
         return f"Verification({self.model.id}: {found or 'no head with a role'})"
+
+
+NUMBERS = (
+    "delta_loss_nats",
+    "ci_low",
+    "ci_high",
+    "q_value",
+    "first_copy",
+    "natural",
+    "put_back",
+    "copying",
+    "copying_eigenvalue",
+)
+"""The columns that are numbers even where none was measured."""
 
 
 def _size(one: HeadVerdict) -> float:

@@ -215,7 +215,7 @@ class _Text:
     def of(cls, model: Model, text: str, method: Method, seed: int) -> _Text:
         if model.tokenizer is None:
             raise TokenError(f"{model.id} has no tokenizer, so it cannot read natural text; load it with tokenizer=.")
-        ids = np.asarray(model.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
+        ids = np.asarray(model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
         start = [] if model.bos_token_id is None else [model.bos_token_id]
         body = min(WINDOW, model.max_tokens or WINDOW) - len(start)
         windows = [np.asarray([*start, *ids[at : at + body]]) for at in range(0, len(ids) - body + 1, body)]

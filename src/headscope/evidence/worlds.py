@@ -200,6 +200,7 @@ def losses(
     queries: Queries,
     worlds: Sequence[World],
     *,
+    index: Sequence[int] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Losses:
     """Mean loss of each kind of query in each world and prompt.
@@ -209,6 +210,7 @@ def losses(
         prompts: Token ids, of any lengths.
         queries: Places whose loss counts; at least one of each kind in each prompt.
         worlds: Sets of heads; the empty set is the clean model.
+        index: Which prompts, in this order; by default all. What `resample` draws for a prompt goes by its number here.
         progress: Called with the number of (world, prompt) pairs done since the last call.
 
     Raises:
@@ -217,10 +219,15 @@ def losses(
         NonFiniteError: a loss is NaN or infinite.
         ShapeError: memory runs out with a single world of a single prompt.
     """
-    found = {kind: np.empty((len(worlds), len(prompts)), dtype=np.float64) for kind in queries}
-    for same in same_length(prompts):
-        size = prompts_at_once(ablator.model, len(prompts[same[0]]))
-        for part, values in in_batches(same, size, lambda part: _losses(ablator, prompts, queries, part, worlds)):
+    index = range(len(prompts)) if index is None else index
+    found = {kind: np.empty((len(worlds), len(index)), dtype=np.float64) for kind in queries}
+
+    def run(part: Sequence[int]) -> Losses:
+        return _losses(ablator, prompts, queries, [index[one] for one in part], worlds)
+
+    for same in same_length([prompts[one] for one in index]):
+        size = prompts_at_once(ablator.model, len(prompts[index[same[0]]]))
+        for part, values in in_batches(same, size, run):
             for kind in queries:
                 found[kind][:, list(part)] = values[kind]
             if progress is not None:

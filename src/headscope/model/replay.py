@@ -17,8 +17,10 @@ Memory: one output per layer, n_layers * batch * position * d_model numbers.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,6 +37,8 @@ from headscope.model.selfcheck import FAMILY_ERRORS, stack_of
 from headscope.model.taps import LOCK, TOLERANCE, forward
 
 _Forward = Callable[..., Any]
+Around = Callable[[nn.Module, _Forward, tuple[Any, ...], dict[str, Any]], Any]
+"""What runs in a module's place: gets the module, its own forward, and the arguments."""
 
 
 class Replay:
@@ -71,7 +75,7 @@ class Replay:
             self._started[attention.layer, attention.call] = max(0, begun - 1)
             return None if visit is None else visit(attention)
 
-        def run(own: _Forward, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        def run(layer: nn.Module, own: _Forward, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
             nonlocal begun
             begun += 1
             result = own(*arguments, **named)
@@ -79,7 +83,7 @@ class Replay:
                 self._kept.append(result)
             return result
 
-        with LOCK, _around(self._layers, run):
+        with LOCK, around(self._layers, run):
             return self._run(self.tokens, note, places, grad=grad)
 
     def start_of(self, layer: int, call: int = 0) -> int | None:
@@ -100,7 +104,7 @@ class Replay:
         """Logits of `copies` copies of the prompts, computed from layer execution `start` on.
 
         Args:
-            visit: Sees the attention of the layers that run; what it returns replaces z.
+            visit: Sees the attention of the layers that run, numbered as in a whole pass; what it returns replaces z.
             start: From `start_of`.
             copies: How often each prompt is in the batch.
             places: Batch row and position of each token whose logits are wanted; by default all.
@@ -108,15 +112,38 @@ class Replay:
         Returns:
             [row, position, vocabulary], or [token, vocabulary] for `places`.
         """
+        with self._restarted(start, copies):
+            return self._run(self.tokens.repeat(copies, 1), self._numbered(visit, start), places)
+
+    def see(self, visit: Visit, *, start: int = 0, copies: int = 1) -> None:
+        """The same for what `visit` sees alone; it may raise `taps.Stop` to leave early."""
+        route = self.model.check.route
+        assert route is not None, "load refuses models without a route"
+        with self._restarted(start, copies):
+            forward(self.model.hf, route, self.tokens.repeat(copies, 1), self._numbered(visit, start))
+
+    @contextmanager
+    def _restarted(self, start: int, copies: int) -> Iterator[None]:
+        """Within the block the layer executions before `start` give what they gave in the clean pass."""
         begun = 0
 
-        def run(own: _Forward, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        def run(layer: nn.Module, own: _Forward, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
             nonlocal begun
             begun += 1
-            return own(*arguments, **named) if begun > start else _copied(self._kept[begun - 1], self.n_prompts, copies)
+            return own(*arguments, **named) if begun > start else copied(self._kept[begun - 1], self.n_prompts, copies)
 
-        with LOCK, _around(self._layers if start else [], run):
-            return self._run(self.tokens.repeat(copies, 1), visit, places)
+        with LOCK, around(self._layers if start else [], run):
+            yield
+
+    def _numbered(self, visit: Visit, start: int) -> Visit:
+        """`visit`, with calls numbered as in a whole pass: in looped models a layer's first calls may be skipped."""
+        skipped = Counter(layer for (layer, _), begins in self._started.items() if begins < start)
+
+        def numbered(attention: Attention) -> Tensor | None:
+            n_skipped = skipped[attention.layer]
+            return visit(replace(attention, call=attention.call + n_skipped) if n_skipped else attention)
+
+        return numbered
 
     def _run(self, tokens: Tensor, visit: Visit, places: Tensor | None, *, grad: bool = False) -> Tensor:
         if places is None or not self._alone:
@@ -173,16 +200,16 @@ def _restarts(model: Model) -> bool:
 
 
 @contextmanager
-def _around(layers: list[nn.Module], run: Callable[[_Forward, tuple[Any, ...], dict[str, Any]], Any]) -> Iterator[None]:
-    """Within the block each layer's forward goes through `run`, which gets the layer's own."""
+def around(layers: Sequence[nn.Module], run: Around) -> Iterator[None]:
+    """Within the block each module's forward goes through `run`, which gets the module and its own forward."""
     before = [(layer, layer.__dict__.get("forward")) for layer in layers]
 
-    def routed(own: _Forward) -> _Forward:
-        return lambda *arguments, **named: run(own, arguments, named)
+    def routed(layer: nn.Module, own: _Forward) -> _Forward:
+        return lambda *arguments, **named: run(layer, own, arguments, named)
 
     try:
         for layer in layers:
-            layer.forward = routed(layer.forward)
+            layer.forward = routed(layer, layer.forward)
         yield
     finally:
         for layer, own in before:
@@ -192,7 +219,7 @@ def _around(layers: list[nn.Module], run: Callable[[_Forward, tuple[Any, ...], d
                 layer.forward = own
 
 
-def _copied(kept: Any, n_prompts: int, copies: int) -> Any:
+def copied(kept: Any, n_prompts: int, copies: int) -> Any:
     """A layer's output for a batch of copies. Tensors that broadcast over the batch stay as they are."""
     if copies == 1:
         return kept

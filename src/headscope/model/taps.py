@@ -46,8 +46,8 @@ class Route:
     """On the path `interface`, whether the model's masks must be numbers to add."""
 
 
-class _Stop(Exception):
-    """Ends a forward pass after its last attention."""
+class Stop(Exception):
+    """Raised by a visit that has seen enough: the forward pass ends there, and `forward` returns None."""
 
 
 LOCK = threading.RLock()
@@ -111,7 +111,7 @@ def forward(
                 f"{list(attention.z.shape)} [batch query head d_head], or None to leave z as it is."
             )
         if stop_at_last and count == route.calls:
-            raise _Stop
+            raise Stop
         return replaced
 
     arguments: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
@@ -136,7 +136,7 @@ def forward(
             stack.enter_context(hooked(list(names), tokens.shape[1], counted, number))
         try:
             return model(**arguments)
-        except _Stop:
+        except Stop:
             return None
         except UnknownArgument as unknown:
             raise UnsupportedModel(
