@@ -88,7 +88,7 @@ RANKS = {
     "model": 1,
     **dict.fromkeys(["probes", "detectors", "stats", "heatmap", "diagram", "results"], 2),
     **dict.fromkeys(["evidence", "lab"], 3),
-    **dict.fromkeys(["behaviors", "sweep", "report", "explore"], 4),
+    **dict.fromkeys(["behaviors", "sweep", "page", "explore"], 4),
     **dict.fromkeys(["cli", "lesson"], 5),
 }
 # Imports that point up, made inside the function that needs them, and why each is there.

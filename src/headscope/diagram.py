@@ -59,8 +59,8 @@ def diagram_svg(nodes: Sequence[Node], arrows: Sequence[Arrow]) -> str:
         body = f'<text x="{_LEFT}" y="{height / 2:.0f}" fill="{_SOFT}">no circuit found</text>'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
-        f'role="img" style="max-width:100%;height:auto;background:{_PAPER}" font-family="system-ui,sans-serif" font-size="13">'
-        f"{body}</svg>\n"
+        f'role="img" style="max-width:100%;height:auto;background:{_PAPER}" font-family="system-ui,sans-serif" '
+        f'font-size="13">{body}</svg>\n'
     )
 
 

@@ -7,6 +7,7 @@ a temporary name and renamed, so a reader never sees half of one.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import sys
@@ -344,6 +345,13 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number that a document holds")
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a number that a document holds")
+    return value
+
+
 def read_document(path: str | Path, name: str) -> dict[str, Any]:
     """The JSON document in a file, or in the file of this name in a folder.
 
@@ -354,7 +362,7 @@ def read_document(path: str | Path, name: str) -> dict[str, Any]:
     file = path / name if path.is_dir() else path
     kind = Path(name).stem
     try:
-        document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
     except (OSError, ValueError) as error:
         raise ArgumentError(f"{str(file)!r} cannot be read as a {kind}: {error}") from error
     return document if isinstance(document, dict) else {}

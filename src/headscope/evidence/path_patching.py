@@ -3,8 +3,8 @@
 On twins (`headscope.probes.twins`) that differ in one token before the key:
 
     1. The base run is repeated with every head's z held at its base value, but the sender's, which is set to that of
-       the other run. So nothing moves but what the sender wrote, and what follows from it without another head's help: the
-       residual stream, norms, and MLPs, which recompute, or are held at their base values too.
+       the other run. So nothing moves but what the sender wrote, and what follows from it without another head's help:
+       the residual stream, norms, and MLPs, which recompute, or are held at their base values too.
     2. The receiver's input is read there: its key at the target, or its query, or its value at the target.
     3. It is put into the base run, nothing else, and the receiver's stripe is what comes out: with l' the new logit,
 

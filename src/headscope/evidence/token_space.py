@@ -82,7 +82,12 @@ class VirtualCircuit:
 
 
 def ov_table(
-    model: Model | PreTrainedModel | str | Path, head: HeadId | str, tokens: Sequence[int], *, top: int = 5
+    model: Model | PreTrainedModel | str | Path,
+    head: HeadId | str,
+    tokens: Sequence[int],
+    *,
+    top: int = 5,
+    circuits: Circuits | None = None,
 ) -> tuple[TokenRow, ...]:
     """The tokens that a head raises most along the direct path when it attends to each of these.
 
@@ -91,6 +96,7 @@ def ov_table(
         head: Which.
         tokens: Ids that it attends to.
         top: How many raised tokens to give for each.
+        circuits: What `Circuits(model)` gave, to read the weights once for many heads.
 
     Raises:
         ArgumentError: no such head, or top below 1.
@@ -99,7 +105,7 @@ def ov_table(
     """
     model = load(model)
     (chosen,) = model.named(head)
-    circuits = Circuits(model)
+    circuits = circuits or Circuits(model)
     ids = _ids(model, tokens)
     read, write = circuits.ov([chosen])
     raised = (circuits.embedding[ids] @ read) @ (write @ circuits.unembedding.T)
@@ -115,6 +121,7 @@ def qk_table(
     offset: int = OFFSET,
     top: int = 5,
     seed: int = 0,
+    circuits: Circuits | None = None,
 ) -> tuple[TokenRow, ...]:
     """The tokens whose keys match these queries best.
 
@@ -126,6 +133,7 @@ def qk_table(
         offset: Tokens between key and query.
         top: How many to give for each.
         seed: Of the sample of keys, to which the query tokens are added.
+        circuits: What `Circuits(model)` gave, to read the weights once for many heads.
 
     Raises:
         ArgumentError: no such head, a sender that is not earlier, top or offset below 1.
@@ -134,7 +142,7 @@ def qk_table(
     """
     model = load(model)
     (receiver,) = model.named(head)
-    circuits = Circuits(model)
+    circuits = circuits or Circuits(model)
     ids = _ids(model, tokens)
     keys = torch.unique(torch.cat([ids, _sample(model, circuits, seed)]))
     streams = circuits.embedding[keys]

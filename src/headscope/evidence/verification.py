@@ -176,8 +176,19 @@ class Verification:
         folder.mkdir(parents=True, exist_ok=True)
         document, table = folder / "verify.json", folder / "verify.parquet"
         write_whole(document, (self.to_json() + "\n").encode())
-        write_whole(table, self.to_frame().to_parquet(index=False))
+        write_whole(table, self.to_parquet())
         return document, table
+
+    def to_parquet(self) -> bytes:
+        """The frame as a Parquet file, with the rest of the document in its metadata under `headscope`."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        about = {key: value for key, value in self.to_dict().items() if key != "heads"}
+        table = pa.Table.from_pandas(self.to_frame(), preserve_index=False)
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.replace_schema_metadata({"headscope": json.dumps(about)}), sink)
+        return sink.getvalue().to_pybytes()
 
     @classmethod
     def load(cls, path: str | Path) -> Verification:

@@ -207,9 +207,14 @@ def open_model(
     else:
         from transformers import PreTrainedModel
 
+        from headscope.model.adapters import unwrapped
+
+        if (inner := unwrapped(source)) is not None:
+            source, tokenizer = inner.hf, tokenizer if tokenizer is not None else inner.tokenizer
         if not isinstance(source, PreTrainedModel):
             raise ArgumentError(
-                f"load got a {type(source).__name__}; it needs a hub id, a folder, a transformers model, or 'demo'."
+                f"load got a {type(source).__name__}; it needs a hub id, a folder, 'demo', or a model object of "
+                "transformers, TransformerLens 4 or nnsight."
             )
         if device is not None or dtype != "auto" or revision is not None:
             raise ArgumentError("device, dtype and revision do not apply to a model object; move or convert it first.")

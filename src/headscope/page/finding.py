@@ -1,0 +1,145 @@
+"""The finding: what was found, in one sentence that a person can quote, and what it is held against.
+
+Every number in it is one of the results', with its interval; nothing is computed here but the wording.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from headscope.evidence.circuit import Circuit
+from headscope.evidence.verification import HeadSet, Verification
+from headscope.results import Estimate, Scan
+from headscope.types import HeadId
+
+SHOWN = 6
+"""Heads named before the rest are counted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What was found."""
+
+    sentence: str
+    """To quote."""
+    details: tuple[str, ...]
+    """What it is held against, each a sentence."""
+
+
+def finding(scan: Scan, verification: Verification, circuit: Circuit | None) -> Finding:
+    """The finding of these results, which are of one model."""
+    name = verification.model.id
+    if not verification.sets:
+        return _nothing(name, scan, verification)
+    team = verification.sets[0]
+    does = "does" if len(team.heads) == 1 else "do"
+    sentence = (
+        f"In {name}, {_count(team.heads)} ({_names(team.heads)}) {does} induction: without "
+        f"{'it' if len(team.heads) == 1 else 'them'} the loss on the second copy of repeated random tokens rises by "
+        f"{_nats(team.delta_loss_nats)}{_senders(circuit)}."
+    )
+    return Finding(sentence=sentence, details=(*_controls(verification, team), *_relation(team), *_circuit(circuit)))
+
+
+def _nothing(name: str, scan: Scan, verification: Verification) -> Finding:
+    found = scan.heads("induction") if any(role.name == "induction" for role in scan.roles) else []
+    if found:
+        heads = [score.head for score in found]
+        whose = f"{_count(heads)} ({_names(heads)}) {'attends' if len(heads) == 1 else 'attend'} like one"
+        sentence = f"In {name}, no head does induction: {whose}, but the second copy does not depend on that."
+    else:
+        best = max((score.mean for score in scan.scores if score.detector == "induction"), default=None)
+        score = "" if best is None else f"; the highest induction score is {best:.2f}"
+        sentence = f"In {name}, no head does induction{score}."
+    clean = verification.clean
+    return Finding(
+        sentence=sentence,
+        details=(
+            f"Its loss is {clean['second_copy'].mean:.2f} nats on the second copy and "
+            f"{clean['first_copy'].mean:.2f} on the first.",
+        ),
+    )
+
+
+def _controls(verification: Verification, team: HeadSet) -> tuple[str, ...]:
+    first = (
+        f"The loss on the first copy, which nothing foretells, changes by {_nats(team.first_copy)}: measured on "
+        f"{verification.controls.held_out_prompts} held-out prompts by {verification.ablation['method']} ablation."
+    )
+    draws = verification.controls.random_heads
+    if not draws:
+        return first, "There is no other head in their layers to draw as a random control."
+    low, high = (pick(draw.random_delta_loss_nats.mean for draw in draws) for pick in (min, max))
+    n, of = len(draws[0].random_heads), len(team.heads)
+    heads = "1 random head" if n == 1 else f"{n} random heads"
+    if n < of:
+        own = [draw.delta_loss_nats.mean for draw in draws]
+        against = f", against {min(own):+.3f} to {max(own):+.3f} for {'one' if n == 1 else n} of the set"
+    else:
+        against = ""
+    return first, (
+        f"Taking out {heads} of the same layers instead changes the second copy's loss by {low:+.3f} to {high:+.3f} "
+        f"nats in {len(draws)} draws{against}."
+    )
+
+
+def _relation(team: HeadSet) -> tuple[str, ...]:
+    match team.relation:
+        case "redundant":
+            says = "They stand in for each other: taken out one by one, their effects add up to only"
+        case "complementary":
+            says = "They copy only together: taken out one by one, their effects add up to"
+        case "independent":
+            says = "They neither back each other up nor need each other: one by one their effects add up to"
+        case "single":
+            return ()
+    return (f"{says} {_nats(team.sum_of_singles)}.",)
+
+
+def _senders(circuit: Circuit | None) -> str:
+    """Who tells most of them where to look."""
+    best = _best_sender(circuit)
+    return "" if best is None else f"; {best} tells {'it' if _fed(circuit) == 1 else 'them'} where to look"
+
+
+def _best_sender(circuit: Circuit | None) -> HeadId | None:
+    """The sender that is the strongest of every receiver's; None where there is no such head."""
+    if circuit is None or not circuit.receivers:
+        return None
+    strongest = {}
+    for edge in circuit.edges:
+        strongest.setdefault(edge.receiver, edge.sender)
+    senders = set(strongest.values())
+    return senders.pop() if len(senders) == 1 and len(strongest) == len(circuit.receivers) else None
+
+
+def _fed(circuit: Circuit | None) -> int:
+    return 0 if circuit is None else len(circuit.receivers)
+
+
+def _circuit(circuit: Circuit | None) -> tuple[str, ...]:
+    sender = _best_sender(circuit)
+    if circuit is None or sender is None:
+        return ()
+    shares = [edge.share for edge in circuit.edges if edge.sender == sender]
+    spread = f"{min(shares):.0%}" if len(shares) == 1 else f"{min(shares):.0%} to {max(shares):.0%}"
+    through = [abs(one.strongest_query.mean) for one in circuit.receivers]
+    return (
+        f"What {sender} writes carries {spread} of their attention to the right token, through their keys; through "
+        f"their queries no sender moves it by more than {max(through):.3f}.",
+    )
+
+
+def _count(heads: Sequence[HeadId]) -> str:
+    return "one head" if len(heads) == 1 else f"{len(heads)} heads"
+
+
+def _names(heads: Sequence[HeadId]) -> str:
+    names = [str(head) for head in heads[:SHOWN]]
+    return ", ".join(names) + (f" and {len(heads) - SHOWN} more" if len(heads) > SHOWN else "")
+
+
+def _nats(estimate: Estimate) -> str:
+    interval = "" if estimate.ci95 is None else f" [{estimate.ci95[0]:+.2f}, {estimate.ci95[1]:+.2f}]"
+    return f"{estimate.mean:+.2f}{interval} nats"

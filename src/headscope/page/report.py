@@ -1,0 +1,178 @@
+"""The report: scan, verification and circuit of one model, on one page that opens with no network.
+
+    scan, verify, trace_circuit     what the page shows, each whole and as it was computed
+    one readable prompt             every head's pattern on it, and the loss of each of its tokens
+    token space                     what the heads with a role write and look for
+
+The document `headscope.report/1` holds all of it; `headscope.page.html` makes it a page. Files are written whole.
+
+Cost: that of the three, and a few passes over one prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headscope.documents import encode
+from headscope.errors import ArgumentError, UnsupportedModel
+from headscope.evidence.attention import scan as read_attention
+from headscope.evidence.circuit import Circuit, trace_circuit
+from headscope.evidence.verification import HeadVerdict, Verification
+from headscope.evidence.verify import verify
+from headscope.evidence.worlds import method_named
+from headscope.model.load import Model, load
+from headscope.page.example import example
+from headscope.page.finding import finding
+from headscope.page.html import page_html
+from headscope.page.tables import token_tables
+from headscope.results import ModelInfo, Provenance, Scan, write_whole
+from headscope.types import HeadId
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SCHEMA = "headscope.report/1"
+TABLES = 32
+"""Heads with tables in token space, at most: those with a role, then those with the largest effect."""
+TABLE_TOKENS = 6
+"""Tokens of the example that the tables ask about."""
+ROLELESS = ("none", "first_token")
+
+
+def report(
+    model: Model | PreTrainedModel | str | Path,
+    path: str | Path,
+    *,
+    seed: int = 0,
+    natural: str | None = None,
+    scan: Scan | None = None,
+    verification: Verification | None = None,
+    circuit: Circuit | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Path:
+    """Write all that headscope knows of a model's heads as one HTML file.
+
+    Args:
+        model: What `headscope.load` takes, or gives.
+        path: The file. Its folder is made if need be; a file that is there is replaced, once the new one is whole.
+        seed: Of all probes.
+        natural: A text on which removals are tried too.
+        scan: What `hs.scan` gave for this model; made anew by default, like the next two.
+        verification: What `hs.verify` gave.
+        circuit: What `hs.trace_circuit` gave.
+        progress: Called with (what is being done, done, of).
+
+    Returns:
+        The file.
+
+    Raises:
+        ArgumentError: results of another model, `natural` beside a ready verification, or a path that cannot be
+            written.
+        TokenError: a natural text that is too short, or a model that cannot read text.
+        UnsupportedModel: the model has no LM head, so that no loss is defined.
+        NonFiniteError: a loss or score is not a number.
+    """
+    path = writable(path)
+    document = report_document(
+        model,
+        seed=seed,
+        natural=natural,
+        scan=scan,
+        verification=verification,
+        circuit=circuit,
+        progress=progress,
+    )
+    return write_page(document, path)
+
+
+def report_document(
+    model: Model | PreTrainedModel | str | Path,
+    *,
+    seed: int = 0,
+    natural: str | None = None,
+    scan: Scan | None = None,
+    verification: Verification | None = None,
+    circuit: Circuit | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
+    """The document `headscope.report/1`, JSON-ready; arguments and errors are those of `report`."""
+    model = load(model)
+    step = progress or (lambda what, done, total: None)
+    info = ModelInfo.of(model)
+    if verification is not None and natural is not None:
+        raise ArgumentError("natural= and verification= were both given; give the text to hs.verify.")
+    for result in (scan, verification, circuit):
+        if result is not None and _identity(result.model) != _identity(info):
+            raise ArgumentError(
+                f"a {type(result).__name__} of {result.model.id} cannot go into a report of {info.id}; "
+                "give results of the same model, or none."
+            )
+    scan = scan or read_attention(model, seed=seed, progress=lambda done, total: step("scanning", done, total))
+    verification = verification or verify(model, natural=natural, seed=seed, progress=progress)
+    reason = None
+    if circuit is None:
+        try:
+            circuit = trace_circuit(model, verification=verification, seed=seed, progress=progress)
+        except UnsupportedModel as error:
+            reason = str(error)
+    team = verification.sets[0].heads if verification.sets else ()
+    wanted = by_interest(verification)
+    shown = example(
+        model, wanted=wanted, without=team, method=method_named(verification.ablation["method"]), seed=seed
+    )
+    run = shown.tokens[shown.first[0] : shown.first[1]]
+    asked = [int(one) for one in run[:: max(1, len(run) // TABLE_TOKENS)][:TABLE_TOKENS]]
+    tables = token_tables(model, wanted[:TABLES], asked, circuit, seed=seed)
+    step("writing", 1, 1)
+    return {
+        "schema": SCHEMA,
+        "model": encode(info),
+        "finding": encode(finding(scan, verification, circuit)),
+        "scan": scan.to_dict(),
+        "verify": verification.to_dict(),
+        "circuit": None if circuit is None else circuit.to_dict(),
+        "circuit_reason": reason,
+        "example": shown.to_dict(model),
+        "tables": encode(tables),
+        "provenance": encode(Provenance.of(model, kernels=scan.provenance.kernels, seed=seed)),
+    }
+
+
+def write_page(document: dict[str, Any], path: str | Path) -> Path:
+    """Write a document `headscope.report/1` as a page."""
+    path = writable(path)
+    html = page_html(document, title=f"{document['model']['id']} - headscope")
+    write_whole(path, html.encode())
+    return path
+
+
+def writable(path: str | Path) -> Path:
+    """The path of a file that can be written; its folder is made.
+
+    Raises:
+        ArgumentError: it is a folder, or its folder cannot be made.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ArgumentError(f"{str(path)!r} is a folder; name a file in it, like {str(path / 'report.html')!r}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(f"{str(path)!r} cannot be written: {error.strerror}; name another file.") from error
+    return path
+
+
+def by_interest(verification: Verification) -> list[HeadId]:
+    """Heads with a role, largest effect first; then the others, likewise."""
+
+    def rank(one: HeadVerdict) -> tuple[bool, float, HeadId]:
+        delta = one.delta_loss_nats
+        return one.verdict in ROLELESS, -(delta.mean if delta is not None else float("-inf")), one.head
+
+    return [one.head for one in sorted(verification.heads, key=rank)]
+
+
+def _identity(model: ModelInfo) -> tuple[Any, ...]:
+    return model.id, model.revision, model.family, model.n_layers, model.n_heads
