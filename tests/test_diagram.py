@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import xml.etree.ElementTree as xml
 
@@ -88,7 +89,7 @@ def test_every_box_lies_within_the_drawing_and_none_on_another(n_heads):
         assert y >= 0
         assert y + h <= height
     row = sorted(box[0] for box in boxes if box[1] == boxes[0][1])
-    assert all(b - a > 116 for a, b in zip(row, row[1:], strict=False))
+    assert all(b - a > 116 for a, b in itertools.pairwise(row))
 
 
 def test_names_are_escaped():

@@ -156,7 +156,7 @@ def test_virtual_circuit_equals_the_formula():
 
 
 def test_where_a_norm_centres_the_tables_are_centred_too():
-    # GPT-2: LayerNorm, learned positions. The key stands at 1, the query at 1 + offset; injected streams hold no position.
+    # GPT-2: LayerNorm. Its positions are added before the first layer, so injected streams hold none.
     hf = loaded("gpt2").hf
     block, d = hf.transformer.h[1], 16
     ln = block.ln_1

@@ -33,9 +33,10 @@ import numpy as np
 from torch import Tensor
 
 from headscope.documents import decode, encode
-from headscope.errors import ArgumentError, TokenError, UnsupportedModel
+from headscope.errors import ArgumentError, ShapeError, TokenError, UnsupportedModel
 from headscope.evidence.ablation import estimate
 from headscope.evidence.composition import Composition, composition
+from headscope.evidence.every_head import N_PROMPTS as VERIFY_PROMPTS
 from headscope.evidence.path_patching import INPUTS, Contents, Input, Mlps, Paths, Sources
 from headscope.evidence.verification import Verification
 from headscope.evidence.verify import verify
@@ -269,9 +270,11 @@ def trace_circuit(
     """
     model = load(model)
     report = progress or (lambda what, done, total: None)
+    probe = probe if probe is not None else repeated_tokens(model, n_prompts=N_PROMPTS, period=PERIOD, seed=seed)
+    check_fits(probe, model)
     first = min(model.check.heads)
     if receivers is None:
-        verification = verification or verify(model, seed=seed, progress=progress)
+        verification = verification or _verified(model, probe, seed, progress)
         of = [one.head for one in verification.heads if one.verdict in ("induction", "redundant_induction")]
         chosen = tuple(head for head in of if head.layer > first)
     else:
@@ -279,8 +282,6 @@ def trace_circuit(
     early = [head for head in chosen if head.layer == first]
     if early and receivers is not None:
         raise ArgumentError(f"{early[0]} lies in the first layer with attention; no head comes before it to feed it.")
-    probe = probe if probe is not None else repeated_tokens(model, n_prompts=N_PROMPTS, period=PERIOD, seed=seed)
-    check_fits(probe, model)
     lengths = sorted({len(prompt) for prompt in probe.prompts})
     if len(lengths) > 1:
         raise TokenError(
@@ -298,6 +299,15 @@ def trace_circuit(
     names = {one.head: one for one in verification.heads} if verification is not None else {}
     receivers_found, edges = tracing.found(weights, names)
     return _assembled(model, probe, seed, started, receivers_found, edges, len(tracing.senders), tracing.notes(weights))
+
+
+def _verified(model: Model, probe: Probe, seed: int, progress: Callable[[str, int, int], None] | None) -> Verification:
+    """The default verification; where the model's context is too short for its prompts, on those of the circuit."""
+    try:
+        usual = repeated_tokens(model, n_prompts=VERIFY_PROMPTS, seed=seed)
+    except ShapeError:
+        usual = probe
+    return verify(model, probe=usual, seed=seed, progress=progress)
 
 
 def _assembled(
