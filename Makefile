@@ -1,5 +1,6 @@
 # make demo    install into .venv and scan the model that ships with headscope
 # make test    install what the tests need too, and run them
+# make web     build the page anew and compare it with the build that the package holds
 # make check   everything that must hold before a change goes in; rewrites nothing
 # make clean   remove what these commands made
 #
@@ -14,21 +15,22 @@ BIN := .venv/bin
 # while installing. Without it every later start would compile torch and transformers anew.
 unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
-# Tests and docs use the packaged model alone.
+# Tests and docs use the packaged model alone. Tests share the cores, one thread each: the small models in them leave
+# more threads idle, and waiting for each other.
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test check format lint types docs clean
+.PHONY: demo test web check format lint types docs clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.core
 	$(OFFLINE) $(BIN)/headscope scan demo --out results/demo
 
 test: .venv/.dev
-	$(OFFLINE) $(BIN)/python -m pytest $(PYTEST_FLAGS)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_FLAGS)
 
 # The tests also run the examples of README.md and docs/, and hold export list, imports and changelog. They come last,
 # so that pytest's closing line is the last one.
-check: format lint types docs test
+check: format lint types docs web test
 
 format: .venv/.dev
 	$(BIN)/ruff format --check .
@@ -42,7 +44,19 @@ types: .venv/.dev
 docs: .venv/.dev
 	NO_MKDOCS_2_WARNING=1 $(OFFLINE) $(BIN)/mkdocs build --strict --site-dir build/site
 
+# The package holds the built page, so that it needs no Node. After a change in web/: `cd web && npm run build`.
+web: web/node_modules/.made
+	cd web && npm run --silent types && npm run --silent test && npm run --silent build -- --logLevel warn --outDir ../build/web
+	@diff --recursive --brief build/web src/headscope/page/bundle || { \
+	    echo "The page that the package holds is not what web/ builds: run 'cd web && npm run build' and commit."; exit 1; }
+
+web/node_modules/.made: web/package.json web/package-lock.json
+	@command -v npm >/dev/null || { echo "The page is built with Node 20.19 or newer, and there is no npm: install it."; exit 2; }
+	cd web && npm ci --silent --ignore-scripts --no-audit --no-fund
+	@touch $@
+
 clean:
+	rm -rf web/node_modules
 	rm -rf .venv build dist results .pytest_cache .ruff_cache .hypothesis
 	find . -type d -name __pycache__ -prune -exec rm -rf {} +
 

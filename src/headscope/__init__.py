@@ -22,6 +22,16 @@ if TYPE_CHECKING:
     from headscope.evidence.token_space import ov_table, qk_table, virtual_circuit
     from headscope.evidence.verification import Verification
     from headscope.evidence.verify import verify
+    from headscope.lesson import (
+        InductionBehavior,
+        InductionHead,
+        InductionHeads,
+        compute_induction_score,
+        detect_induction_heads,
+        find_induction_heads,
+        make_repeated_tokens,
+        verify_induction_behavior,
+    )
     from headscope.model.load import Model, load
     from headscope.model.selfcheck import Check
     from headscope.probes import Probe, probe_text, probe_tokens, repeated_tokens
@@ -42,6 +52,9 @@ _HOMES = {
     "HeadScore": "headscope.results",
     "HeadscopeError": "headscope.errors",
     "InContext": "headscope.evidence.icl",
+    "InductionBehavior": "headscope.lesson",
+    "InductionHead": "headscope.lesson",
+    "InductionHeads": "headscope.lesson",
     "Model": "headscope.model.load",
     "Probe": "headscope.probes",
     "Scan": "headscope.results",
@@ -50,8 +63,12 @@ _HOMES = {
     "ablate": "headscope.evidence.ablation",
     "ablate_each": "headscope.evidence.every_head",
     "composition": "headscope.evidence.composition",
+    "compute_induction_score": "headscope.lesson",
+    "detect_induction_heads": "headscope.lesson",
+    "find_induction_heads": "headscope.lesson",
     "icl": "headscope.evidence.icl",
     "load": "headscope.model.load",
+    "make_repeated_tokens": "headscope.lesson",
     "ov_table": "headscope.evidence.token_space",
     "probe_text": "headscope.probes",
     "probe_tokens": "headscope.probes",
@@ -60,6 +77,7 @@ _HOMES = {
     "scan": "headscope.evidence.attention",
     "trace_circuit": "headscope.evidence.circuit",
     "verify": "headscope.evidence.verify",
+    "verify_induction_behavior": "headscope.lesson",
     "virtual_circuit": "headscope.evidence.token_space",
 }
 
@@ -75,6 +93,9 @@ __all__ = [
     "HeadScore",
     "HeadscopeError",
     "InContext",
+    "InductionBehavior",
+    "InductionHead",
+    "InductionHeads",
     "Model",
     "Probe",
     "Scan",
@@ -83,8 +104,12 @@ __all__ = [
     "ablate",
     "ablate_each",
     "composition",
+    "compute_induction_score",
+    "detect_induction_heads",
+    "find_induction_heads",
     "icl",
     "load",
+    "make_repeated_tokens",
     "ov_table",
     "probe_text",
     "probe_tokens",
@@ -93,6 +118,7 @@ __all__ = [
     "scan",
     "trace_circuit",
     "verify",
+    "verify_induction_behavior",
     "virtual_circuit",
 ]
 

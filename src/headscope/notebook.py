@@ -26,6 +26,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -46,13 +47,14 @@ from headscope.types import HeadId
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MAX_CELLS = 40_000
-"""tokens * tokens * (heads + 1) that `show_pattern` draws: the chosen head is drawn twice, small and large."""
+MAX_CELLS = 20_000
+"""tokens * tokens * (heads + 1) that `show_pattern` draws: the chosen head is drawn twice, small and large. So
+many take a browser two seconds."""
 MAX_TOKENS = 256
 """Tokens of a picture."""
 SHOWN = 0.02
 """Probabilities below this are left out of a picture."""
-LABEL = 12
+LABEL = 10
 """Characters of a token's label."""
 
 _INK, _SOFT, _PAPER, _FIELD, _MARK = "#1b2430", "#5b6675", "#ffffff", "#f4f5f7", "#d9622b"
@@ -118,14 +120,14 @@ def show_pattern(
         ArgumentError: a head that the model does not have, or more cells than a browser draws.
         TokenError: more than one prompt, or tokens that the model cannot read.
     """
-    script = _script()
+    script = bundled_script()
     model = load(model)
     chosen, tokens = model.named(heads), _tokens(model, text_or_tokens, bos)
     cells = len(tokens) ** 2 * (len(chosen) + 1)
     if cells > MAX_CELLS:
         raise ArgumentError(
-            f"{len(chosen)} heads on {len(tokens)} tokens are {cells:,} cells, tokens * tokens * (heads + 1), and would "
-            f"freeze a browser; at most {MAX_CELLS:,}. Use fewer heads, a shorter prompt, or pattern_picture."
+            f"{len(chosen)} heads on {len(tokens)} tokens are {cells:,} cells, tokens * tokens * (heads + 1), and "
+            f"would freeze a browser; at most {MAX_CELLS:,}. Use fewer heads, a shorter prompt, or pattern_picture."
         )
     patterns = _patterns(model, tokens, chosen)
     props = {
@@ -182,7 +184,7 @@ def pattern_picture(
 
 
 def token_label(text: str) -> str:
-    """A token on one line: spaces as `·`, what cannot be seen as an escape, at most 12 characters."""
+    """A token on one line: spaces as `·`, what cannot be seen as an escape, at most 10 characters."""
     shown = "".join(_visible(one) for one in text)
     if shown and unicodedata.combining(shown[0]):
         shown = "◌" + shown
@@ -234,7 +236,7 @@ def _patterns(model: Model, tokens: Tokens, heads: Sequence[HeadId]) -> dict[Hea
 # ---- the view
 
 
-def _script() -> str:
+def bundled_script() -> str:
     """CircuitsVis's bundled script, without importing the package."""
     package = find_spec("circuitsvis")
     bundle = None if package is None or package.origin is None else Path(package.origin).parent / "dist/cdn/iife.js"
@@ -249,12 +251,16 @@ def _script() -> str:
 def _view(script: str, element: str, props: dict[str, Any]) -> str:
     # A script element ends at the first `</script`, wherever it stands; within a string `<\/` means `</`.
     code = script.partition("//# sourceMappingURL")[0].replace("</script", "<\\/script")
-    assert code.isascii() and "<!--" not in code, "this release of CircuitsVis bundles other text than expected"
+    assert code.isascii(), "an encoding could spoil it"
+    assert "<!--" not in code, "after it a script element ends elsewhere"
     data = json.dumps(props).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     place = f"headscope-{uuid4().hex[:12]}"
+    # Run once on a page, however many views it has: a second run would complain, at length, of the first.
+    once = f"globalThis.headscopeCircuitsVis{crc32(code.encode()):08x}"
     return (
         f'<div id="{place}" style="margin:15px 0;max-width:900px;background:{_PAPER};color:{_INK}"></div>\n'
-        f'<script type="module">\n{code}\nCircuitsVis.render("{place}", CircuitsVis.{element}, {data});\n</script>'
+        f'<script type="module">\n{once} ??= (() => {{\n{code}\nreturn CircuitsVis; }})();\n'
+        f'{once}.render("{place}", {once}.{element}, {data});\n</script>'
     )
 
 
@@ -276,7 +282,7 @@ def _svg(panels: list[_Panel]) -> str:
     every = max(1, -(-11 // cell))  # a label needs 11 units
     margin = 14 + 6.6 * max(map(len, panels[0].labels))
     panel_w, panel_h = margin + n * cell + 24, 34 + n * cell + margin
-    columns = max(1, min(len(panels), int(1000 // panel_w)))
+    columns = max(1, min(len(panels), int(1150 // panel_w)))
     rows = -(-len(panels) // columns)
     width, height = max(columns * panel_w, 260), rows * panel_h + 22
     body = [
@@ -311,18 +317,18 @@ def _panel(panel: _Panel, left: float, top: float, cell: int, every: int, margin
                 f'<text transform="translate({x0 + middle + 4:.1f},{y0 + side + 6}) rotate(-90)" text-anchor="end" '
                 f'fill="{_SOFT}">{shown}</text>'
             )
-    marked = set(panel.places)
-    for query, key in zip(*np.nonzero(panel.pattern >= SHOWN), strict=True):
+    for query, key in np.argwhere(panel.pattern >= SHOWN).tolist():
         value = float(panel.pattern[query, key])
         parts.append(
             f'<rect x="{x0 + key * cell:.0f}" y="{y0 + query * cell}" width="{cell}" height="{cell}" '
             f'fill="{colour(value)}">{_note(panel, query, key)}</rect>'
         )
-    for query, key in sorted(marked):
+    edge, stroke = (0.5, 1.6) if cell > 6 else (-0.6, 0.8)  # around small cells, which an outline within would hide
+    for query, key in panel.places:
         parts.append(
-            f'<rect x="{x0 + key * cell + 0.5:.1f}" y="{y0 + query * cell + 0.5}" width="{cell - 1}" '
-            f'height="{cell - 1}" fill="none" stroke="{_MARK}" stroke-width="{1.6 if cell > 6 else 0.8}" '
-            f'pointer-events="none"/>'
+            f'<rect x="{x0 + key * cell + edge:.1f}" y="{y0 + query * cell + edge:.1f}" '
+            f'width="{cell - 2 * edge:.1f}" height="{cell - 2 * edge:.1f}" fill="none" stroke="{_MARK}" '
+            f'stroke-width="{stroke}" pointer-events="none"/>'
         )
     return "".join([*parts, "</g>"])
 

@@ -9,6 +9,7 @@ import types
 import weakref
 
 import nnsight
+import numpy as np
 import pytest
 import torch
 from nnsight import LanguageModel, NNsight
@@ -346,7 +347,7 @@ def run(code, folder, **given):
 
 def test_code_that_could_not_give_the_number_is_refused(demo):
     tokens = torch.randint(3, 100, (2, 12))
-    two_back = hs.Detector("two_back", lambda tokens: hs.Targets(query=[2], key=[0]))
+    two_back = hs.Detector("two_back", lambda tokens: hs.Targets(query=np.array([2]), key=np.array([0])))
     scan = hs.scan(demo, probe=hs.probe_tokens(tokens), detectors=["previous_token"])
     with pytest.raises(ArgumentError, match="a probe of the kind 'tokens', whose tokens it does not keep"):
         scan.to_transformerlens("previous_token")

@@ -1,4 +1,6 @@
-"""Open a language model: a hub id, a local folder, a transformers model object, or `demo`.
+"""Open a language model: a hub id, a local folder, `demo`, or a model object.
+
+Objects may be of transformers, or wrapped by TransformerLens or nnsight (`headscope.model.adapters`).
 
 Weights load from safetensors; pickled weights and remote code each need their flag. A checkpoint that lacks some of
 its weights is refused, since transformers would fill them with random numbers. Every model passes the self-check
@@ -32,7 +34,8 @@ class Model:
     """A language model seen head by head. Made by `headscope.load`."""
 
     hf: PreTrainedModel
-    """The transformers model, as it was given or loaded."""
+    """The transformers model, as it was given or loaded; of a TransformerLens bridge a copy of its tree, with the same
+    weights."""
     tokenizer: Any | None
     """Its transformers tokenizer; None leaves everything that needs only token ids."""
     id: str
@@ -144,8 +147,9 @@ def load(
     """Open a model and check that its heads can be seen.
 
     Args:
-        source: Hub id, folder in transformers' layout, transformers model object, or `demo`. A model object is left
-            as it was: mode, device, gradients, attention implementation.
+        source: Hub id, folder in transformers' layout, `demo`, or a model object: of transformers, of nnsight, or a
+            `TransformerBridge` of TransformerLens 4. An object is left as it was: mode, device, gradients, attention
+            implementation.
         device: Like `cpu` or `cuda:0`; `auto` spreads a large model over what there is. By default a GPU if there is
             one.
         dtype: `auto` (the checkpoint's own), `float32`, `float64`, `float16` or `bfloat16`.

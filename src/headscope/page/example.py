@@ -62,10 +62,12 @@ class Example:
     without: tuple[HeadId, ...]
     """The heads taken out together."""
 
-    def to_dict(self, model: Model) -> dict[str, Any]:
-        """As the page reads it."""
+    def to_dict(self, model: Model | None) -> dict[str, Any]:
+        """As the page reads it; without a model tokens have no text."""
         return {
-            "tokens": [{"id": int(one), "text": token_text(model, int(one))} for one in self.tokens],
+            "tokens": [
+                {"id": int(one), "text": None if model is None else token_text(model, int(one))} for one in self.tokens
+            ],
             "first": list(self.first),
             "second": list(self.second),
             "patterns": [

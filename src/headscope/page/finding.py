@@ -37,7 +37,7 @@ def finding(scan: Scan, verification: Verification, circuit: Circuit | None) -> 
     sentence = (
         f"In {name}, {_count(team.heads)} ({_names(team.heads)}) {does} induction: without "
         f"{'it' if len(team.heads) == 1 else 'them'} the loss on the second copy of repeated random tokens rises by "
-        f"{_nats(team.delta_loss_nats)}{_senders(circuit)}."
+        f"{_nats(team.delta_loss_nats, sign='')}{_senders(circuit)}."
     )
     return Finding(sentence=sentence, details=(*_controls(verification, team), *_relation(team), *_circuit(circuit)))
 
@@ -140,6 +140,7 @@ def _names(heads: Sequence[HeadId]) -> str:
     return ", ".join(names) + (f" and {len(heads) - SHOWN} more" if len(heads) > SHOWN else "")
 
 
-def _nats(estimate: Estimate) -> str:
-    interval = "" if estimate.ci95 is None else f" [{estimate.ci95[0]:+.2f}, {estimate.ci95[1]:+.2f}]"
-    return f"{estimate.mean:+.2f}{interval} nats"
+def _nats(estimate: Estimate, *, sign: str = "+") -> str:
+    low, high = estimate.ci95 or (estimate.mean, estimate.mean)
+    interval = "" if estimate.ci95 is None else f" [{low:{sign}.2f}, {high:{sign}.2f}]"
+    return f"{estimate.mean:{sign}.2f} nats{interval}"

@@ -11,6 +11,7 @@ Cost: that of the three, and a few passes over one prompt.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,9 +120,7 @@ def report_document(
             reason = str(error)
     team = verification.sets[0].heads if verification.sets else ()
     wanted = by_interest(verification)
-    shown = example(
-        model, wanted=wanted, without=team, method=method_named(verification.ablation["method"]), seed=seed
-    )
+    shown = example(model, wanted=wanted, without=team, method=method_named(verification.ablation["method"]), seed=seed)
     run = shown.tokens[shown.first[0] : shown.first[1]]
     asked = [int(one) for one in run[:: max(1, len(run) // TABLE_TOKENS)][:TABLE_TOKENS]]
     tables = token_tables(model, wanted[:TABLES], asked, circuit, seed=seed)
@@ -144,8 +143,16 @@ def write_page(document: dict[str, Any], path: str | Path) -> Path:
     """Write a document `headscope.report/1` as a page."""
     path = writable(path)
     html = page_html(document, title=f"{document['model']['id']} - headscope")
-    write_whole(path, html.encode())
+    try:
+        write_whole(path, html.encode())
+    except OSError as error:
+        raise ArgumentError(f"{str(path)!r} cannot be written: {error.strerror}; name another file.") from error
     return path
+
+
+def to_json(document: dict[str, Any]) -> str:
+    """The document as text."""
+    return json.dumps(document, indent=1, allow_nan=False)
 
 
 def writable(path: str | Path) -> Path:

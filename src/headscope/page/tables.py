@@ -58,9 +58,7 @@ def token_tables(
     for head in heads:
         sender = senders.get(head)
         try:
-            qk = qk_table(
-                model, head, tokens, sender=sender, offset=offset, top=TOP, seed=seed, circuits=circuits
-            )
+            qk = qk_table(model, head, tokens, sender=sender, offset=offset, top=TOP, seed=seed, circuits=circuits)
         except UnsupportedModel:
             qk = None
         made.append(

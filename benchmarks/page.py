@@ -1,0 +1,215 @@
+"""How fast a large report opens: 1,024 heads and a prompt of 128 tokens, made up, in Chromium without a window.
+
+python -m benchmarks.page [--json] [--keep FILE]
+
+bytes        size of the file; bar 10 MB
+open_s       from the request of the file to the first frame with map and card; bar 2 s
+longest_ms   longest task until then, and while switching maps and opening a card; bar 200 ms
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from headscope.documents import encode
+from headscope.page.example import BUDGET_BYTES, Example
+from headscope.page.report import SCHEMA, write_page
+from headscope.types import HeadId
+
+CHROMIUM = "/usr/bin/chromium"
+ROLES = ("induction", "induction_recent", "previous_token", "current_token", "first_token", "duplicate_token")
+WATCH = """
+window.longTasks = [];
+new PerformanceObserver((list) => { for (const one of list.getEntries()) window.longTasks.push(one.duration); })
+  .observe({ type: "longtask", buffered: true });
+"""
+
+
+def synthetic(n_layers: int = 32, n_heads: int = 32, n_tokens: int = 128, *, seed: int = 0) -> dict[str, Any]:
+    """A document `headscope.report/1` of a model that does not exist."""
+    rng = np.random.default_rng(seed)
+    heads = [HeadId(layer, head) for layer in range(n_layers) for head in range(n_heads)]
+    chosen = [heads[one] for one in sorted(rng.permutation(len(heads) // 2)[:20] + len(heads) // 2)]
+    sender = heads[n_heads + 3]
+    model = {
+        "id": "made-up", "revision": None, "family": "llama", "n_layers": n_layers, "n_heads": n_heads,
+        "n_kv_heads": n_heads, "support": "exact", "reason": "made up",
+    }  # fmt: skip
+
+    def around(mean: float) -> dict[str, Any]:
+        return {"mean": mean, "ci95": [mean - 0.01, mean + 0.01]}
+
+    def scores(head: HeadId) -> dict[str, Any]:
+        means = {role: float(rng.beta(0.3, 6)) for role in ROLES}
+        if head in chosen:
+            means["induction"] = 0.5 + 0.5 * float(rng.random())
+        return {
+            role: {
+                **around(mean),
+                "chance": 0.011,
+                "control": 0.01,
+                "selectivity": around(mean - 0.01),
+                "n_prompts": 16,
+            }
+            for role, mean in means.items()
+        }
+
+    def verdict(head: HeadId) -> dict[str, Any]:
+        called = "induction" if head in chosen else "previous_token" if head == sender else "none"
+        delta = float(rng.exponential(0.3 if head in chosen else 0.002))
+        return {
+            **encode(head), "verdict": called, "exact": head in chosen,
+            "reasons": ["attends to the tokens after earlier copies: 0.94 [0.94, 0.95], by chance 0.01"] * 4,
+            "attention": dict.fromkeys(ROLES, 0.5), "delta_loss_nats": around(delta), "q_value": 0.01,
+            "first_copy": around(0.0), "natural": None, "over_random": around(delta),
+            "put_back": {"delta_loss_nats": around(delta), "q_value": 0.01} if head in chosen else None,
+            "copying": {"heads": [encode(head)], "eigenvalue": 0.5, "direct": around(0.3), "top1": 0.4},
+            "offset": {"offset": 2, "mean": 0.1},
+        }  # fmt: skip
+
+    probe = {"kind": "repeated_tokens", "n_prompts": 16, "period": 50, "seed": 0}
+    run = (n_tokens - 8) // 2
+    shown = _example(heads, chosen, sender, n_tokens, run, rng)
+    texts = [f" word{one}" for one in range(n_tokens)]
+    row = {"token": 1, "text": " word1", "best": [[one, f" word{one}", 1.0] for one in range(5)], "own_rank": 2}
+    edges = [
+        {
+            "sender": encode(sender), "receiver": encode(head), "input": "k", "effect": around(0.8), "share": 0.9,
+            "q_value": 0.0, "mlps_held": around(0.8), "loss_nats": {name: around(0.1) for name in "kqv"},
+            "query_effect": around(0.0), "previous_token": 0.98,
+            "weights": {"score": 0.3, "ratio": 4.0, "z": 12.0, "rank": 1, "of": len(heads)},
+        }
+        for head in chosen
+    ]  # fmt: skip
+    return {
+        "schema": SCHEMA,
+        "model": model,
+        "finding": {"sentence": f"In made-up, {len(chosen)} heads do induction.", "details": ["It is made up."]},
+        "scan": {
+            "model": model, "probe": probe, "unscored": {}, "timing": {"wall_s": 1.0, "tokens": 1},
+            "detectors": [{"name": role, "needs_control": False} for role in ROLES],
+            "heads": [{**encode(head), "scores": scores(head)} for head in heads],
+        },
+        "verify": {
+            "heads": [verdict(head) for head in heads], "ablation": {"method": "mean"}, "probe": probe,
+            "sets": [
+                {"heads": [encode(head) for head in chosen], "relation": "redundant", "delta_loss_nats": around(5.0)}
+            ],
+            "controls": {"held_out_prompts": 32, "tests": 40}, "timing": {"wall_s": 1.0},
+        },
+        "circuit": {
+            "receivers": [
+                {
+                    **encode(head), "verdict": "induction", "stripe": around(0.9), "corrupt": around(0.0),
+                    "restored": around(0.95), "restored_mlps_held": around(0.95), "unexplained": 0.05,
+                    "strongest_other": around(0.01), "strongest_query": around(0.0), "weights_agree": True,
+                }
+                for head in chosen
+            ],
+            "edges": edges, "senders_tried": len(heads), "notes": [], "probe": probe, "timing": {"wall_s": 1.0},
+        },
+        "circuit_reason": None,
+        "example": {
+            "tokens": [{"id": one, "text": texts[one]} for one in shown.tokens.tolist()],
+            **{key: value for key, value in shown.to_dict(None).items() if key != "tokens"},
+        },
+        "tables": {
+            "heads": [
+                {**encode(head), "ov": [row] * 6, "qk": [row] * 6, "sender": encode(sender)} for head in chosen
+            ],
+            "reason": None,
+        },
+        "provenance": {
+            "dtype": "float32", "device": "cpu", "kernels": ["flash"], "seed": 0, "versions": {"headscope": "0"},
+            "command": "python -m benchmarks.page",
+        },
+    }  # fmt: skip
+
+
+def _example(
+    heads: list[HeadId], chosen: list[HeadId], sender: HeadId, n_tokens: int, run: int, rng: np.random.Generator
+) -> Example:
+    tokens = np.concatenate([np.arange(4), np.arange(4, 4 + run), np.arange(4, 4 + run)])
+    tokens = np.concatenate([tokens, np.arange(4 + run, 4 + run + n_tokens - len(tokens))])
+    second = 4 + run
+    size = len(tokens) * (len(tokens) + 1) // 2
+    lower = np.tril_indices(len(tokens))
+    kept = list(dict.fromkeys([*chosen, sender, *heads]))[: BUDGET_BYTES // (4 * -(-size // 3))]
+    patterns = {}
+    for head in sorted(kept):
+        pattern = np.zeros((len(tokens), len(tokens)), dtype=np.uint8)
+        pattern[:, 0] = 200
+        if head in chosen:
+            query = np.arange(second, second + run)
+            pattern[query] = 0
+            pattern[query, query - run + 1] = 230
+        else:
+            pattern[lower] += rng.integers(0, 30, size).astype(np.uint8)
+        patterns[head] = pattern[lower]
+    clean = rng.exponential(1.0, len(tokens) - 1)
+    return Example(
+        tokens=tokens,
+        first=(4, second),
+        second=(second, second + run),
+        patterns=patterns,
+        left_out=len(heads) - len(kept),
+        clean=clean,
+        ablated=clean + 2.0,
+        without=tuple(chosen),
+    )
+
+
+def measure(path: Path, *, runs: int = 5) -> dict[str, float]:
+    """Open a page several times; medians, and the longest task of all runs' median."""
+    from playwright.sync_api import sync_playwright
+
+    opened, first, later = [], [], []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        for _ in range(runs):
+            page = browser.new_page(viewport={"width": 1280, "height": 900})
+            page.add_init_script(WATCH)
+            page.goto(path.as_uri(), wait_until="commit")
+            page.wait_for_selector("#head-map svg")
+            page.wait_for_selector("canvas.pattern")
+            opened.append(
+                page.evaluate("new Promise(done => requestAnimationFrame(() => done(performance.now())))") / 1000
+            )
+            page.wait_for_timeout(500)
+            first.append(page.evaluate("Math.max(0, ...window.longTasks.splice(0))"))
+            page.check("input[value=effect]", force=True)
+            page.check("input[value=previous_token]", force=True)
+            page.locator("#head-map rect[data-head]").nth(40).click()
+            page.wait_for_timeout(700)
+            later.append(page.evaluate("Math.max(0, ...window.longTasks.splice(0))"))
+            page.close()
+        browser.close()
+    return {
+        "open_s": round(median(opened), 3),
+        "longest_open_ms": round(median(first), 1),
+        "longest_use_ms": round(median(later), 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+    parser.add_argument("--keep", type=Path, help="write the page here and leave it")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_page(synthetic(), (arguments.keep or Path(folder) / "page.html").absolute())
+        found = {"heads": 1024, "tokens": 128, "bytes": path.stat().st_size, **measure(path)}
+    print(
+        json.dumps(found, indent=1) if arguments.json else "\n".join(f"{key:>16} {one}" for key, one in found.items())
+    )
+
+
+if __name__ == "__main__":
+    main()

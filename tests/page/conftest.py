@@ -1,0 +1,101 @@
+"""A report of the packaged model, made once, and a browser that can reach nothing."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+import headscope as hs
+from headscope.evidence.circuit import Circuit
+from headscope.evidence.verification import Verification
+from headscope.page.report import report_document, write_page
+from headscope.results import Scan
+
+
+@dataclass(frozen=True)
+class Results:
+    model: Any
+    scan: Scan
+    verification: Verification
+    circuit: Circuit
+
+
+@pytest.fixture(scope="session")
+def results() -> Results:
+    model = hs.load("demo")
+    scan = hs.scan(model)
+    probe = hs.repeated_tokens(model, n_prompts=8, period=24)
+    verification = hs.verify(model, probe=probe)
+    return Results(model, scan, verification, hs.trace_circuit(model, verification=verification))
+
+
+@pytest.fixture(scope="session")
+def made(results: Results) -> dict[str, Any]:
+    return report_document(results.model, scan=results.scan, verification=results.verification, circuit=results.circuit)
+
+
+@pytest.fixture
+def document(made: dict[str, Any]) -> dict[str, Any]:
+    """A copy to change."""
+    return copy.deepcopy(made)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.fail("there is no Chromium to open the page in; install it: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Opened:
+    """A page, and what it did that it should not."""
+
+    page: Page
+    console: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+    def assert_quiet(self) -> None:
+        assert self.console == []
+        assert self.requests == []
+
+
+@pytest.fixture
+def show(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
+    """Write a document as a page and open the file with no network: `show(document, width=820, dark=True)`."""
+    contexts = []
+
+    def run(document: dict[str, Any], *, width: int = 1280, dark: bool = False, edit: Any = None) -> Opened:
+        path = write_page(document, tmp_path / "page.html")
+        if edit is not None:
+            path.write_text(edit(path.read_text()))
+        context = browser.new_context(
+            viewport={"width": width, "height": 900},
+            color_scheme="dark" if dark else "light",
+            offline=True,
+            accept_downloads=True,
+        )
+        contexts.append(context)
+        opened = Opened(context.new_page())
+        opened.page.on("console", lambda one: opened.console.append(one.text))
+        opened.page.on("pageerror", lambda one: opened.console.append(str(one)))
+        opened.page.on("request", lambda one: opened.requests.append(one.url) if one.url != path.as_uri() else None)
+        opened.page.goto(path.as_uri())
+        opened.page.wait_for_selector("#head-map svg")
+        opened.page.wait_for_selector("canvas.pattern")
+        return opened
+
+    yield run
+    for context in contexts:
+        context.close()

@@ -1,0 +1,202 @@
+/* One head: its verdict and why, what it attends to, what breaks without it, what it copies, and who feeds it. */
+
+import type { JSX } from "preact";
+import { onTop, rgb, type Theme, verdictStyle } from "./colours";
+import { type Heads, name, type Report, type TokenRow } from "./data";
+import { Effects } from "./effects";
+import { Pattern } from "./pattern";
+import { fixed, interval, percent, shown, signed, tidy, words } from "./text";
+
+export function Verdict({ verdict, theme }: { verdict: string; theme: Theme }): JSX.Element {
+  const style = verdictStyle(verdict, theme);
+  return (
+    <span class="verdict" title={style.says}>
+      <span class="swatch" aria-hidden="true" style={{ background: style.colour, color: onTop(rgb(style.colour)) }}>
+        {style.letter}
+      </span>
+      {words(verdict)}
+    </span>
+  );
+}
+
+export function Card(props: {
+  report: Report;
+  heads: Heads;
+  theme: Theme;
+  head: string;
+  onOpen: (head: string) => void;
+}): JSX.Element {
+  const { report, heads, theme, head } = props;
+  const verdict = heads.verdicts.get(head);
+  const scores = heads.scores.get(head);
+  const tables = heads.tables.get(head);
+  const feeds = report.circuit?.edges.filter((one) => name(one.receiver) === head) ?? [];
+  const fed = report.circuit?.edges.filter((one) => name(one.sender) === head) ?? [];
+  const receiver = report.circuit?.receivers.find((one) => name(one) === head);
+  const copying = verdict?.copying;
+  const link = (other: string) => (
+    <button type="button" class="link" onClick={() => props.onOpen(other)}>
+      {other}
+    </button>
+  );
+  return (
+    <article class="card" aria-labelledby="card-title">
+      <header>
+        <h2 id="card-title" tabIndex={-1}>
+          {head}
+        </h2>
+        {verdict && <Verdict verdict={verdict.verdict} theme={theme} />}
+        <label class="choose">
+          <span>Another head</span>
+          <select value={head} onChange={(event) => props.onOpen(event.currentTarget.value)}>
+            {heads.names.map((one) => (
+              <option value={one}>{one}</option>
+            ))}
+          </select>
+        </label>
+      </header>
+      <div class="columns">
+        <div>
+          <Pattern key={head} report={report} heads={heads} head={head} theme={theme} />
+          {tables ? (
+            <div class="tables">
+              <TokenTable title="Writes when it attends to ..." first="attends to" then="raises most" rows={tables.ov} />
+              {tables.qk && (
+                <TokenTable
+                  title={tables.sender ? `Looks for, in what ${name(tables.sender)} wrote ...` : "Looks for, in embeddings ..."}
+                  first="reading"
+                  then="keys that match best"
+                  rows={tables.qk}
+                />
+              )}
+            </div>
+          ) : (
+            <p class="soft">
+              {report.tables.reason ??
+                `What it writes and looks for, token by token, is in this file for the ${report.tables.heads.length} heads with a role or the largest effect.`}
+            </p>
+          )}
+        </div>
+        <div>
+          <section>
+            <h3>Why this verdict</h3>
+            <ul class="reasons">{verdict?.reasons.map((one) => <li>{tidy(one)}</li>) ?? <li>It was not judged.</li>}</ul>
+          </section>
+          {verdict && <Effects key={`${head}-effects`} head={verdict} id={head} theme={theme} />}
+          <section>
+            <h3>Attention, over {String(report.scan.probe["n_prompts"] ?? "all")} prompts</h3>
+            <div class="scroll">
+              <table>
+                <thead>
+                  <tr>
+                    <th scope="col">role</th>
+                    <th scope="col">score and 95% interval</th>
+                    <th scope="col">chance</th>
+                    <th scope="col">control</th>
+                  </tr>
+                </thead>
+                <tbody>
+                  {Object.entries(scores ?? {}).map(([role, score]) => (
+                    <tr>
+                      <th scope="row">{words(role)}</th>
+                      <td>{interval(score)}</td>
+                      <td>{fixed(score.chance, 3)}</td>
+                      <td>{score.control === null ? "" : fixed(score.control, 3)}</td>
+                    </tr>
+                  ))}
+                </tbody>
+              </table>
+            </div>
+          </section>
+          <section>
+            <h3>What it copies</h3>
+            {copying ? (
+              <p>
+                Direct copying {interval(copying.direct, 2, signed)}, eigenvalue score{" "}
+                {copying.eigenvalue === null ? "none" : signed(copying.eigenvalue, 2)}; it raises the token it attends to
+                above all others for {percent(copying.top1)} of tokens.
+              </p>
+            ) : (
+              <p class="soft">Not known: the model's weights cannot be told apart by head.</p>
+            )}
+          </section>
+          <section>
+            <h3>Who feeds it</h3>
+            {feeds.length > 0 && (
+              <ul class="reasons">
+                {feeds.map((one) => (
+                  <li>
+                    {link(name(one.sender))} carries {percent(one.share)} of its stripe, through its key:{" "}
+                    {interval(one.effect)}; through its query {signed(one.query_effect.mean)}
+                  </li>
+                ))}
+                {receiver && (
+                  <li>
+                    put into a prompt without it, they restore{" "}
+                    {receiver.restored ? interval(receiver.restored, 2) : "nothing"}; unexplained{" "}
+                    {signed(receiver.unexplained, 2)}
+                  </li>
+                )}
+              </ul>
+            )}
+            {fed.length > 0 && (
+              <p>
+                It feeds{" "}
+                {fed.map((one, i) => (
+                  <>
+                    {i > 0 && ", "}
+                    {link(name(one.receiver))} ({percent(one.share)})
+                  </>
+                ))}
+                .
+              </p>
+            )}
+            {!feeds.length && !fed.length && (
+              <p class="soft">
+                {receiver ? "No sender carries a tenth of its stripe." : "No path to or from it was traced."}
+              </p>
+            )}
+          </section>
+        </div>
+      </div>
+    </article>
+  );
+}
+
+function TokenTable(props: { title: string; first: string; then: string; rows: TokenRow[] }): JSX.Element {
+  return (
+    <section>
+      <h3>{props.title}</h3>
+      <div class="scroll">
+        <table class="token-table">
+          <thead>
+            <tr>
+              <th scope="col">{props.first}</th>
+              <th scope="col">{props.then}</th>
+              <th scope="col">its own rank</th>
+            </tr>
+          </thead>
+          <tbody>
+            {props.rows.map((row) => (
+              <tr>
+                <th scope="row">
+                  <bdi class="token">{shown(row, true)}</bdi>
+                </th>
+                <td>
+                  {row.best.map(([token, text, value]) => (
+                    <>
+                      <bdi class={`token${token === row.token ? " own" : ""}`} title={fixed(value, 3)}>
+                        {shown({ id: token, text }, true)}
+                      </bdi>{" "}
+                    </>
+                  ))}
+                </td>
+                <td>{row.own_rank}</td>
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      </div>
+    </section>
+  );
+}

@@ -1,0 +1,113 @@
+/* Colours that every kind of colour vision can tell apart: one hue in even steps of lightness for numbers, and the
+   palette of Okabe and Ito, each with a letter, for verdicts. */
+
+import { useEffect, useState } from "preact/hooks";
+
+export interface Theme {
+  dark: boolean;
+  ink: string;
+  soft: string;
+  line: string;
+  paper: string;
+  empty: string;
+  low: RGB;
+  high: RGB;
+  below: RGB;
+  mark: string;
+  clean: string;
+  ablated: string;
+  box: string;
+}
+type RGB = [number, number, number];
+
+const LIGHT: Theme = {
+  dark: false,
+  ink: "#1b2430",
+  soft: "#5b6675",
+  line: "#d5dae1",
+  paper: "#ffffff",
+  empty: "#f1f3f6",
+  low: [239, 243, 249],
+  high: [8, 48, 107],
+  below: [140, 66, 0],
+  mark: "#d55e00",
+  clean: "#0b62a4",
+  ablated: "#c04a00",
+  box: "#eff3f9",
+};
+const DARK: Theme = {
+  dark: true,
+  ink: "#e6eaf0",
+  soft: "#9aa6b5",
+  line: "#333d4b",
+  paper: "#171d26",
+  empty: "#1f2732",
+  low: [33, 42, 55],
+  high: [214, 235, 255],
+  below: [255, 190, 130],
+  mark: "#ff9f45",
+  clean: "#6cb8ff",
+  ablated: "#ffa35c",
+  box: "#222c39",
+};
+
+/** The reader's theme, followed as it changes. */
+export function useTheme(): Theme {
+  const query = matchMedia("(prefers-color-scheme: dark)");
+  const [dark, set] = useState(query.matches);
+  useEffect(() => {
+    const follow = () => set(query.matches);
+    query.addEventListener("change", follow);
+    return () => query.removeEventListener("change", follow);
+  }, []);
+  return dark ? DARK : LIGHT;
+}
+
+/** From paper (0) to ink (1); below 0 towards orange. */
+export function shade(value: number, theme: Theme): RGB {
+  const share = Math.min(1, Math.abs(value));
+  const end = value < 0 ? theme.below : theme.high;
+  return theme.low.map((low, i) => Math.round(low + ((end[i] ?? 0) - low) * share)) as RGB;
+}
+
+export function css(colour: RGB): string {
+  return `#${colour.map((one) => one.toString(16).padStart(2, "0")).join("")}`;
+}
+
+/** Black or white, whichever reads better on a colour. */
+export function onTop(colour: RGB): string {
+  const [r, g, b] = colour.map((one) => ((one / 255) ** 2.2)) as RGB;
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.22 ? "#14181f" : "#ffffff";
+}
+
+export function rgb(hex: string): RGB {
+  return [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)) as RGB;
+}
+
+export interface VerdictStyle {
+  letter: string;
+  colour: string;
+  says: string;
+}
+const QUIET = { light: "#f1f3f6", dark: "#1f2732" };
+const REST = { light: "#d3d8df", dark: "#3a4554" };
+
+const VERDICTS: Record<string, VerdictStyle> = {
+  induction: { letter: "I", colour: "#0072b2", says: "attends to what followed before, and the loss depends on it" },
+  redundant_induction: { letter: "R", colour: "#56b4e9", says: "would do it, but others do it first" },
+  attends_only: { letter: "A", colour: "#f0e442", says: "attends like one; nothing depends on it" },
+  anti_induction: { letter: "X", colour: "#d55e00", says: "attends like one, and lowers what it attends to" },
+  positional: { letter: "O", colour: "#cc79a7", says: "looks a fixed number of tokens back" },
+  previous_token: { letter: "P", colour: "#009e73", says: "looks at the token before" },
+  duplicate_token: { letter: "D", colour: "#e69f00", says: "looks at earlier copies of the token" },
+  first_token: { letter: "F", colour: "", says: "rests on the first token" },
+  none: { letter: "", colour: "", says: "no role" },
+};
+export const VERDICT_ORDER = Object.keys(VERDICTS);
+
+export function verdictStyle(verdict: string, theme: Theme): VerdictStyle {
+  const style = VERDICTS[verdict] ?? { letter: "?", colour: "#999999", says: "" };
+  if (style.colour) return style;
+  const grey = verdict === "first_token" ? REST : QUIET;
+  return { ...style, colour: theme.dark ? grey.dark : grey.light };
+}

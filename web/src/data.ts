@@ -1,0 +1,200 @@
+/* The document `headscope.report/1`: where it comes from and what it holds. The page computes nothing but layout. */
+
+export interface Estimate {
+  mean: number;
+  ci95: [number, number] | null;
+}
+export interface HeadRef {
+  layer: number;
+  head: number;
+  call?: number;
+}
+export interface Score extends Estimate {
+  chance: number;
+  control: number | null;
+  selectivity: Estimate | null;
+  n_prompts: number;
+}
+export interface Change {
+  delta_loss_nats: Estimate;
+  q_value: number;
+}
+export interface Copying {
+  heads: HeadRef[];
+  eigenvalue: number | null;
+  direct: Estimate;
+  top1: number;
+}
+export interface HeadVerdict extends HeadRef {
+  verdict: string;
+  reasons: string[];
+  attention: Record<string, number>;
+  delta_loss_nats: Estimate | null;
+  exact: boolean;
+  q_value: number | null;
+  first_copy: Estimate | null;
+  natural: Estimate | null;
+  over_random: Estimate | null;
+  put_back: Change | null;
+  copying: Copying | null;
+  offset: { offset: number; mean: number } | null;
+}
+export interface Edge {
+  sender: HeadRef;
+  receiver: HeadRef;
+  input: string;
+  effect: Estimate;
+  share: number;
+  q_value: number;
+  mlps_held: Estimate | null;
+  loss_nats: Record<string, Estimate>;
+  query_effect: Estimate;
+  previous_token: number | null;
+  weights: { score: number; ratio: number; z: number | null; rank: number; of: number } | null;
+}
+export interface Receiver extends HeadRef {
+  verdict: string | null;
+  stripe: Estimate;
+  corrupt: Estimate;
+  restored: Estimate | null;
+  unexplained: number;
+  strongest_other: Estimate | null;
+  strongest_query: Estimate;
+  weights_agree: boolean | null;
+}
+export interface Token {
+  id: number;
+  text: string | null;
+}
+export interface TokenRow {
+  token: number;
+  text: string | null;
+  best: [number, string | null, number][];
+  own_rank: number;
+}
+export interface HeadTables extends HeadRef {
+  ov: TokenRow[];
+  qk: TokenRow[] | null;
+  sender: HeadRef | null;
+}
+export interface Provenance {
+  dtype: string;
+  device: string;
+  kernels: string[];
+  seed: number | null;
+  versions: Record<string, string>;
+  command: string;
+}
+export interface Model {
+  id: string;
+  revision: string | null;
+  family: string;
+  n_layers: number;
+  n_heads: number;
+  n_kv_heads: number | null;
+  support: string;
+  reason: string;
+}
+export interface Report {
+  schema: string;
+  model: Model;
+  finding: { sentence: string; details: string[] };
+  scan: {
+    probe: Record<string, unknown>;
+    detectors: { name: string; needs_control: boolean }[];
+    heads: (HeadRef & { scores: Record<string, Score> })[];
+    unscored: Record<string, string>;
+    timing: { wall_s: number; tokens: number };
+  };
+  verify: {
+    heads: HeadVerdict[];
+    sets: { heads: HeadRef[]; relation: string; delta_loss_nats: Estimate }[];
+    controls: { held_out_prompts: number; tests: number };
+    ablation: { method: string };
+    probe: Record<string, unknown>;
+    timing: { wall_s: number };
+  };
+  circuit: {
+    receivers: Receiver[];
+    edges: Edge[];
+    senders_tried: number;
+    notes: string[];
+    probe: Record<string, unknown>;
+    timing: { wall_s: number };
+  } | null;
+  circuit_reason: string | null;
+  example: {
+    tokens: Token[];
+    first: [number, number];
+    second: [number, number];
+    patterns: (HeadRef & { bytes: string })[];
+    left_out: number;
+    loss: { clean: number[]; ablated: number[] | null; without: HeadRef[] };
+  };
+  tables: { heads: HeadTables[]; reason: string | null };
+  provenance: Provenance;
+}
+
+export const SCHEMA = "headscope.report/1";
+
+/** The document that the page holds, or the one on the server that the page names. */
+export async function load(): Promise<Report> {
+  const element = document.getElementById("document");
+  const source = element?.dataset["source"];
+  let report: Report;
+  if (source !== undefined) {
+    const answer = await fetch(source, { credentials: "same-origin" });
+    if (!answer.ok) throw new Error(`the server answered ${answer.status} for ${source}`);
+    report = (await answer.json()) as Report;
+  } else {
+    report = JSON.parse(element?.textContent ?? "") as Report;
+    element?.remove(); // what was parsed need not be kept twice
+  }
+  if (report.schema !== SCHEMA) throw new Error(`the document is a ${report.schema}; this page shows ${SCHEMA}`);
+  return report;
+}
+
+export function name(head: HeadRef): string {
+  return `L${head.layer}H${head.head}${head.call ? `#${head.call}` : ""}`;
+}
+
+/** What belongs to each head, by its name. */
+export class Heads {
+  readonly names: string[];
+  readonly refs = new Map<string, HeadRef>();
+  readonly scores = new Map<string, Record<string, Score>>();
+  readonly verdicts = new Map<string, HeadVerdict>();
+  readonly tables = new Map<string, HeadTables>();
+  private readonly encoded = new Map<string, string>();
+  private readonly decoded = new Map<string, Uint8Array>();
+
+  constructor(report: Report) {
+    for (const head of report.scan.heads) {
+      this.refs.set(name(head), head);
+      this.scores.set(name(head), head.scores);
+    }
+    for (const head of report.verify.heads) {
+      if (!this.refs.has(name(head))) this.refs.set(name(head), head);
+      this.verdicts.set(name(head), head);
+    }
+    for (const head of report.tables.heads) this.tables.set(name(head), head);
+    for (const head of report.example.patterns) this.encoded.set(name(head), head.bytes);
+    this.names = [...this.refs.keys()];
+  }
+
+  /** Attention in the example as bytes: lower triangle, row by row, 255 for 1. */
+  pattern(head: string): Uint8Array | null {
+    const known = this.decoded.get(head);
+    if (known) return known;
+    const encoded = this.encoded.get(head);
+    if (encoded === undefined) return null;
+    const bytes = Uint8Array.from(atob(encoded), (one) => one.charCodeAt(0));
+    this.decoded.set(head, bytes);
+    return bytes;
+  }
+}
+
+/** Where a query and a key stand in a lower triangle. */
+export function place(query: number, key: number): number {
+  return (query * (query + 1)) / 2 + key;
+}

@@ -1,0 +1,103 @@
+/* The frame of a figure: a title, the drawing, its numbers as a table, and both as files. */
+
+import type { ComponentChildren, JSX } from "preact";
+import { useEffect, useRef, useState } from "preact/hooks";
+import type { Theme } from "./colours";
+import { csv, type Rows, save, standalone } from "./save";
+
+const LISTED = 400;
+
+export function Figure(props: {
+  id: string;
+  title: string;
+  theme: Theme;
+  rows: () => Rows;
+  svg?: () => string;
+  caption?: ComponentChildren;
+  children: ComponentChildren;
+}): JSX.Element {
+  const drawing = useRef<HTMLDivElement>(null);
+  const [open, setOpen] = useState(false);
+  const saveSvg = () => {
+    const svg = drawing.current?.querySelector("svg");
+    const text = props.svg ? props.svg() : svg ? standalone(svg, props.theme.paper) : null;
+    if (text !== null) save(`${props.id}.svg`, "image/svg+xml", text);
+  };
+  return (
+    <figure id={props.id}>
+      <div class="figure-head">
+        <h3>{props.title}</h3>
+        <span class="files">
+          <button type="button" onClick={saveSvg} aria-label={`${props.title}: save as SVG`}>
+            SVG
+          </button>
+          <button
+            type="button"
+            onClick={() => save(`${props.id}.csv`, "text/csv", csv(props.rows()))}
+            aria-label={`${props.title}: save as CSV`}
+          >
+            CSV
+          </button>
+        </span>
+      </div>
+      <div ref={drawing}>{props.children}</div>
+      {props.caption && <figcaption>{props.caption}</figcaption>}
+      <details onToggle={(event) => setOpen((event.target as HTMLDetailsElement).open)}>
+        <summary>The numbers</summary>
+        {open && <Numbers rows={props.rows()} />}
+      </details>
+    </figure>
+  );
+}
+
+function Numbers({ rows }: { rows: Rows }): JSX.Element {
+  const [head, ...body] = rows;
+  return (
+    <div class="scroll" tabIndex={0} role="region" aria-label="The numbers">
+      <table class="numbers">
+        <thead>
+          <tr>
+            {head?.map((one) => (
+              <th scope="col">{one}</th>
+            ))}
+          </tr>
+        </thead>
+        <tbody>
+          {body.slice(0, LISTED).map((row) => (
+            <tr>
+              {row.map((one) => (
+                <td>
+                  <bdi>{typeof one === "number" && !Number.isInteger(one) ? one.toPrecision(4) : one}</bdi>
+                </td>
+              ))}
+            </tr>
+          ))}
+        </tbody>
+      </table>
+      {body.length > LISTED && <p class="soft">{body.length - LISTED} more rows in the CSV.</p>}
+    </div>
+  );
+}
+
+/** The width that a block has, followed as it changes. */
+export function useWidth(start: number): [{ current: HTMLDivElement | null }, number] {
+  const ref = useRef<HTMLDivElement>(null);
+  const [width, set] = useState(start);
+  useEffect(() => {
+    const block = ref.current;
+    if (!block) return;
+    const watch = new ResizeObserver(() => set(Math.floor(block.clientWidth)));
+    watch.observe(block);
+    return () => watch.disconnect();
+  }, []);
+  return [ref, width];
+}
+
+/** A drawing that a plotting library made. */
+export function Drawn({ make, deps }: { make: () => Element; deps: unknown[] }): JSX.Element {
+  const ref = useRef<HTMLDivElement>(null);
+  useEffect(() => {
+    ref.current?.replaceChildren(make());
+  }, deps);
+  return <div ref={ref} class="drawn" />;
+}

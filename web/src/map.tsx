@@ -1,0 +1,291 @@
+/* The layer x head map: by verdict, by effect of removal, or by what each head attends to. */
+
+import * as Plot from "@observablehq/plot";
+import type { JSX } from "preact";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { css, onTop, rgb, shade, type Theme, VERDICT_ORDER, verdictStyle } from "./colours";
+import type { Heads, Report } from "./data";
+import { Figure, useWidth } from "./figure";
+import type { Rows } from "./save";
+import { fixed, interval, signed, words } from "./text";
+
+interface Cell {
+  name: string;
+  layer: number;
+  head: number;
+  colour: [number, number, number];
+  letter: string;
+  note: string;
+}
+
+const LEFT = 34;
+const TOP = 4;
+const BOTTOM = 24;
+
+export function HeadMap(props: {
+  report: Report;
+  heads: Heads;
+  theme: Theme;
+  selected: string;
+  onOpen: (head: string) => void;
+}): JSX.Element {
+  const { report, heads, theme } = props;
+  const roles = report.scan.detectors.map((one) => one.name);
+  const [mode, setMode] = useState("verdict");
+  const [active, setActive] = useState<string | null>(null);
+  const [block, width] = useWidth(640);
+  const drawing = useRef<HTMLDivElement>(null);
+  const cells = useMemo(() => cellsOf(report, heads, mode, theme), [report, mode, theme]);
+  const columns = report.model.n_heads;
+  const rows = report.model.n_layers;
+  const size = Math.max(9, Math.min(46, Math.floor((width - LEFT - 2) / columns)));
+
+  useEffect(() => {
+    const every = Math.max(1, Math.ceil(18 / size));
+    const plot = Plot.plot({
+      width: LEFT + columns * size + 2,
+      height: TOP + rows * size + BOTTOM,
+      marginLeft: LEFT,
+      marginTop: TOP,
+      marginBottom: BOTTOM,
+      marginRight: 2,
+      padding: size > 16 ? 0.08 : 0.06,
+      style: { fontFamily: "inherit", fontSize: "11px", background: "transparent", overflow: "visible" },
+      x: {
+        type: "band",
+        domain: range(columns),
+        label: null,
+        ticks: range(columns).filter((one) => one % every === 0),
+        tickSize: 0,
+      },
+      y: {
+        type: "band",
+        domain: range(rows),
+        label: null,
+        ticks: range(rows).filter((one) => one % every === 0),
+        tickFormat: (one: number) => `L${one}`,
+        tickSize: 0,
+      },
+      color: { type: "identity" },
+      marks: [
+        Plot.cell(cells, { x: "head", y: "layer", fill: (cell: Cell) => css(cell.colour), rx: 2 }),
+        size >= 16
+          ? Plot.text(cells, {
+              x: "head",
+              y: "layer",
+              text: "letter",
+              fill: (cell: Cell) => onTop(cell.colour),
+              fontSize: Math.min(13, size * 0.55),
+              fontWeight: 600,
+              pointerEvents: "none",
+            })
+          : null,
+      ],
+    });
+    plot.setAttribute("aria-hidden", "true");
+    drawing.current?.querySelector("svg")?.remove();
+    drawing.current?.prepend(plot);
+    plot.querySelectorAll('g[aria-label="cell"] rect').forEach((rect, i) => {
+      rect.setAttribute("data-head", cells[i]?.name ?? "");
+    });
+  }, [cells, size]);
+
+  useEffect(() => {
+    const svg = drawing.current;
+    if (!svg) return;
+    for (const rect of svg.querySelectorAll(".active, .selected")) rect.classList.remove("active", "selected");
+    svg.querySelector(`[data-head="${props.selected}"]`)?.classList.add("selected");
+    if (active) svg.querySelector(`[data-head="${active}"]`)?.classList.add("active");
+  }, [active, props.selected, cells, size]);
+
+  const under = (event: Event): string | null =>
+    (event.target as Element).closest?.("[data-head]")?.getAttribute("data-head") ?? null;
+  const grid = useMemo(() => new Map(cells.map((one) => [one.name, one])), [cells]);
+  const current = grid.get(active ?? props.selected);
+  const move = (event: KeyboardEvent) => {
+    const from = grid.get(active ?? props.selected) ?? cells[0];
+    if (!from) return;
+    const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
+    if (step) {
+      const [down = 0, right = 0] = step;
+      for (let n = 1; n <= Math.max(rows, columns); n++) {
+        const to = cells.find((one) => one.layer === from.layer + n * down && one.head === from.head + n * right);
+        if (to) {
+          setActive(to.name);
+          break;
+        }
+      }
+    } else if (event.key === "Enter" || event.key === " ") props.onOpen(from.name);
+    else return;
+    event.preventDefault();
+  };
+
+  return (
+    <Figure
+      id="head-map"
+      title={`Every head by ${mode === "verdict" ? "verdict" : mode === "effect" ? "effect of its removal" : `attention: ${words(mode)}`}`}
+      theme={theme}
+      rows={() => mapRows(report, heads)}
+    >
+      <fieldset class="modes">
+        <legend>Show</legend>
+        {["verdict", "effect", ...roles].map((one) => (
+          <label class={one === mode ? "on" : ""}>
+            <input type="radio" name="mode" value={one} checked={one === mode} onChange={() => setMode(one)} />
+            {one === "effect" ? "loss without it" : words(one)}
+          </label>
+        ))}
+      </fieldset>
+      <div ref={block}>
+        <div
+          ref={drawing}
+          class="map"
+          role="application"
+          tabIndex={0}
+          aria-label="Layer by head map: arrow keys move, Enter opens a head's card"
+          aria-describedby="map-note"
+          onKeyDown={move}
+          onBlur={() => setActive(null)}
+          onPointerMove={(event) => setActive(under(event))}
+          onPointerLeave={() => setActive(null)}
+          onClick={(event) => {
+            const head = under(event);
+            if (head) props.onOpen(head);
+          }}
+        />
+      </div>
+      <p id="map-note" class="note" aria-live="polite">
+        {current?.note ?? ""}
+      </p>
+      <Legend mode={mode} report={report} theme={theme} />
+    </Figure>
+  );
+}
+
+function Legend({ mode, report, theme }: { mode: string; report: Report; theme: Theme }): JSX.Element {
+  if (mode === "verdict") {
+    const counts = new Map<string, number>();
+    for (const head of report.verify.heads) counts.set(head.verdict, (counts.get(head.verdict) ?? 0) + 1);
+    return (
+      <ul class="legend">
+        {VERDICT_ORDER.filter((one) => counts.has(one)).map((one) => {
+          const style = verdictStyle(one, theme);
+          return (
+            <li title={style.says}>
+              <span class="swatch" style={{ background: style.colour, color: onTop(rgb(style.colour)) }}>
+                {style.letter}
+              </span>
+              {words(one)} <span class="soft">{counts.get(one)}</span>
+            </li>
+          );
+        })}
+      </ul>
+    );
+  }
+  const most = mode === "effect" ? mostEffect(report) : 1;
+  const stops = (from: number, to: number) => `linear-gradient(to right, ${css(shade(from, theme))}, ${css(shade(to, theme))})`;
+  return (
+    <p class="legend">
+      <span>{mode === "effect" ? "0 nats" : "0"}</span>
+      <span class="ramp" style={{ background: stops(0, 1) }} />
+      <span>{mode === "effect" ? `+${fixed(most, 2)}` : "1, all of its attention"}</span>
+      {mode === "effect" && (
+        <>
+          <span class="ramp short" style={{ background: stops(0, -1) }} />
+          <span>better without it</span>
+        </>
+      )}
+    </p>
+  );
+}
+
+function mostEffect(report: Report): number {
+  return Math.max(0.01, ...report.verify.heads.map((one) => Math.abs(one.delta_loss_nats?.mean ?? 0)));
+}
+
+function cellsOf(report: Report, heads: Heads, mode: string, theme: Theme): Cell[] {
+  const most = mostEffect(report);
+  // In looped models a head has several calls; the map shows the one that says most, as scan's own map does.
+  const best = new Map<string, { cell: Cell; weight: number }>();
+  for (const name of heads.names) {
+    const ref = heads.refs.get(name);
+    if (!ref) continue;
+    const found = cellOf(heads, name, mode, theme, most);
+    if (!found) continue;
+    const at = `${ref.layer}.${ref.head}`;
+    const known = best.get(at);
+    if (!known || found.weight > known.weight) {
+      best.set(at, { cell: { ...found.cell, name, layer: ref.layer, head: ref.head }, weight: found.weight });
+    }
+  }
+  return [...best.values()].map((one) => one.cell);
+}
+
+type Look = Omit<Cell, "name" | "layer" | "head">;
+
+function cellOf(heads: Heads, name: string, mode: string, theme: Theme, most: number): { cell: Look; weight: number } | null {
+  const verdict = heads.verdicts.get(name);
+  if (mode === "verdict") {
+    if (!verdict) return { cell: { colour: rgb(theme.empty), letter: "", note: `${name}: not judged` }, weight: -1 };
+    const style = verdictStyle(verdict.verdict, theme);
+    const delta = verdict.delta_loss_nats;
+    const note = `${name} ${words(verdict.verdict)}${delta ? `; loss without it ${interval(delta, 3, signed)} nats` : ""}`;
+    const weight = VERDICT_ORDER.length - VERDICT_ORDER.indexOf(verdict.verdict);
+    return { cell: { colour: rgb(style.colour), letter: style.letter, note }, weight };
+  }
+  if (mode === "effect") {
+    const delta = verdict?.delta_loss_nats;
+    if (!delta) return { cell: { colour: rgb(theme.empty), letter: "", note: `${name}: not removed` }, weight: -1 };
+    const kind = verdict.exact ? "" : ", an estimate";
+    return {
+      cell: {
+        colour: shade(delta.mean / most, theme),
+        letter: "",
+        note: `${name}: loss on the second copy without it ${interval(delta, 3, signed)} nats${kind}`,
+      },
+      weight: delta.mean,
+    };
+  }
+  const score = heads.scores.get(name)?.[mode];
+  if (!score) return null;
+  const control = score.control === null ? "" : `, on the control ${fixed(score.control, 3)}`;
+  return {
+    cell: {
+      colour: shade(score.mean, theme),
+      letter: "",
+      note: `${name} ${words(mode)}: ${interval(score)}, by chance ${fixed(score.chance, 3)}${control}`,
+    },
+    weight: score.mean,
+  };
+}
+
+function mapRows(report: Report, heads: Heads): Rows {
+  const roles = report.scan.detectors.map((one) => one.name);
+  const columns = roles.flatMap((one) => [one, `${one}_low`, `${one}_high`, `${one}_chance`, `${one}_control`]);
+  return [
+    ["head", "layer", "index", "verdict", "delta_loss_nats", "delta_low", "delta_high", "exact", ...columns],
+    ...heads.names.map((name) => {
+      const ref = heads.refs.get(name);
+      const verdict = heads.verdicts.get(name);
+      const delta = verdict?.delta_loss_nats;
+      return [
+        name,
+        ref?.layer,
+        ref?.head,
+        verdict?.verdict,
+        delta?.mean,
+        delta?.ci95?.[0],
+        delta?.ci95?.[1],
+        verdict ? String(verdict.exact) : null,
+        ...roles.flatMap((role) => {
+          const score = heads.scores.get(name)?.[role];
+          return [score?.mean, score?.ci95?.[0], score?.ci95?.[1], score?.chance, score?.control];
+        }),
+      ];
+    }),
+  ];
+}
+
+function range(n: number): number[] {
+  return [...Array(n).keys()];
+}

@@ -1,0 +1,50 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { place } from "../src/data.ts";
+import { csv } from "../src/save.ts";
+import { fixed, interval, shown, signed, tidy } from "../src/text.ts";
+
+const token = (text: string | null) => ({ id: 7, text });
+
+test("what would not show is spelled out", () => {
+  assert.equal(shown(token("\n\t")), "\u21b5\u21e5");
+  assert.equal(shown(token("\u0000\u001b")), "\u2400\u241b");
+  assert.equal(shown(token("a\u202eb")), "a\u27e8U+202E\u27e9b");
+  assert.equal(shown(token("\ud800x")), "\ufffdx");
+  assert.equal(shown(token("")), "\u2205");
+  assert.equal(shown(token(null)), "#7");
+});
+
+test("a name keeps its order and its length", () => {
+  assert.equal(tidy("a \u202eb\ud800 c".repeat(20)), "a \u27e8U+202E\u27e9b\ufffd c".repeat(20));
+});
+
+test("a leading space is marked only where it is asked for", () => {
+  assert.equal(shown(token(" the")), "the");
+  assert.equal(shown(token(" the"), true), "\u2423the");
+  assert.equal(shown(token(" ")), "\u2423");
+});
+
+test("a long token is cut between characters, not within one", () => {
+  assert.equal(shown(token("x".repeat(10_000))), `${"x".repeat(24)}\u2026`);
+  assert.equal(shown(token("\u{1f600}".repeat(30))), `${"\u{1f600}".repeat(24)}\u2026`);
+});
+
+test("numbers have a real minus sign, and zero has none", () => {
+  assert.equal(fixed(-1.234, 2), "\u22121.23");
+  assert.equal(fixed(-0.0001, 2), "0.00");
+  assert.equal(signed(0.5, 1), "+0.5");
+  assert.equal(signed(0, 1), "0.0");
+  assert.equal(interval({ mean: 0.5, ci95: [0.4, 0.6] }, 1), "0.5 [0.4, 0.6]");
+  assert.equal(interval({ mean: 0.5, ci95: null }, 1), "0.5");
+});
+
+test("a CSV holds quotes and line ends, and no formula", () => {
+  assert.equal(csv([["a,b", 'c"d', "e\nf", 1.5, null]]), '"a,b","c""d","e\nf",1.5,\r\n');
+  assert.equal(csv([["=1+1", "-x", -1]]), "'=1+1,'-x,-1\r\n");
+});
+
+test("a lower triangle is counted row by row", () => {
+  const places = [0, 1, 2, 3].flatMap((query) => [...Array(query + 1).keys()].map((key) => place(query, key)));
+  assert.deepEqual(places, [...Array(10).keys()]);
+});
