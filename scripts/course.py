@@ -23,7 +23,6 @@ from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
-from traitlets.config import Config
 
 ROOT = Path(__file__).parents[1]
 COURSE = ROOT / "docs" / "course"
@@ -33,7 +32,9 @@ SCRIPT = "/* the script that CircuitsVis bundles */"
 _BUNDLE = re.compile(r"(\?\?= \(\(\) => \{\n).*?(\nreturn CircuitsVis; \}\))", re.DOTALL)
 _NUMBER = re.compile(r"-?\d+(?:[\d,]*\d)?(?:\.\d+)?(?:e[-+]\d+)?")
 _SETTINGS = {
-    "ipython/profile_default/ipython_kernel_config.py": 'c.InlineBackend.figure_formats = {"svg"}\n',
+    "ipython/profile_default/ipython_kernel_config.py": (
+        'c.InlineBackend.figure_formats = {"svg"}\nc.Application.log_level = "ERROR"\n'
+    ),
     "matplotlib/matplotlibrc": "svg.fonttype: none\nsvg.hashsalt: headscope\nfont.size: 9\nlegend.frameon: False\n",
 }
 
@@ -54,9 +55,7 @@ def executed(path: Path) -> Any:
             "TOKENIZERS_PARALLELISM": "false",
             "OMP_NUM_THREADS": "1",  # one order of adding, whatever the machine
         }
-        # Sockets of this machine's own, no ports.
-        config = Config({"KernelManager": {"transport": "ipc"}})
-        client = NotebookClient(notebook, timeout=TIMEOUT_S, kernel_name="python3", config=config)
+        client = NotebookClient(notebook, timeout=TIMEOUT_S, kernel_name="python3")
         client.execute(cwd=folder, env=environment)
     for cell in code_cells(notebook):
         cell.metadata.pop("execution", None)

@@ -89,7 +89,7 @@ RANKS = {
     **dict.fromkeys(["probes", "detectors", "stats", "heatmap", "diagram", "results"], 2),
     **dict.fromkeys(["evidence", "lab"], 3),
     **dict.fromkeys(["behaviors", "sweep", "page", "explore"], 4),
-    **dict.fromkeys(["cli", "lesson"], 5),
+    **dict.fromkeys(["cli", "lesson", "notebook"], 5),
 }
 # Imports that point up, made inside the function that needs them, and why each is there.
 UPWARD = {

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     )
     from headscope.model.load import Model, load
     from headscope.model.selfcheck import Check
+    from headscope.notebook import pattern_picture, show_pattern
+    from headscope.page.report import report
     from headscope.probes import Probe, probe_text, probe_tokens, repeated_tokens
     from headscope.results import HeadScore, Scan
     from headscope.types import HeadId
@@ -70,11 +72,14 @@ _HOMES = {
     "load": "headscope.model.load",
     "make_repeated_tokens": "headscope.lesson",
     "ov_table": "headscope.evidence.token_space",
+    "pattern_picture": "headscope.notebook",
     "probe_text": "headscope.probes",
     "probe_tokens": "headscope.probes",
     "qk_table": "headscope.evidence.token_space",
     "repeated_tokens": "headscope.probes",
+    "report": "headscope.page.report",
     "scan": "headscope.evidence.attention",
+    "show_pattern": "headscope.notebook",
     "trace_circuit": "headscope.evidence.circuit",
     "verify": "headscope.evidence.verify",
     "verify_induction_behavior": "headscope.lesson",
@@ -111,11 +116,14 @@ __all__ = [
     "load",
     "make_repeated_tokens",
     "ov_table",
+    "pattern_picture",
     "probe_text",
     "probe_tokens",
     "qk_table",
     "repeated_tokens",
+    "report",
     "scan",
+    "show_pattern",
     "trace_circuit",
     "verify",
     "verify_induction_behavior",

@@ -54,7 +54,15 @@ export function Effects({ head, id, theme }: { head: HeadVerdict; id: string; th
               marginRight: narrow ? 20 : 190,
               marginBottom: 34,
               style: { fontFamily: "inherit", fontSize: "12px", background: "transparent", color: theme.ink },
-              x: { label: null, ticks: 5, nice: true, insetLeft: 8, insetRight: 8 },
+              // Never narrower than the rule's 0.01 nats, so that nothing looks like something.
+              x: {
+                label: null,
+                ticks: 5,
+                nice: true,
+                insetLeft: 8,
+                insetRight: 8,
+                domain: [Math.min(-0.002, ...rows.map((row) => row.low)), Math.max(0.01, ...rows.map((row) => row.high))],
+              },
               y: { type: "band", domain: rows.map((row) => row.label), label: null, tickSize: 0 },
               marks: [
                 Plot.gridX({ stroke: theme.line, strokeOpacity: 1, ticks: 5 }),

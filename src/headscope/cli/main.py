@@ -13,6 +13,7 @@ import typer
 from headscope.cli.check import check
 from headscope.cli.circuit import circuit
 from headscope.cli.params import params
+from headscope.cli.report import report
 from headscope.cli.scan import scan
 from headscope.cli.verify import verify
 from headscope.errors import HeadscopeError
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.command()(scan)
 app.command()(verify)
 app.command()(circuit)
+app.command()(report)
 app.command()(check)
 app.command()(params)
 
