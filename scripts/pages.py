@@ -16,7 +16,9 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 from headscope.notebook import bundled_script
-from scripts.course import SCRIPT
+
+SCRIPT = "/* the script that CircuitsVis bundles */"
+"""What stands in a notebook's file for that script."""
 
 _BLOCKS: dict[str, list[str]] = {}
 """By page, what is put into it at the very end, so that neither Markdown nor the search index sees it."""

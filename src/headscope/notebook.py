@@ -237,7 +237,7 @@ def _patterns(model: Model, tokens: Tokens, heads: Sequence[HeadId]) -> dict[Hea
 
 
 def bundled_script() -> str:
-    """CircuitsVis's bundled script, without importing the package."""
+    """CircuitsVis's script as its package brings it, fit for a script element; the package is not imported."""
     package = find_spec("circuitsvis")
     bundle = None if package is None or package.origin is None else Path(package.origin).parent / "dist/cdn/iife.js"
     if bundle is None or not bundle.is_file():
@@ -245,14 +245,14 @@ def bundled_script() -> str:
             "show_pattern needs CircuitsVis, which is not installed; run `pip install 'headscope[notebook]'`, "
             "or use pattern_picture."
         )
-    return bundle.read_text(encoding="utf-8")
-
-
-def _view(script: str, element: str, props: dict[str, Any]) -> str:
     # A script element ends at the first `</script`, wherever it stands; within a string `<\/` means `</`.
-    code = script.partition("//# sourceMappingURL")[0].replace("</script", "<\\/script")
+    code = bundle.read_text(encoding="utf-8").partition("//# sourceMappingURL")[0].replace("</script", "<\\/script")
     assert code.isascii(), "an encoding could spoil it"
     assert "<!--" not in code, "after it a script element ends elsewhere"
+    return code
+
+
+def _view(code: str, element: str, props: dict[str, Any]) -> str:
     data = json.dumps(props).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     place = f"headscope-{uuid4().hex[:12]}"
     # Run once on a page, however many views it has: a second run would complain, at length, of the first.
