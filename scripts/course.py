@@ -141,9 +141,7 @@ def _short(cell: Any) -> str:
 
 
 def _trains(notebook: Any) -> bool:
-    """Whether it trains a model: another processor rounds otherwise and may train another one, so that only the
-    notebook's own asserts can hold everywhere.
-    """
+    """Whether it trains a model; another processor rounds otherwise, and only the notebook's asserts hold everywhere."""
     return any("headscope.lab.training import" in cell.source for cell in code_cells(notebook))
 
 

@@ -1,7 +1,8 @@
 """The course: every notebook runs, shows what its file shows, and becomes a page that fetches nothing.
 
 A notebook's own asserts hold what its prose claims. Here fresh outputs are held against those in the file: equal words,
-numbers within 0.02 or 5%; not so where a model is trained, which another processor may train to another end. After a change: `python -m scripts.course`, and read the difference.
+numbers within 0.02 or 5%; not so where a model is trained, which another processor may train to another end. After a
+change: `python -m scripts.course`, and read the difference.
 """
 
 from __future__ import annotations
