@@ -141,7 +141,7 @@ def _short(cell: Any) -> str:
 
 
 def _trains(notebook: Any) -> bool:
-    """Whether it trains a model; another processor rounds otherwise, and only the notebook's asserts hold everywhere."""
+    """Whether it trains a model: another processor rounds otherwise, and its own asserts alone hold everywhere."""
     return any("headscope.lab.training import" in cell.source for cell in code_cells(notebook))
 
 
