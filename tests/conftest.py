@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -40,3 +43,19 @@ def rng() -> np.random.Generator:
 def generator() -> torch.Generator:
     """The same, for tensors."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium, which can reach nothing. One for all tests: Playwright runs once in a process."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.fail("there is no Chromium to open pages in; install it: apt-get install chromium")
+    with sync_playwright() as playwright:
+        # No sandbox: tests may run as root, and the pages are ours. No name resolves, so that nothing leaves.
+        options = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND"]
+        started = playwright.chromium.launch(executable_path=chromium, args=options)
+        yield started
+        started.close()

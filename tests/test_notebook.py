@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
 import xml.etree.ElementTree as ET
 
@@ -243,21 +242,6 @@ def test_what_does_not_fit_is_refused(demo, prompt, show):
 
 
 # ---- in a browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.fail("no Chromium found, which these tests look at pages with; install it: apt-get install chromium")
-    with sync_playwright() as playwright:
-        # No sandbox: tests may run as root, and the pages are ours. No name resolves, so that nothing leaves.
-        options = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND"]
-        started = playwright.chromium.launch(executable_path=chromium, args=options)
-        yield started
-        started.close()
 
 
 def test_a_browser_without_network_draws_the_view(browser, demo, prompt, tmp_path):

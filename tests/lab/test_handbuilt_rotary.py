@@ -324,13 +324,13 @@ def test_the_frequencies_are_those_of_the_model():
 
 def test_rms_norm_does_nothing():
     built = built_with(True)
+    _, probe = probe_of(built)  # loads the model, which runs it
     seen = []
     handles = [
         module.register_forward_hook(lambda module, given, result: seen.append((given[0], result)))
         for name, module in built.model.named_modules()
         if name.endswith("norm")
     ]
-    _, probe = probe_of(built)
     with torch.no_grad():
         built.model(input_ids=torch.from_numpy(np.stack(probe.prompts)))
     for handle in handles:

@@ -1,16 +1,15 @@
-"""A report of the packaged model, made once, and a browser that can reach nothing."""
+"""A report of the packaged model, made once, and pages opened from it."""
 
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 import headscope as hs
 from headscope.evidence.circuit import Circuit
@@ -45,17 +44,6 @@ def made(results: Results) -> dict[str, Any]:
 def document(made: dict[str, Any]) -> dict[str, Any]:
     """A copy to change."""
     return copy.deepcopy(made)
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.fail("there is no Chromium to open the page in; install it: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @dataclass
