@@ -18,9 +18,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from jaxtyping import Float
+
 from headscope.documents import encode
 from headscope.errors import ArgumentError
 from headscope.heatmap import Panel, heatmap_svg
+from headscope.stats import mean_intervals
 from headscope.types import HeadId, Support
 
 if TYPE_CHECKING:
@@ -108,6 +112,14 @@ class Estimate:
     """Mean over prompts."""
     ci95: tuple[float, float] | None
     """Student's t interval over prompts."""
+
+    @classmethod
+    def of(cls, samples: Float[np.ndarray, " prompt"]) -> Estimate:
+        """From one value per prompt; differences of paired values give a paired interval."""
+        mean, half = mean_intervals(samples)
+        return cls(
+            mean=float(mean), ci95=None if half is None else (float(mean) - float(half), float(mean) + float(half))
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

@@ -18,13 +18,12 @@ from transformers import AutoModelForCausalLM
 import headscope as hs
 from headscope.detectors import Detector, Targets
 from headscope.errors import ArgumentError
-from headscope.lab.handbuilt import COPY_GAIN, NOISE_NORM
+from headscope.lab.handbuilt import COPY_GAIN, NOISE_NORM, HandBuilt
 from headscope.lab.handbuilt_rotary import (
     LAYOUT,
     MAX_TURN,
     PEAK_MARGIN,
     ROTARY_DECOYS,
-    HandBuiltRotary,
     distance_weights,
     handbuilt_rotary,
     rotary_angles,
@@ -48,22 +47,22 @@ every = pytest.mark.parametrize(
 
 
 @cache
-def built_with(grouped: bool, seed: int = 0) -> HandBuiltRotary:
+def built_with(grouped: bool, seed: int = 0) -> HandBuilt:
     return handbuilt_rotary(grouped=grouped, seed=seed)
 
 
 @cache
-def probe_of(built: HandBuiltRotary) -> tuple[Model, Probe]:
+def probe_of(built: HandBuilt) -> tuple[Model, Probe]:
     model = load(built.model)
     return model, hs.repeated_tokens(model, bos=True, n_prompts=6)
 
 
-def only(built: HandBuiltRotary, role: str) -> HeadId:
+def only(built: HandBuilt, role: str) -> HeadId:
     (head,) = built.heads(role)
     return head
 
 
-def accuracy(built: HandBuiltRotary, *ablate: HeadId) -> float:
+def accuracy(built: HandBuilt, *ablate: HeadId) -> float:
     """Share of foretold tokens that rank first, with the heads' z set to zero."""
     model, probe = probe_of(built)
 
@@ -91,13 +90,13 @@ def two_back(tokens):
 
 
 @cache
-def scores(built: HandBuiltRotary) -> dict[tuple[HeadId, str], float]:
+def scores(built: HandBuilt) -> dict[tuple[HeadId, str], float]:
     model, probe = probe_of(built)
     scan = hs.scan(model, probe=probe, detectors=[*hs.DETECTORS, Detector("two_back", two_back)])
     return {(score.head, score.detector): score.mean for score in scan.scores}
 
 
-def weights_of(built: HandBuiltRotary, head: HeadId) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def weights_of(built: HandBuilt, head: HeadId) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """W_Q, W_K, W_V [d_model d_head] and W_O [d_head d_model] of a query head, in float64."""
     attention = built.model.model.layers[head.layer].self_attn
     config = built.model.config
@@ -111,7 +110,7 @@ def weights_of(built: HandBuiltRotary, head: HeadId) -> tuple[Tensor, Tensor, Te
     return rows(attention.q_proj, head.head), rows(attention.k_proj, shared), rows(attention.v_proj, shared), w_o
 
 
-def ov(built: HandBuiltRotary, head: HeadId) -> Tensor:
+def ov(built: HandBuilt, head: HeadId) -> Tensor:
     *_, w_v, w_o = weights_of(built, head)
     return w_v @ w_o
 

@@ -31,7 +31,6 @@ from headscope.probes import Probe, repeated_tokens
 from headscope.probes.copies import copies
 from headscope.probes.probe import Tokens, check_fits
 from headscope.results import Estimate, ModelInfo, Provenance, Timing
-from headscope.stats import mean_intervals
 from headscope.types import HeadId
 
 if TYPE_CHECKING:
@@ -141,7 +140,9 @@ def ablate(
         method=method,
         positions=positions,
         losses={
-            kind: LossChange(clean=estimate(rows[0]), ablated=estimate(rows[1]), delta=estimate(rows[1] - rows[0]))
+            kind: LossChange(
+                clean=Estimate.of(rows[0]), ablated=Estimate.of(rows[1]), delta=Estimate.of(rows[1] - rows[0])
+            )
             for kind, rows in sorted(found.items())
         },
         n_prompts=len(probe.prompts),
@@ -170,11 +171,3 @@ def text_queries(prompts: Sequence[Tokens]) -> Queries:
     if short:
         raise TokenError(f"prompt {short[0]} has a single token, so no next token and no loss; give at least two.")
     return {"text": [np.arange(len(prompt) - 1) for prompt in prompts]}
-
-
-def estimate(samples: np.ndarray) -> Estimate:
-    """Mean over prompts with its interval."""
-    mean, half = mean_intervals(samples)
-    return Estimate(
-        mean=float(mean), ci95=None if half is None else (float(mean) - float(half), float(mean) + float(half))
-    )

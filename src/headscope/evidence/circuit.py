@@ -34,7 +34,6 @@ from torch import Tensor
 
 from headscope.documents import decode, encode
 from headscope.errors import ArgumentError, ShapeError, TokenError, UnsupportedModel
-from headscope.evidence.ablation import estimate
 from headscope.evidence.composition import Composition, composition
 from headscope.evidence.every_head import N_PROMPTS as VERIFY_PROMPTS
 from headscope.evidence.path_patching import INPUTS, Contents, Input, Mlps, Paths, Sources
@@ -433,7 +432,7 @@ class _Tracing:
         clean = self.paths.loss(self.paths.clean)
         rows = self.paths.losses(self.paths.clean, changes) - clean
         by_sender = rows.reshape(len(columns), len(INPUTS), -1)
-        return [{name: estimate(row) for name, row in zip(INPUTS, one, strict=True)} for one in by_sender]
+        return [{name: Estimate.of(row) for name, row in zip(INPUTS, one, strict=True)} for one in by_sender]
 
     def _edge(
         self,
@@ -453,12 +452,12 @@ class _Tracing:
             sender=sender,
             receiver=head,
             input="k",
-            effect=estimate(lost["recompute"][row, "k"][column]),
+            effect=Estimate.of(lost["recompute"][row, "k"][column]),
             share=share,
             q_value=q,
-            mlps_held=estimate(lost["held"][row, "k"][column]) if "held" in lost else None,
+            mlps_held=Estimate.of(lost["held"][row, "k"][column]) if "held" in lost else None,
             loss_nats=losses,
-            query_effect=estimate(lost["recompute"][row, "q"][column]),
+            query_effect=Estimate.of(lost["recompute"][row, "q"][column]),
             previous_token=None if verdict is None else verdict.attention.get("previous_token"),
             weights=_weights(weights, sender, head),
         )
@@ -486,13 +485,13 @@ class _Tracing:
         return Receiver(
             head=head,
             verdict=None if verdict is None else verdict.verdict,
-            stripe=estimate(self._clean[row]),
-            corrupt=estimate(self._corrupt[row]),
+            stripe=Estimate.of(self._clean[row]),
+            corrupt=Estimate.of(self._corrupt[row]),
             restored=explained,
             restored_mlps_held=restored.get("held"),
             unexplained=1.0 - (explained.mean if explained is not None else 0.0),
-            strongest_other=None if strongest is None else estimate(through_key[strongest]),
-            strongest_query=estimate(through_query[control]),
+            strongest_other=None if strongest is None else Estimate.of(through_key[strongest]),
+            strongest_query=Estimate.of(through_query[control]),
             weights_agree=None if best is None or best.z is None else best.z >= RULE.z,
         )
 
@@ -500,7 +499,7 @@ class _Tracing:
         by = self._contents("corrupt", [senders], mlp, "restoring")
         stripe = self.paths.patched(self.paths.corrupt, head, "k", by[head]["k"])[0]
         most = float((self._clean[row] - self._corrupt[row]).mean())
-        return estimate((stripe - self._corrupt[row]) / most)
+        return Estimate.of((stripe - self._corrupt[row]) / most)
 
 
 def _composition(model: Model) -> Composition | None:

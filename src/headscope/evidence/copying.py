@@ -37,7 +37,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.errors import UnsupportedModel
-from headscope.evidence.ablation import estimate
 from headscope.model.load import Model
 from headscope.model.weights import LayerWeights, Norm, layer_weights, vocabulary
 from headscope.results import Estimate
@@ -115,7 +114,7 @@ class Circuits:
         return Copying(
             heads=tuple(heads),
             eigenvalue=_balance(write @ self._token_map() @ read) if moved else None,
-            direct=estimate(np.asarray(shares)),
+            direct=Estimate.of(np.asarray(shares)),
             top1=float((raised.argmax(1) == torch.arange(n, device=raised.device)).double().mean()) if moved else 0.0,
         )
 

@@ -178,9 +178,7 @@ def icl(
     started = time.perf_counter()
     losses = _losses(model, drawn, progress or (lambda done, total: None))
     mean, half = mean_intervals(losses)
-    gain, gain_half = mean_intervals(losses[:, late - 1] - losses[:, early - 1])
     assert half is not None, "there are at least two windows"
-    assert gain_half is not None
     return InContext(
         model=ModelInfo.of(model),
         settings={
@@ -193,7 +191,7 @@ def icl(
             "late": late,
             "seed": seed,
         },
-        score=Estimate(mean=float(gain), ci95=(float(gain - gain_half), float(gain + gain_half))),
+        score=Estimate.of(losses[:, late - 1] - losses[:, early - 1]),
         loss=LossCurve(
             token=tuple(range(1, window)),
             mean=tuple(mean.tolist()),

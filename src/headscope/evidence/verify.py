@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Float
 
 from headscope.errors import ArgumentError, TokenError, UnsupportedModel
-from headscope.evidence.ablation import estimate, refuse_all
+from headscope.evidence.ablation import refuse_all
 from headscope.evidence.attention import scan as read_attention
 from headscope.evidence.copying import Circuits, Copying
 from headscope.evidence.every_head import N_PROMPTS, TOP, HeadEffect, Search, ablate_each
@@ -165,8 +165,8 @@ def verify(
             offset=offsets.get(head),
             copying=alone[head],
             removed=removed.get(head),
-            first_copy=estimate(trial.delta({head}, "first_copy")) if head in removed else None,
-            over_first_copy=estimate(trial.delta({head}) - trial.delta({head}, "first_copy"))
+            first_copy=Estimate.of(trial.delta({head}, "first_copy")) if head in removed else None,
+            over_first_copy=Estimate.of(trial.delta({head}) - trial.delta({head}, "first_copy"))
             if head in removed
             else None,
             over_random=_over_random(trial, head, matched.get(head, [])),
@@ -190,7 +190,7 @@ def verify(
             held_out_prompts=len(held_out.prompts),
             tests=len(tests),
         ),
-        clean={kind: estimate(values) for kind, values in trial.clean.items()},
+        clean={kind: Estimate.of(values) for kind, values in trial.clean.items()},
         rule=RULE,
         probe=dict(probe.settings),
         ablation={
@@ -287,7 +287,7 @@ class _Trial:
 
     def natural(self, heads: Sequence[HeadId]) -> Estimate | None:
         """The same on natural text; None where there is none."""
-        return None if ("natural", frozenset(heads)) not in self._found else estimate(self.delta(heads, "natural"))
+        return None if ("natural", frozenset(heads)) not in self._found else Estimate.of(self.delta(heads, "natural"))
 
 
 def _judged(evidence: Evidence, effect: HeadEffect | None, trial: _Trial) -> HeadVerdict:
@@ -312,13 +312,13 @@ def _judged(evidence: Evidence, effect: HeadEffect | None, trial: _Trial) -> Hea
 
 
 def _changes(rows: Sequence[np.ndarray], q: np.ndarray) -> list[Change]:
-    return [Change(delta_loss_nats=estimate(row), q_value=float(one)) for row, one in zip(rows, q, strict=True)]
+    return [Change(delta_loss_nats=Estimate.of(row), q_value=float(one)) for row, one in zip(rows, q, strict=True)]
 
 
 def _over_random(trial: _Trial, head: HeadId, draws: Sequence[tuple[HeadId, ...]]) -> Estimate | None:
     if not draws:
         return None
-    return estimate(trial.delta({head}) - np.mean([trial.delta(draw) for draw in draws], axis=0))
+    return Estimate.of(trial.delta({head}) - np.mean([trial.delta(draw) for draw in draws], axis=0))
 
 
 def _set(
@@ -328,7 +328,7 @@ def _set(
     singles = np.sum([trial.delta({head}) for head in heads], axis=0)
     copying = None if circuits is None else circuits.copying(heads)
     best = max((one.top1 for head in heads if (one := alone[head]) is not None), default=0.0)
-    beyond = estimate(together - singles)
+    beyond = Estimate.of(together - singles)
     low, high = beyond.ci95 or (beyond.mean, beyond.mean)
     relation: Relation = "independent"
     if len(heads) == 1:
@@ -340,10 +340,10 @@ def _set(
     return HeadSet(
         heads=tuple(heads),
         relation=relation,
-        delta_loss_nats=estimate(together),
-        first_copy=estimate(trial.delta(heads, "first_copy")),
+        delta_loss_nats=Estimate.of(together),
+        first_copy=Estimate.of(trial.delta(heads, "first_copy")),
         natural=trial.natural(heads),
-        sum_of_singles=estimate(singles),
+        sum_of_singles=Estimate.of(singles),
         copying=copying,
     )
 
@@ -351,10 +351,10 @@ def _set(
 def _draw(trial: _Trial, heads: tuple[HeadId, ...], others: tuple[HeadId, ...]) -> Draw:
     return Draw(
         heads=heads,
-        delta_loss_nats=estimate(trial.delta(heads)),
+        delta_loss_nats=Estimate.of(trial.delta(heads)),
         random_heads=others,
-        random_delta_loss_nats=estimate(trial.delta(others)),
-        random_first_copy=estimate(trial.delta(others, "first_copy")),
+        random_delta_loss_nats=Estimate.of(trial.delta(others)),
+        random_first_copy=Estimate.of(trial.delta(others, "first_copy")),
     )
 
 

@@ -33,14 +33,14 @@ Misleading as: a picture of learned heads. These do one thing perfectly, which l
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from headscope.errors import ArgumentError
 from headscope.types import HeadId
@@ -123,11 +123,11 @@ LAYER_NORM_EPSILON = 2.0**30
 class HandBuilt:
     """A model and the truth about its heads."""
 
-    model: GPT2LMHeadModel
+    model: GPT2LMHeadModel | LlamaForCausalLM
     """In evaluation mode, float32."""
     bos_token_id: int
     """The start token; every prompt must begin with it."""
-    roles: dict[HeadId, Role]
+    roles: Mapping[HeadId, Role]
     """Every head's role."""
 
     def heads(self, role: Role) -> list[HeadId]:

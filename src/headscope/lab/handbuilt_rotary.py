@@ -59,6 +59,7 @@ from headscope.lab.handbuilt import (
     START_TOKEN_ID,
     WEAK_COPY_GAIN,
     WEAK_SENDER_GAIN,
+    HandBuilt,
     digit_code,
 )
 from headscope.types import HeadId
@@ -98,22 +99,6 @@ RMS_NORM_EPSILON = 2.0**30
 """So large that a mean square below 2^6 is lost beside it in float32; its root is the gain, 2^15."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class HandBuiltRotary:
-    """A model and the truth about its heads; fields as in `HandBuilt`."""
-
-    model: LlamaForCausalLM
-    """In evaluation mode, float32."""
-    bos_token_id: int
-    """The start token; every prompt must begin with it."""
-    roles: dict[HeadId, RotaryRole]
-    """Every query head's role."""
-
-    def heads(self, role: RotaryRole) -> list[HeadId]:
-        """The heads that have a role, in order; empty when none does."""
-        return sorted(head for head, its_role in self.roles.items() if its_role == role)
-
-
 def handbuilt_rotary(
     *,
     vocab_size: int = 256,
@@ -121,7 +106,7 @@ def handbuilt_rotary(
     grouped: bool = False,
     decoys: Sequence[RotaryDecoy] = ROTARY_DECOYS,
     seed: int = 0,
-) -> HandBuiltRotary:
+) -> HandBuilt:
     """Build a rotary model that predicts `[B]` at the second `[A]` of `[A][B] ... [A]`, by a circuit we know.
 
     Args:
@@ -177,7 +162,7 @@ def handbuilt_rotary(
     basis = _random_orthogonal(d_model, random)[:n_directions]
     model = _empty_llama(layers, plan, vocab_size=vocab_size, d_model=d_model, base=base)
     _fill(model, layers, plan, basis, embedding, unembedding)
-    return HandBuiltRotary(
+    return HandBuilt(
         model=model,
         bos_token_id=START_TOKEN_ID,
         roles={

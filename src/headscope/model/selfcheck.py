@@ -233,6 +233,12 @@ def stack_of(name: str) -> str | None:
     return match[1] if match else None
 
 
+def block_of(name: str) -> str:
+    """The decoder layer that a module lies in, from its name; its parent where no module is numbered."""
+    match = _NUMBERED.match(name)
+    return f"{match[1]}.{match[2]}" if match else name.rpartition(".")[0]
+
+
 def layer_numbers(names: list[str]) -> dict[str, int]:
     """Decoder layer of each module, from names like `model.layers.3.self_attn` in the order they were called.
 

@@ -23,7 +23,6 @@ on the stream itself, after the addition (BERT), are not in these numbers.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -38,6 +37,8 @@ from headscope.model.attention import Attention
 from headscope.model.hooks import is_projection
 from headscope.model.interface import Visit
 from headscope.model.load import Model
+from headscope.model.replay import decoder_layers
+from headscope.model.selfcheck import block_of
 from headscope.model.taps import LOCK, TOLERANCE, Route, evaluating, forward
 
 N_CODES = 64
@@ -559,16 +560,10 @@ def _recorded(
     return record
 
 
-def _numbered(name: str) -> re.Match[str] | None:
-    """The list and the number in a name like `model.layers.3.self_attn`."""
-    return re.match(r"(.*?)\.(\d+)(?:\.|$)", name)
-
-
 def _block(model: Model, route: Route, layer: int) -> nn.Module:
-    """The decoder layer around an attention module: the entry of the list it is in, else its parent."""
+    """The decoder layer around an attention module."""
     name = next(name for name, number in route.layers.items() if number == layer)
-    match = _numbered(name)
-    return model.hf.get_submodule(f"{match[1]}.{match[2]}" if match else name.rpartition(".")[0])
+    return model.hf.get_submodule(block_of(name))
 
 
 def _assemble(model: Model, route: Route, traces: dict[int, _Trace]) -> dict[int, LayerWeights]:
@@ -749,7 +744,7 @@ def _vocabulary(model: Model, route: Route) -> Vocabulary:
         _refuse_vocabulary(model, "it has no language-model head")
     random = torch.Generator().manual_seed(5)
     tokens = torch.randperm(model.n_embeddings, generator=random)[:N_CODES, None].to(model.device)
-    blocks = _blocks(model, route)
+    blocks = decoder_layers(model) or [_block(model, route, min(route.layers.values()))]
     record = _recorded(model, route, tokens, {head}, {blocks[0]})
     first = record.begun.get(blocks[0], [])
     stream = _rows(_wide(first[0]), len(tokens), 1) if first else None
@@ -775,13 +770,6 @@ def _vocabulary(model: Model, route: Route) -> Vocabulary:
         unembedding=unembedding[0].T[:n_tokens].clone(),
         norm=_final_norm(model, last.given, record.calls, blocks),
     )
-
-
-def _blocks(model: Model, route: Route) -> list[nn.Module]:
-    """The decoder layers, those without attention too."""
-    first = min(route.layers.values())
-    match = _numbered(next(name for name, number in route.layers.items() if number == first))
-    return list(model.hf.get_submodule(match[1]).children()) if match else [_block(model, route, first)]
 
 
 def _final_norm(model: Model, final: Tensor, calls: list[_Call], blocks: list[nn.Module]) -> Norm | None:
