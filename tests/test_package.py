@@ -86,7 +86,7 @@ def test_importing_loads_no_heavy_library(module):
 RANKS = {
     **dict.fromkeys(["errors", "types", "documents"], 0),
     "model": 1,
-    **dict.fromkeys(["probes", "detectors", "stats", "heatmap", "diagram", "results"], 2),
+    **dict.fromkeys(["probes", "detectors", "stats", "heatmap", "intervals", "diagram", "figures", "results"], 2),
     **dict.fromkeys(["evidence", "lab"], 3),
     **dict.fromkeys(["behaviors", "sweep", "page", "explore"], 4),
     **dict.fromkeys(["cli", "lesson", "notebook"], 5),

@@ -23,12 +23,14 @@ from jaxtyping import Float
 
 from headscope.documents import encode
 from headscope.errors import ArgumentError
+from headscope.figures import maps_figure
 from headscope.heatmap import Panel, heatmap_svg
 from headscope.stats import mean_intervals
 from headscope.types import HeadId, Support
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
     from headscope.model.load import Model
 
@@ -356,6 +358,14 @@ class Scan:
             values=[[best[place].mean if place in best else None for place in row] for row in places],
             notes=[[_note(best.get(place), place) for place in row] for row in places],
         )
+
+    def plot(self, *detectors: str) -> Figure:
+        """The maps as a matplotlib figure, for all roles or those named; it needs the extra `notebook`.
+
+        Raises:
+            ArgumentError: this scan has no such detector; matplotlib is not installed.
+        """
+        return maps_figure([self.panel(name) for name in detectors or [role.name for role in self.roles]])
 
     def _repr_html_(self) -> str:
         return heatmap_svg([self.panel(role.name) for role in self.roles])

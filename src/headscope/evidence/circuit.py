@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from headscope.diagram import Arrow, Node, diagram_svg
 from headscope.documents import decode, encode
 from headscope.errors import ArgumentError, ShapeError, TokenError, UnsupportedModel
 from headscope.evidence.composition import Composition, composition
@@ -39,6 +40,7 @@ from headscope.evidence.every_head import N_PROMPTS as VERIFY_PROMPTS
 from headscope.evidence.path_patching import INPUTS, Contents, Input, Mlps, Paths, Sources
 from headscope.evidence.verification import Verification
 from headscope.evidence.verify import verify
+from headscope.figures import diagram_figure
 from headscope.model.load import Model, load
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.probe import check_fits
@@ -49,6 +51,7 @@ from headscope.types import HeadId
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
     from transformers import PreTrainedModel
 
 SCHEMA = "headscope.circuit/1"
@@ -206,8 +209,17 @@ class Circuit:
 
     def drawing(self) -> str:
         """The circuit as SVG."""
-        from headscope.diagram import Arrow, Node, diagram_svg
+        return diagram_svg(*self._graph())
 
+    def plot(self) -> Figure:
+        """The circuit as a matplotlib figure; it needs the extra `notebook`.
+
+        Raises:
+            ArgumentError: matplotlib is not installed.
+        """
+        return diagram_figure(*self._graph())
+
+    def _graph(self) -> tuple[list[Node], list[Arrow]]:
         nodes = {
             **{one.sender: Node(label=str(one.sender), layer=one.sender.layer, note="sender") for one in self.edges},
             **{
@@ -224,7 +236,7 @@ class Circuit:
             )
             for one in self.edges
         ]
-        return diagram_svg([nodes[head] for head in sorted(nodes)], arrows)
+        return [nodes[head] for head in sorted(nodes)], arrows
 
     @classmethod
     def load(cls, path: str | Path) -> Circuit:

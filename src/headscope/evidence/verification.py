@@ -12,11 +12,14 @@ from headscope.errors import ArgumentError
 from headscope.evidence.copying import Copying
 from headscope.evidence.offsets import BestOffset
 from headscope.evidence.verdict import VERDICTS, Change, Rule, Verdict
+from headscope.figures import intervals_figure
+from headscope.intervals import Row, intervals_svg
 from headscope.results import Estimate, ModelInfo, Provenance, Timing, read_document, write_whole
 from headscope.types import HeadId
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 SCHEMA = "headscope.verify/1"
 
@@ -212,6 +215,34 @@ class Verification:
         found = ", ".join(f"{len(self.of(name))} {name}" for name in VERDICTS if name != "none" and self.of(name))
         return f"Verification({self.model.id}: {found or 'no head with a role'})"
 
+    def plot(self, *, top: int = 20) -> Figure:
+        """The largest effects as a matplotlib figure; it needs the extra `notebook`.
+
+        Args:
+            top: Heads to show, with what removing the set and its random twins does beneath them.
+
+        Raises:
+            ArgumentError: matplotlib is not installed.
+        """
+        return intervals_figure(self._rows(top), title=f"Without the head, {self.model.id}", axis=_AXIS)
+
+    def _repr_html_(self) -> str:
+        return intervals_svg(self._rows(20), title=f"Without the head, {self.model.id}", axis=_AXIS)
+
+    def _rows(self, top: int) -> list[Row]:
+        measured = sorted((one for one in self.heads if one.delta_loss_nats is not None), key=lambda one: -_size(one))
+        effects = [(str(one.head), one.delta_loss_nats, one.verdict, False) for one in measured[:top]]
+        effects += [(_heads(one.heads), one.delta_loss_nats, "together", False) for one in self.sets]
+        effects += [
+            (_heads(one.random_heads), one.random_delta_loss_nats, "random control", True)
+            for one in self.controls.random_heads
+        ]
+        return [
+            Row(label=label, mean=effect.mean, ci95=effect.ci95, word=word.replace("_", " "), control=control)
+            for label, effect, word, control in effects
+            if effect is not None
+        ]
+
 
 NUMBERS = (
     "delta_loss_nats",
@@ -225,6 +256,13 @@ NUMBERS = (
     "copying_eigenvalue",
 )
 """The columns that are numbers even where none was measured."""
+
+
+_AXIS = "change of the second copy's loss, nats per token"
+
+
+def _heads(heads: tuple[HeadId, ...]) -> str:
+    return str(heads[0]) if len(heads) == 1 else f"{len(heads)} heads"
 
 
 def _size(one: HeadVerdict) -> float:
