@@ -2,6 +2,7 @@
 # make test    install what the tests need too, and run them
 # make web     build the page anew and compare it with the build that the package holds
 # make check   everything that must hold before a change goes in; rewrites nothing
+# make soak    damage thousands of inputs, and run for long; at most ten minutes
 # make clean   remove what these commands made
 #
 # PYTHON names the interpreter that .venv is made with, PYTEST_FLAGS is handed to pytest:
@@ -19,7 +20,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 # more threads idle, and waiting for each other.
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test web check format lint types docs clean
+.PHONY: demo test soak web check format lint types docs clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.core
@@ -28,6 +29,9 @@ demo: .venv/.core
 
 test: .venv/.dev
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_FLAGS)
+
+soak: .venv/.dev
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m soak
 
 # The tests also run the examples of README.md and docs/, and hold export list, imports and changelog. They come last,
 # so that pytest's closing line is the last one.

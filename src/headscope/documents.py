@@ -11,7 +11,7 @@ import types
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from headscope.errors import ArgumentError
+from headscope.errors import ArgumentError, brief
 from headscope.types import HeadId
 
 Record = TypeVar("Record")
@@ -43,12 +43,14 @@ def decode(kind: type[Record], document: Any, *, schema: str | None = None) -> R
     if schema is not None:
         given = document.get("schema") if isinstance(document, dict) else None
         if given != schema:
-            raise ArgumentError(f"schema {given!r} is not {schema!r}; give a file that headscope wrote as such.")
+            raise ArgumentError(
+                f"schema {brief(repr(given))} is not {schema!r}; give a file that headscope wrote as such."
+            )
         document = {key: value for key, value in document.items() if key != "schema"}
     try:
         return _decoded(kind, document, kind.__name__)
     except (OverflowError, TypeError, ValueError) as error:
-        raise ArgumentError(f"the document is damaged ({error}); write it anew.") from error
+        raise ArgumentError(f"the document is damaged ({brief(error)}); write it anew.") from error
 
 
 def _decoded(kind: Any, value: Any, where: str) -> Any:

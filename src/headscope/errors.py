@@ -50,3 +50,13 @@ class ShapeError(ArgumentError):
 
 class TokenError(ArgumentError):
     """Token ids or text that the model cannot read."""
+
+
+QUOTED = 200
+"""Characters of the user's own input, or of another library's words, that an error repeats at most."""
+
+
+def brief(text: object) -> str:
+    """Something given, as an error may repeat it: on one line, and cut off where it is long."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= QUOTED else f"{line[:QUOTED]}..."

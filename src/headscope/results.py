@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from headscope.documents import encode
-from headscope.errors import ArgumentError
+from headscope.documents import decode, encode
+from headscope.errors import ArgumentError, brief
 from headscope.figures import maps_figure
 from headscope.heatmap import Panel, heatmap_svg
 from headscope.stats import mean_intervals
@@ -263,24 +263,24 @@ class Scan:
             ArgumentError: the document is not a `headscope.scan/1`.
         """
         if document.get("schema") != SCHEMA:
-            raise ArgumentError(f"schema {document.get('schema')!r} is not {SCHEMA!r}; give a file that a scan wrote.")
+            given = brief(repr(document.get("schema")))
+            raise ArgumentError(f"schema {given} is not {SCHEMA!r}; give a file that a scan wrote.")
         try:
-            provenance: dict[str, Any] = document["provenance"]
             return cls(
-                model=ModelInfo(**document["model"]),
+                model=decode(ModelInfo, document["model"]),
                 probe=dict(document["probe"]),
-                roles=tuple(Role(**role) for role in document["detectors"]),
+                roles=tuple(decode(Role, role) for role in document["detectors"]),
                 scores=tuple(
-                    _score(HeadId(int(entry["layer"]), int(entry["head"]), int(entry.get("call", 0))), name, numbers)
-                    for entry in document["heads"]
-                    for name, numbers in entry["scores"].items()
+                    decode(HeadScore, {**place, "detector": detector, **numbers})
+                    for place in ({**entry} for entry in document["heads"])
+                    for detector, numbers in place.pop("scores").items()
                 ),
                 unscored=dict(document["unscored"]),
-                provenance=Provenance(**{**provenance, "kernels": tuple(provenance["kernels"])}),
-                timing=Timing(**document["timing"]),
+                provenance=decode(Provenance, document["provenance"]),
+                timing=decode(Timing, document["timing"]),
             )
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            raise ArgumentError(f"the scan document is damaged ({error}); write it anew.") from error
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ArgumentError(f"the scan document is damaged ({brief(error)}); write it anew.") from error
 
     def to_json(self) -> str:
         """The document as text."""
@@ -515,7 +515,7 @@ def read_document(path: str | Path, name: str) -> dict[str, Any]:
     try:
         document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
     except (OSError, ValueError) as error:
-        raise ArgumentError(f"{str(file)!r} cannot be read as a {kind}: {error}") from error
+        raise ArgumentError(f"{str(file)!r} cannot be read as a {kind}: {brief(error)}") from error
     return document if isinstance(document, dict) else {}
 
 
@@ -554,46 +554,7 @@ def _arrow_schema() -> Any:
 
 
 def _numbers(score: HeadScore) -> dict[str, Any]:
-    selectivity = None
-    if score.selectivity is not None:
-        selectivity = {"mean": score.selectivity.mean, "ci95": _pair(score.selectivity.ci95)}
-    return {
-        "mean": score.mean,
-        "ci95": _pair(score.ci95),
-        "chance": score.chance,
-        "control": score.control,
-        "selectivity": selectivity,
-        "n_prompts": score.n_prompts,
-    }
-
-
-def _score(head: HeadId, detector: str, numbers: dict[str, Any]) -> HeadScore:
-    selectivity = numbers["selectivity"]
-    return HeadScore(
-        head=head,
-        detector=detector,
-        mean=float(numbers["mean"]),
-        ci95=_bounds(numbers["ci95"]),
-        chance=float(numbers["chance"]),
-        control=None if numbers["control"] is None else float(numbers["control"]),
-        selectivity=(
-            None
-            if selectivity is None
-            else Estimate(mean=float(selectivity["mean"]), ci95=_bounds(selectivity["ci95"]))
-        ),
-        n_prompts=int(numbers["n_prompts"]),
-    )
-
-
-def _pair(ci95: tuple[float, float] | None) -> list[float] | None:
-    return None if ci95 is None else list(ci95)
-
-
-def _bounds(pair: list[float] | None) -> tuple[float, float] | None:
-    if pair is None:
-        return None
-    low, high = pair
-    return float(low), float(high)
+    return {key: value for key, value in encode(score).items() if key not in ("layer", "head", "call", "detector")}
 
 
 def _row(score: HeadScore) -> dict[str, Any]:

@@ -202,3 +202,9 @@ def test_a_probe_made_by_hand_is_checked_too(gpt2):
         check_fits(made([1, -1]), model)
     with pytest.raises(TokenError, match="there is no prompt"):
         check_fits(made(), model)
+
+
+def test_half_of_a_surrogate_pair_is_no_text(gpt2):
+    model = hs.load(gpt2, tokenizer=word_tokenizer())
+    with pytest.raises(TokenError, match=r"text 1 holds half of a surrogate pair at character 4, .*; read the file"):
+        probe_text(model, ["the cat", "the \ud800 cat"])

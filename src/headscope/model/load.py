@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headscope.errors import ArgumentError, ModelError, ModelNotFound, UnsafeWeights, UnsupportedModel
+from headscope.errors import ArgumentError, ModelError, ModelNotFound, UnsafeWeights, UnsupportedModel, brief
 from headscope.types import HeadId
 
 if TYPE_CHECKING:
@@ -26,6 +26,15 @@ if TYPE_CHECKING:
     from headscope.model.selfcheck import Check
 
 DTYPES = ("auto", "float32", "float64", "float16", "bfloat16")
+_TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -253,14 +262,14 @@ def _from_pretrained(
     common: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(source, **common)
+        headless = _headless(config)
     except Exception as error:  # what transformers raises on a file it cannot read is not one kind
         raise _config_error(source, error) from error
     if not folder.is_dir():
         common["revision"] = revision = _commit(source, common["revision"])
-    headless = _headless(config)
     if not headless and not trust_remote_code and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UnsupportedModel(
-            f"{source!r} is a {config.model_type} model, which is not a decoder-only language model; "
+            f"{source!r} is a {brief(config.model_type)} model, which is not a decoder-only language model; "
             "choose one that is."
         )
     auto: Any = AutoModel if headless else AutoModelForCausalLM
@@ -333,12 +342,23 @@ def _headless(config: Any) -> bool:
 
 
 def _tokenizer(source: str, common: dict[str, Any]) -> Any | None:
+    """The tokenizer beside the weights; None where there is none, or where a package that it needs is missing."""
     from transformers import AutoTokenizer
 
+    folder = Path(source)
+    if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZERS):
+        return None
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
-    except (OSError, ValueError, TypeError, KeyError, ImportError):
+    except ImportError:
         return None
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        if not folder.is_dir() and isinstance(error, (OSError, ValueError, TypeError, KeyError)):
+            return None  # a hub model without one
+        raise ModelError(
+            f"the tokenizer of {source!r} cannot be read ({_first_line(error)}); mend its files, or remove them to go "
+            "on with token ids alone."
+        ) from error
     # Where a folder has no tokenizer files, some classes come back with special tokens only.
     return tokenizer if len(tokenizer) > len(set(tokenizer.all_special_ids)) else None
 
@@ -399,4 +419,4 @@ def _hub_has_pickle(source: str, revision: str | None) -> bool:
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return brief(" ".join(lines[:2]) if lines[0].endswith(":") else lines[0])

@@ -69,7 +69,7 @@ def probe_text(model: Model, text: str | Sequence[str], *, bos: bool = True) -> 
         bos: Start each prompt with the model's start token, where it has one and the tokenizer adds none.
 
     Raises:
-        TokenError: the model has no tokenizer, there is no text, or a text gives no token.
+        TokenError: the model has no tokenizer, there is no text, or a text gives no token or is not Unicode.
     """
     if model.tokenizer is None:
         raise TokenError(
@@ -78,6 +78,14 @@ def probe_text(model: Model, text: str | Sequence[str], *, bos: bool = True) -> 
     texts = [text] if isinstance(text, str) else list(text)
     if not texts or any(not one.strip() for one in texts):
         raise TokenError("the text is empty; give at least one prompt of at least one token.")
+    for index, one in enumerate(texts):
+        try:
+            one.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise TokenError(
+                f"text {index} holds half of a surrogate pair at character {error.start}, which no tokenizer reads; "
+                "read the file as UTF-8 with errors='replace'."
+            ) from error
     rows = [np.asarray(model.tokenizer(one)["input_ids"], dtype=np.int64) for one in texts]
     start = model.bos_token_id
     if bos and start is not None:

@@ -1,0 +1,62 @@
+"""Damage thousands of inputs and run for long, at most ten minutes: `python -m soak`.
+
+Prints how much was tried and what came of it. Exit code 1 when anything was not as it must be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def main() -> None:
+    """The command in this module's text."""
+    parser = argparse.ArgumentParser(prog="python -m soak", description=__doc__)
+    parser.add_argument("--share", type=float, default=1.0, help="share of a whole run (default 1)")
+    parser.add_argument("--seed", type=int, default=0, help="of the damage (default 0)")
+    given = parser.parse_args()
+
+    import torch
+    import transformers
+
+    from soak import long
+    from soak.fuzz import fuzz
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    failures: list[str] = []
+    tried = 0
+    for name, outcome in fuzz(share=given.share, seconds=330 * given.share, seed=given.seed).items():
+        tried += outcome.tried
+        failures += outcome.defects
+        print(
+            f"{name:<32} {outcome.tried:>6,} damaged  {outcome.tried - outcome.read:>6,} refused  {outcome.read:>6,} "
+            f"read and true  {len(outcome.defects)} defects",
+            flush=True,
+        )
+    print(f"{'all':<32} {tried:>6,} damaged", flush=True)
+    for name, memory in (
+        ("scans", long.scans(max(20, round(1000 * given.share)))),
+        ("loads", long.loads(max(10, round(200 * given.share)))),
+    ):
+        print(
+            f"{name:<32} {memory.times:>6,} times    {memory.first_bytes / 1e6:.0f} MB, then "
+            f"{memory.last_bytes / 1e6:.0f} MB: {memory.growth:+.1%} (at most {long.GROWTH:+.0%})",
+            flush=True,
+        )
+        if memory.growth > long.GROWTH:
+            failures.append(f"{name}: memory grew by {memory.growth:.1%}")
+    print(f"{'threads':<32} {long.threads():>6,} scans    the numbers of one alone")
+    print(f"{'processes':<32} {long.processes():>6,} scans    the numbers of this one")
+    for failure in failures:
+        print(f"DEFECT {failure}", file=sys.stderr)
+    sys.exit(bool(failures))
+
+
+if __name__ == "__main__":
+    main()

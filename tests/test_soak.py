@@ -1,0 +1,70 @@
+"""A small part of `make soak`, and that what it looks for is found."""
+
+from __future__ import annotations
+
+import json
+from random import Random
+
+import pytest
+from pytest import approx
+
+from headscope.errors import QUOTED, ArgumentError, brief
+from soak.fuzz import TARGETS, refused, run
+from soak.long import Memory, watched
+from soak.mutate import damaged_bytes, damaged_document, damaged_json
+
+
+@pytest.mark.parametrize("part", TARGETS)
+def test_damaged_inputs_are_refused_in_one_line_or_read_and_true(part, tmp_path, capfd):
+    build, _ = TARGETS[part]
+    for name, target in build(tmp_path).items():
+        outcome = run(target, name=name, attempts=10, seconds=60)
+        assert outcome.defects == ()
+        assert outcome.tried == 10
+
+
+def test_damage_is_damage_and_comes_from_the_seed():
+    data = bytes(range(256)) * 4
+    changed = [damaged_bytes(data, Random(seed)) for seed in range(200)]
+    assert sum(one != data for one in changed) > 190  # what is overwritten, zeroed or moved may be the same by chance
+    assert changed == [damaged_bytes(data, Random(seed)) for seed in range(200)]
+    document = {"a": [1, 2.5, {"b": None}], "c": "text"}
+    whole = json.dumps(document)
+    assert sum(damaged_document(document, Random(seed)) != document for seed in range(200)) > 180
+    assert json.dumps(document) == whole, "the original stays as it is"
+    assert len({damaged_json(whole, Random(seed)) for seed in range(200)}) > 50
+
+
+def raising(error):
+    def attempt(random):
+        raise error
+
+    return attempt
+
+
+def test_a_traceback_counts_as_a_defect_and_names_its_seed():
+    outcome = run(raising(TypeError("no")), name="x", attempts=2, seconds=10, seed=3)
+    assert (outcome.tried, outcome.read) == (2, 0)
+    assert outcome.defects == ("x seed=3 number=0: TypeError: no", "x seed=3 number=1: TypeError: no")
+
+
+@pytest.mark.parametrize("text", ["", "two\nlines", "x" * 5000])
+def test_an_error_that_is_no_clear_line_is_a_defect(text):
+    def action():
+        raise ArgumentError(text)
+
+    with pytest.raises(AssertionError, match="an error"):
+        refused(action)
+
+
+def test_what_an_error_repeats_is_short_and_on_one_line():
+    assert brief("two\n lines") == "two lines"
+    assert brief("x" * 1000) == "x" * QUOTED + "..."
+
+
+def test_memory_that_grows_is_seen():
+    kept: list[bytearray] = []
+    grown = watched(lambda number: kept.append(bytearray(b"x") * 2_000_000), 50)
+    # Steps 5 to 9 against 40 to 49: about 37.5 steps of 2 MB lie between the medians.
+    assert grown.last_bytes - grown.first_bytes == approx(75e6, rel=0.3)
+    assert Memory(times=1, first_bytes=100, last_bytes=103).growth == approx(0.03)
