@@ -23,6 +23,7 @@ from headscope.page.example import BUDGET_BYTES, Example
 from headscope.page.report import SCHEMA, write_page
 from headscope.types import HeadId
 
+BARS = {"bytes": 10_000_000, "open_s": 2.0, "longest_open_ms": 200.0, "longest_use_ms": 200.0}
 CHROMIUM = "/usr/bin/chromium"
 ROLES = ("induction", "induction_recent", "previous_token", "current_token", "first_token", "duplicate_token")
 WATCH = """
@@ -205,9 +206,11 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = write_page(synthetic(), (arguments.keep or Path(folder) / "page.html").absolute())
-        found = {"heads": 1024, "tokens": 128, "bytes": path.stat().st_size, **measure(path)}
+        found = {"heads": 1024, "tokens": 128, "bytes": path.stat().st_size, **measure(path), "bars": BARS}
     print(
-        json.dumps(found, indent=1) if arguments.json else "\n".join(f"{key:>16} {one}" for key, one in found.items())
+        json.dumps(found, indent=1)
+        if arguments.json
+        else "\n".join(f"{key:>16} {one}" for key, one in found.items() if key != "bars")
     )
 
 

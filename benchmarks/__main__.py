@@ -1,0 +1,159 @@
+"""Every benchmark in turn, and `benchmarks/RESULTS.md` from what they print.
+
+    python -m benchmarks [--json] [--only scan,peers] [--long]
+
+Each runs in a process of its own, alone. `bars` in a document are the most a figure may be, `floors` the least. What a
+benchmark cannot measure here (no GPU, a package that is missing) is said, not left out. `--long` adds those that train
+models for tens of minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+QUICK: Mapping[str, tuple[str, ...]] = {
+    "scan": (),
+    "peers": (),
+    "ablate": (),
+    "composition": (),
+    "page": (),
+    "explore": (),
+    "callback": (),
+    "sweep": (),
+    "families": (),
+}
+LONG: Mapping[str, tuple[str, ...]] = {"train": (), "behavior": (), "one_layer": ()}
+
+
+def run(name: str, arguments: tuple[str, ...]) -> dict[str, Any]:
+    """The document that one benchmark prints, or why there is none."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--json", *arguments]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["it printed nothing"]
+        return {"failed": lines[-1]}
+    return json.loads(done.stdout[done.stdout.index("{") :])
+
+
+def verdicts(found: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every figure with a bar, and whether it is met."""
+    rows = []
+    for name, document in found.items():
+        for kind in ("bars", "floors"):
+            for key, bar in document.get(kind, {}).items():
+                value = document[key]
+                met = value <= bar if kind == "bars" else value >= bar
+                rows.append({"benchmark": name, "figure": key, "value": value, kind[:-1]: bar, "met": bool(met)})
+    return rows
+
+
+def markdown(found: Mapping[str, dict[str, Any]]) -> str:
+    """The page `benchmarks/RESULTS.md`."""
+    processor = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.machine(),
+    )
+    lines = [
+        "# Benchmarks",
+        "",
+        f"Written by `python -m benchmarks` on {datetime.now(UTC):%Y-%m-%d}: {processor}, {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}. Ratios are medians of interleaved rounds in one process; absolute times "
+        "are those of this machine.",
+        "",
+        "| benchmark | figure | value | bar | |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in verdicts(found):
+        bar = f"<= {row['bar']:g}" if "bar" in row else f">= {row['floor']:g}"
+        verdict = "met" if row["met"] else "MISSED"
+        lines.append(f"| `{row['benchmark']}` | {row['figure']} | {row['value']:.4g} | {bar} | {verdict} |")
+    lines += [f"| `{name}` | not measured: {one['failed']} | | | |" for name, one in found.items() if "failed" in one]
+    if "scan" in found.get("peers", {}):
+        lines += _peers(found["peers"])
+    lines += ["", "The documents behind this page: `python -m benchmarks --json`.", ""]
+    return "\n".join(lines)
+
+
+def _peers(document: dict[str, Any]) -> list[str]:
+    scan = document["scan"]
+    lines = [
+        "",
+        "## The induction stripe of all heads, 8 x 101 tokens, GPT-2 small's shape",
+        "",
+        "| road | median s | of the model's own full forward pass | largest difference from headscope |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, share in scan["ratio_to_forward"].items():
+        difference = scan["max_abs_diff"].get(name)
+        shown = "" if difference is None else f"{difference:.0e}"
+        lines.append(f"| {name} | {scan['median_s'][name]:.3f} | {share:.2f} | {shown} |")
+    lines += [
+        "",
+        "## One long prompt, two layers of that shape",
+        "",
+        "| tokens | body's own forward, s | scan, s | ratio | memory ratio | eager patterns, s | the patterns alone |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in document["long"]:
+        eager = row["s"].get("eager")
+        lines.append(
+            f"| {row['tokens']:,} | {row['s']['forward']:.2f} | {row['s']['scan']:.2f} | {row['time_ratio']:.2f} | "
+            f"{row['memory_ratio']:.2f} | {'does not fit' if eager is None else f'{eager:.2f}'} | "
+            f"{row['pattern_bytes'] / 1e9:.1f} GB |"
+        )
+    load = document["load"]
+    lines += [
+        "",
+        "## Opening and starting",
+        "",
+        f"Opening a checkpoint of that shape, self-check included, takes {load['ratio']:.2f} of what transformers "
+        f"alone takes ({load['median_s']['headscope']:.2f} s against {load['median_s']['transformers']:.2f} s).",
+        "",
+        "| process | median s |",
+        "| --- | --- |",
+        *(f"| {name} | {seconds:.2f} |" for name, seconds in document["start_s"].items()),
+    ]
+    return lines
+
+
+def main() -> None:
+    """The command in this module's text."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON document; RESULTS.md is left alone")
+    parser.add_argument("--only", help="names, with commas between; RESULTS.md is left alone")
+    parser.add_argument("--long", action="store_true", help="also those that train models")
+    options = parser.parse_args()
+    chosen = {**QUICK, **(LONG if options.long else {})}
+    if options.only:
+        wanted = options.only.split(",")
+        if unknown := [name for name in wanted if name not in {**QUICK, **LONG}]:
+            parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join({**QUICK, **LONG})}")
+        chosen = {name: {**QUICK, **LONG}[name] for name in wanted}
+    found = {}
+    for name, arguments in chosen.items():
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        found[name] = run(name, arguments)
+    rows = verdicts(found)
+    if options.json:
+        print(json.dumps({"schema": "headscope.benchmark/1", "bars": rows, "documents": found}, indent=1))
+        return
+    for row in rows:
+        print(f"{'met   ' if row['met'] else 'MISSED'} {row['benchmark']:<12} {row['figure']:<22} {row['value']:.4g}")
+    if not options.only:
+        RESULTS.write_text(markdown(found))
+        print(f"Written: {RESULTS}")
+
+
+if __name__ == "__main__":
+    main()
