@@ -47,7 +47,7 @@ def generator() -> torch.Generator:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """Chromium, which can reach nothing. One for all tests: Playwright runs once in a process."""
+    """Chromium, which can reach this machine alone. One for all tests: Playwright runs once in a process."""
     from playwright.sync_api import sync_playwright
 
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -55,7 +55,7 @@ def browser() -> Iterator[Any]:
         pytest.fail("there is no Chromium to open pages in; install it: apt-get install chromium")
     with sync_playwright() as playwright:
         # No sandbox: tests may run as root, and the pages are ours. No name resolves, so that nothing leaves.
-        options = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND"]
+        options = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
         started = playwright.chromium.launch(executable_path=chromium, args=options)
         yield started
         started.close()

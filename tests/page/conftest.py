@@ -14,6 +14,7 @@ from playwright.sync_api import Browser, Page
 import headscope as hs
 from headscope.evidence.circuit import Circuit
 from headscope.evidence.verification import Verification
+from headscope.model.taps import LOCK
 from headscope.page.report import report_document, write_page
 from headscope.results import Scan
 
@@ -24,15 +25,23 @@ class Results:
     scan: Scan
     verification: Verification
     circuit: Circuit
+    steps: dict[str, bool]
+    """By what was being done: whether the model was ever locked when progress was told."""
 
 
 @pytest.fixture(scope="session")
 def results() -> Results:
     model = hs.load("demo")
-    scan = hs.scan(model)
+    steps: dict[str, bool] = {}
+
+    def told(what: str, done: int, total: int) -> None:
+        steps[what] = steps.get(what, False) or LOCK._is_owned()  # pyright: ignore[reportAttributeAccessIssue]
+
+    scan = hs.scan(model, progress=lambda done, total: told("scanning", done, total))
     probe = hs.repeated_tokens(model, n_prompts=8, period=24)
-    verification = hs.verify(model, probe=probe)
-    return Results(model, scan, verification, hs.trace_circuit(model, verification=verification))
+    verification = hs.verify(model, probe=probe, progress=told)
+    circuit = hs.trace_circuit(model, verification=verification, progress=told)
+    return Results(model, scan, verification, circuit, steps)
 
 
 @pytest.fixture(scope="session")

@@ -327,31 +327,6 @@ def test_a_large_page_opens(show):
     opened.assert_quiet()
 
 
-def test_a_server_hands_the_same_page_its_data(browser, made):
-    # What `inlined` data and fetched data show is the same page: the seam that a live server uses.
-    html = page_html(title="demo", source="/data?token=1&x=2")
-    assert json.dumps(made)[:100] not in html
-    context = browser.new_context()
-    page = context.new_page()
-    asked, console = [], []
-    page.on("console", lambda one: console.append(one.text))
-
-    def answer(route):
-        asked.append(route.request.url)
-        if route.request.url.endswith("/data?token=1&x=2"):
-            route.fulfill(json=made)
-        else:
-            route.fulfill(body=html, content_type="text/html")
-
-    page.route("**/*", answer)
-    page.goto("http://127.0.0.1:9/")
-    page.wait_for_selector("canvas.pattern")
-    assert page.locator(".finding .quoted p").inner_text() == made["finding"]["sentence"]
-    assert asked == ["http://127.0.0.1:9/", "http://127.0.0.1:9/data?token=1&x=2"]
-    assert console == []
-    context.close()
-
-
 def test_another_document_is_refused_in_words(browser, tmp_path):
     path = tmp_path / "page.html"
     path.write_text(page_html({"schema": "headscope.scan/1"}, title="x"))

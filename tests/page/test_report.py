@@ -39,6 +39,12 @@ def test_the_same_seed_gives_the_same_document(results, made):
     assert again == made
 
 
+def test_no_step_is_told_while_the_model_is_locked(results):
+    # Whoever is told may wait for another thread that runs the model, as the live page's report does.
+    assert len(results.steps) > 3
+    assert not any(results.steps.values()), results.steps
+
+
 def test_a_pattern_is_the_models_own_to_8_bits(results, made):
     shown = made["example"]
     tokens = torch.tensor([[one["id"] for one in shown["tokens"]]])

@@ -1,4 +1,4 @@
-/* The document `headscope.report/1`: where it comes from and what it holds. The page computes nothing but layout. */
+/* The document `headscope.report/1`: what it holds. The page computes nothing but layout. */
 
 export interface Estimate {
   mean: number;
@@ -137,19 +137,14 @@ export interface Report {
 
 export const SCHEMA = "headscope.report/1";
 
-/** The document that the page holds, or the one on the server that the page names. */
-export async function load(): Promise<Report> {
-  const element = document.getElementById("document");
-  const source = element?.dataset["source"];
-  let report: Report;
-  if (source !== undefined) {
-    const answer = await fetch(source, { credentials: "same-origin" });
-    if (!answer.ok) throw new Error(`the server answered ${answer.status} for ${source}`);
-    report = (await answer.json()) as Report;
-  } else {
-    report = JSON.parse(element?.textContent ?? "") as Report;
-    element?.remove(); // what was parsed need not be kept twice
-  }
+/** The document that the page holds. */
+export function held(element: HTMLElement): Report {
+  const report = checked(JSON.parse(element.textContent ?? "") as Report);
+  element.remove(); // what was parsed need not be kept twice
+  return report;
+}
+
+export function checked(report: Report): Report {
   if (report.schema !== SCHEMA) throw new Error(`the document is a ${report.schema}; this page shows ${SCHEMA}`);
   return report;
 }
@@ -188,10 +183,14 @@ export class Heads {
     if (known) return known;
     const encoded = this.encoded.get(head);
     if (encoded === undefined) return null;
-    const bytes = Uint8Array.from(atob(encoded), (one) => one.charCodeAt(0));
+    const bytes = decoded(encoded);
     this.decoded.set(head, bytes);
     return bytes;
   }
+}
+
+export function decoded(base64: string): Uint8Array {
+  return Uint8Array.from(atob(base64), (one) => one.charCodeAt(0));
 }
 
 /** Where a query and a key stand in a lower triangle. */

@@ -1,7 +1,7 @@
-/* The loss of each token of the example, as the model is and without the induction heads. */
+/* The loss of each token of a prompt, as the model is and without some heads. */
 
 import * as Plot from "@observablehq/plot";
-import type { JSX } from "preact";
+import type { ComponentChildren, JSX } from "preact";
 import type { Theme } from "./colours";
 import { name, type Report, type Token } from "./data";
 import { Drawn, Figure, useWidth } from "./figure";
@@ -14,59 +14,103 @@ interface Point {
   ablated: number | null;
 }
 
+interface Band {
+  from: number;
+  to: number;
+  label: string;
+}
+
+/** The losses of the report's own prompt. */
 export function TokenLoss({ report, theme }: { report: Report; theme: Theme }): JSX.Element {
-  const { example } = report;
-  const { loss, tokens } = example;
-  const [block, room] = useWidth(1100);
-  const points: Point[] = loss.clean.map((clean, i) => ({
-    at: i + 1,
-    token: shown(tokens[i + 1] as Token, false, 12),
-    clean,
-    ablated: loss.ablated?.[i] ?? null,
-  }));
-  const without = loss.without.map(name).join(", ");
-  const width = Math.max(320, room);
-  const labelled = width / tokens.length >= 12;
-  const bands = [
-    { from: example.first[0], to: example.first[1] - 1, label: "first copy" },
-    { from: example.second[0], to: example.second[1] - 1, label: "second copy" },
-  ];
-  const label = Math.max(...points.map((point) => [...point.token].length));
+  const { loss, tokens, first, second } = report.example;
   return (
-    <Figure
+    <Losses
       id="token-loss"
       title="Loss of each token, on one prompt"
+      tokens={tokens}
+      clean={loss.clean}
+      ablated={loss.ablated}
+      without="the_set"
+      bands={[
+        { from: first[0], to: first[1] - 1, label: "first copy" },
+        { from: second[0], to: second[1] - 1, label: "second copy" },
+      ]}
+      theme={theme}
+      caption={
+        <>
+          <Keys
+            theme={theme}
+            without={
+              loss.ablated ? `${loss.without.map(name).join(", ")} (${report.verify.ablation.method} ablation)` : null
+            }
+          />
+          {!loss.ablated && "; no head is called induction, so there is no set to take out"}. Nats. The first token of
+          the second copy is foretold by nothing. One prompt, to look at; the finding rests on{" "}
+          {report.verify.controls.held_out_prompts} others.
+        </>
+      }
+    />
+  );
+}
+
+/** Which line is which. */
+export function Keys({ theme, without }: { theme: Theme; without: string | null }): JSX.Element {
+  return (
+    <>
+      <span class="key" style={{ background: theme.clean }} /> the model as it is
+      {without !== null && (
+        <>
+          {" "}
+          <span class="key dashed" style={{ borderColor: theme.ablated }} /> without {without}
+        </>
+      )}
+    </>
+  );
+}
+
+export function Losses(props: {
+  id: string;
+  title: string;
+  tokens: Token[];
+  clean: number[];
+  ablated: number[] | null;
+  without: string;
+  bands: Band[];
+  theme: Theme;
+  caption: ComponentChildren;
+}): JSX.Element {
+  const { tokens, clean, ablated, bands, theme } = props;
+  const [block, room] = useWidth(1100);
+  const points: Point[] = clean.map((one, i) => ({
+    at: i + 1,
+    token: shown(tokens[i + 1] as Token, false, 12),
+    clean: one,
+    ablated: ablated?.[i] ?? null,
+  }));
+  const width = Math.max(320, room);
+  const labelled = width / tokens.length >= 12;
+  const label = Math.max(1, ...points.map((point) => [...point.token].length));
+  const marked = bands.length > 0;
+  return (
+    <Figure
+      id={props.id}
+      title={props.title}
       theme={theme}
       rows={() => [
-        ["position", "token", "copy", "loss_nats", "loss_nats_without_the_set"],
+        ["position", "token", ...(marked ? ["copy"] : []), "loss_nats", `loss_nats_without_${props.without}`],
         ...points.map((point) => [
           point.at,
           point.token,
-          bands.find((one) => point.at >= one.from && point.at <= one.to)?.label ?? "",
+          ...(marked ? [bands.find((one) => point.at >= one.from && point.at <= one.to)?.label ?? ""] : []),
           point.clean,
           point.ablated,
         ]),
       ]}
-      caption={
-        <>
-          <span class="key" style={{ background: theme.clean }} /> the model as it is
-          {loss.ablated ? (
-            <>
-              {" "}
-              <span class="key dashed" style={{ borderColor: theme.ablated }} /> without {without} (
-              {report.verify.ablation.method} ablation)
-            </>
-          ) : (
-            "; no head is called induction, so there is no set to take out"
-          )}
-          . Nats. The first token of the second copy is foretold by nothing. One prompt, to look at; the finding rests on{" "}
-          {report.verify.controls.held_out_prompts} others.
-        </>
-      }
+      caption={props.caption}
     >
       <div ref={block}>
         <Drawn
-          deps={[report, theme, width]}
+          deps={[tokens, clean, ablated, theme, width]}
           make={() =>
             Plot.plot({
               width,
@@ -103,7 +147,7 @@ export function TokenLoss({ report, theme }: { report: Report; theme: Theme }): 
                       label: null,
                     })
                   : Plot.axisX({ color: theme.soft, label: null }),
-                loss.ablated
+                ablated
                   ? Plot.line(points, {
                       x: "at",
                       y: "ablated",
@@ -112,7 +156,7 @@ export function TokenLoss({ report, theme }: { report: Report; theme: Theme }): 
                       strokeDasharray: "5 3",
                     })
                   : null,
-                loss.ablated ? Plot.dot(points, { x: "at", y: "ablated", r: 2, fill: theme.ablated }) : null,
+                ablated ? Plot.dot(points, { x: "at", y: "ablated", r: 2, fill: theme.ablated }) : null,
                 Plot.line(points, { x: "at", y: "clean", stroke: theme.clean, strokeWidth: 2 }),
                 Plot.dot(points, { x: "at", y: "clean", r: 2, fill: theme.clean }),
                 Plot.tip(
@@ -125,7 +169,7 @@ export function TokenLoss({ report, theme }: { report: Report; theme: Theme }): 
                     lineHeight: 1.25,
                     title: (one: Point) =>
                       `${one.at}  ${one.token}\nloss ${fixed(one.clean, 3)}` +
-                      (one.ablated === null ? "" : `\nwithout the set ${fixed(one.ablated, 3)}`),
+                      (one.ablated === null ? "" : `\nwithout ${fixed(one.ablated, 3)}`),
                   }),
                 ),
               ],

@@ -1,26 +1,201 @@
-/* The page: the finding, the map of all heads, one head's card, a prompt's losses, the circuit, and how it was made. */
+/* The page: a report's parts, and on a live page the user's own prompt above them. */
 
-import { type JSX, render } from "preact";
-import { useMemo, useState } from "preact/hooks";
+import { type ComponentChildren, type JSX, render } from "preact";
+import { useEffect, useMemo, useState } from "preact/hooks";
 import { Card, Verdict } from "./card";
 import { CircuitGraph } from "./circuit";
-import { useTheme } from "./colours";
-import { Heads, type HeadVerdict, load, name, type Report } from "./data";
+import { type Theme, useTheme } from "./colours";
+import { held, Heads, type HeadVerdict, type Model, name, type Report } from "./data";
+import { type About, Server, type Step, token } from "./live";
 import { TokenLoss } from "./loss";
 import { HeadMap } from "./map";
+import { Prompt } from "./prompt";
 import { ProvenanceList, Quoted } from "./provenance";
-import { fixed, interval, signed, tidy } from "./text";
+import { read, type State, written } from "./state";
+import { fixed, interval, percent, signed, tidy } from "./text";
 import "./styles.css";
 
 const LISTED = 14;
+const POLL_MS = 700;
 
-function Page({ report }: { report: Report }): JSX.Element {
+/** What a part of the page may show. */
+interface Shared {
+  report: Report;
+  heads: Heads;
+  ranked: HeadVerdict[];
+  theme: Theme;
+  head: string;
+  open: (head: string) => void;
+}
+interface Part {
+  id: string;
+  title: string;
+  class?: string;
+  draw: (shared: Shared) => ComponentChildren;
+}
+
+/** The parts beneath the finding, in order. */
+const PARTS: Part[] = [
+  {
+    id: "heads",
+    title: "Heads",
+    class: "columns heads",
+    draw: ({ report, heads, ranked, theme, head, open }) => (
+      <>
+        <HeadMap report={report} heads={heads} theme={theme} selected={head} onOpen={open} />
+        <div>
+          <h3>Heads with a role</h3>
+          <RoleTable heads={ranked} theme={theme} selected={head} onOpen={open} />
+        </div>
+      </>
+    ),
+  },
+  {
+    id: "head",
+    title: "One head",
+    draw: ({ report, heads, theme, head, open }) =>
+      head && <Card report={report} heads={heads} theme={theme} head={head} onOpen={open} />,
+  },
+  { id: "loss", title: "Loss", draw: ({ report, theme }) => <TokenLoss report={report} theme={theme} /> },
+  {
+    id: "circuit-part",
+    title: "Circuit",
+    draw: ({ report, theme, open }) => <CircuitGraph report={report} theme={theme} onOpen={open} />,
+  },
+  {
+    id: "made",
+    title: "How it was made",
+    draw: ({ report }) => (
+      <>
+        <h2>How it was made</h2>
+        <ProvenanceList report={report} />
+      </>
+    ),
+  },
+];
+
+/** A report that the page holds. */
+function Held({ report }: { report: Report }): JSX.Element {
+  const [head, setHead] = useState(() => first(report));
+  return (
+    <>
+      <Top model={report.model} parts={PARTS} />
+      <main>
+        <Parts report={report} head={head} onHead={setHead} />
+      </main>
+    </>
+  );
+}
+
+/** A page whose server reads the user's own prompt, and makes the report meanwhile. */
+function Live({ server, about }: { server: Server; about: About }): JSX.Element {
+  const theme = useTheme();
+  const start = { text: about.suggestion, head: name(about.heads[0] ?? { layer: 0, head: 0 }), off: [], method: "mean", picked: [] } as State;
+  const [state, setState] = useState(() => read(location.hash, start));
+  const [chosen, setChosen] = useState(() => location.hash.includes("head="));
+  const made = useReport(server);
+  const report = made !== null && typeof made === "object" && "schema" in made ? made : null;
+  const change = (parts: Partial<State>) => {
+    if (parts.head !== undefined) setChosen(true);
+    setState((before) => ({ ...before, ...parts }));
+  };
+  useEffect(() => {
+    if (report && !chosen) setState((before) => ({ ...before, head: first(report) || before.head }));
+  }, [report]);
+  useEffect(() => history.replaceState(null, "", written(state)), [state]);
+  useEffect(() => {
+    const follow = () => setState((before) => read(location.hash, before));
+    addEventListener("hashchange", follow);
+    return () => removeEventListener("hashchange", follow);
+  }, []);
+  const team = report?.verify.sets[0]?.heads.map(name) ?? [];
+  const parts = [{ id: "prompt", title: "Your prompt" }, ...(report ? PARTS : [])];
+  return (
+    <>
+      <Top model={about.model} parts={parts} stay />
+      <main>
+        <Prompt server={server} about={about} state={state} team={team} theme={theme} onState={change} />
+        {report ? (
+          <Parts report={report} head={state.head} onHead={(head) => change({ head })} />
+        ) : (
+          <section class="waiting">
+            <h2>The report of {tidy(about.model.id)}</h2>
+            {typeof made === "string" ? (
+              <p class="warn">It cannot be made: {tidy(made)}</p>
+            ) : (
+              <Waiting step={made as Step | null} />
+            )}
+          </section>
+        )}
+      </main>
+    </>
+  );
+}
+
+function Waiting({ step }: { step: Step | null }): JSX.Element {
+  const share = step && step.total > 0 ? step.done / step.total : 0;
+  return (
+    <p class="soft" role="status">
+      It is being made and will stand here: {step?.what ?? "starting"} {percent(share)}{" "}
+      <progress value={share} aria-label="How far it has come" />
+    </p>
+  );
+}
+
+/** The report, or how far it has come, or why there is none. */
+function useReport(server: Server): Report | Step | string | null {
+  const [made, set] = useState<Report | Step | string | null>(null);
+  useEffect(() => {
+    let timer = 0;
+    const ask = async () => {
+      try {
+        const found = await server.report();
+        set(found);
+        if (!("schema" in found)) timer = window.setTimeout(ask, POLL_MS);
+      } catch (error) {
+        set((error as Error).message);
+      }
+    };
+    void ask();
+    return () => clearTimeout(timer);
+  }, []);
+  return made;
+}
+
+/** The page's head. `stay`: its links move the window and leave the address, which holds the state. */
+function Top({ model, parts, stay = false }: { model: Model; parts: { id: string; title: string }[]; stay?: boolean }): JSX.Element {
+  const move = (event: MouseEvent) => {
+    const target = (event.target as Element).closest("a")?.getAttribute("href")?.slice(1);
+    if (!stay || !target) return;
+    event.preventDefault();
+    document.getElementById(target)?.scrollIntoView({ block: "start" });
+  };
+  return (
+    <header class="top" onClick={move}>
+      <a class="skip" href={`#${parts[0]?.id}`}>
+        To the content
+      </a>
+      <p class="brand">headscope</p>
+      <p class="soft">
+        <bdi>{tidy(model.id)}</bdi> · {model.family} · {model.n_layers} layers of {model.n_heads} heads
+      </p>
+      <nav aria-label="Parts of the page">
+        {parts.map((one) => (
+          <a href={`#${one.id}`}>{one.title}</a>
+        ))}
+      </nav>
+    </header>
+  );
+}
+
+/** The finding and all parts of a report. */
+function Parts(props: { report: Report; head: string; onHead: (head: string) => void }): JSX.Element {
+  const { report, head } = props;
   const theme = useTheme();
   const heads = useMemo(() => new Heads(report), [report]);
   const ranked = useMemo(() => byInterest(report), [report]);
-  const [head, setHead] = useState(() => (ranked[0] ? name(ranked[0]) : (heads.names[0] ?? "")));
   const open = (chosen: string) => {
-    setHead(chosen);
+    props.onHead(chosen);
     requestAnimationFrame(() => {
       const title = document.getElementById("card-title");
       title?.closest("article")?.scrollIntoView({ block: "start" });
@@ -30,57 +205,26 @@ function Page({ report }: { report: Report }): JSX.Element {
   const { model } = report;
   return (
     <>
-      <header class="top">
-        <a class="skip" href="#heads">
-          To the map
-        </a>
-        <p class="brand">headscope</p>
-        <p class="soft">
-          <bdi>{tidy(model.id)}</bdi> · {model.family} · {model.n_layers} layers of {model.n_heads} heads
-        </p>
-        <nav aria-label="Parts of the page">
-          <a href="#heads">Heads</a>
-          <a href="#head">One head</a>
-          <a href="#loss">Loss</a>
-          <a href="#circuit-part">Circuit</a>
-          <a href="#made">How it was made</a>
-        </nav>
-      </header>
-      <main>
-        <section class="finding" aria-label="The finding">
-          <Quoted text={tidy(report.finding.sentence)} />
-          {report.finding.details.length > 0 && (
-            <ul>
-              {report.finding.details.map((one) => (
-                <li>{tidy(one)}</li>
-              ))}
-            </ul>
-          )}
-          {model.support !== "exact" && (
-            <p class="warn">
-              Support is {model.support}: {tidy(model.reason)}.
-            </p>
-          )}
+      <section class="finding" aria-label="The finding">
+        <Quoted text={tidy(report.finding.sentence)} />
+        {report.finding.details.length > 0 && (
+          <ul>
+            {report.finding.details.map((one) => (
+              <li>{tidy(one)}</li>
+            ))}
+          </ul>
+        )}
+        {model.support !== "exact" && (
+          <p class="warn">
+            Support is {model.support}: {tidy(model.reason)}.
+          </p>
+        )}
+      </section>
+      {PARTS.map((part) => (
+        <section id={part.id} class={part.class}>
+          {part.draw({ report, heads, ranked, theme, head, open })}
         </section>
-        <section id="heads" class="columns heads">
-          <HeadMap report={report} heads={heads} theme={theme} selected={head} onOpen={open} />
-          <div>
-            <h3>Heads with a role</h3>
-            <RoleTable heads={ranked} theme={theme} selected={head} onOpen={open} />
-          </div>
-        </section>
-        <section id="head">{head && <Card report={report} heads={heads} theme={theme} head={head} onOpen={open} />}</section>
-        <section id="loss">
-          <TokenLoss report={report} theme={theme} />
-        </section>
-        <section id="circuit-part">
-          <CircuitGraph report={report} theme={theme} onOpen={open} />
-        </section>
-        <section id="made">
-          <h2>How it was made</h2>
-          <ProvenanceList report={report} />
-        </section>
-      </main>
+      ))}
     </>
   );
 }
@@ -139,6 +283,12 @@ function hasRole(one: HeadVerdict): boolean {
   return one.verdict !== "none" && one.verdict !== "first_token";
 }
 
+/** The head of most interest. */
+function first(report: Report): string {
+  const best = byInterest(report)[0] ?? report.scan.heads[0];
+  return best ? name(best) : "";
+}
+
 /** Induction heads first, then other roles, then the rest; each by effect. */
 function byInterest(report: Report): HeadVerdict[] {
   const rank = (one: HeadVerdict) => (one.verdict.endsWith("induction") ? 0 : hasRole(one) ? 1 : 2);
@@ -148,16 +298,25 @@ function byInterest(report: Report): HeadVerdict[] {
 
 async function start(): Promise<void> {
   const root = document.getElementById("page");
-  if (!root) return;
+  const element = document.getElementById("document");
+  if (!root || !element) return;
   try {
-    const report = await load();
+    const page = await opened(element);
     await new Promise((done) => setTimeout(done)); // a task of its own, so that the window answers in between
     root.replaceChildren();
-    render(<Page report={report} />, root);
+    render(page, root);
   } catch (error) {
     root.textContent = `This page cannot be shown: ${error instanceof Error ? error.message : String(error)}`;
     throw error;
   }
+}
+
+/** The page of the document that is held, or of the server that is named in its place. */
+async function opened(element: HTMLElement): Promise<JSX.Element> {
+  const source = element.dataset["source"];
+  if (source === undefined) return <Held report={held(element)} />;
+  const server = new Server(source, token());
+  return <Live server={server} about={await server.about()} />;
 }
 
 void start();

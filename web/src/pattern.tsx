@@ -1,6 +1,6 @@
 /* One head's attention on the example: the matrix on a canvas of its own, and the prompt coloured by one query's row. */
 
-import type { JSX } from "preact";
+import type { ComponentChildren, JSX } from "preact";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { css, onTop, shade, type Theme } from "./colours";
 import { type Heads, place, type Report, type Token } from "./data";
@@ -8,34 +8,92 @@ import { Figure, useWidth } from "./figure";
 import type { Rows } from "./save";
 import { fixed, shown } from "./text";
 
-type Example = Report["example"];
+type Place = [number, number];
 
 /** The keys that an induction head looks at: the token after the earlier copy. */
-export function stripe(example: Example): [number, number][] {
+export function stripe(example: Report["example"]): Place[] {
   const [start, end] = example.second;
   const back = start - example.first[0];
-  const places: [number, number][] = [];
+  const places: Place[] = [];
   for (let query = start; query < end; query++) places.push([query, query - back + 1]);
   return places;
 }
 
+/** The report's own prompt, with one head's attention and the tokens coloured by it. */
 export function Pattern(props: { report: Report; heads: Heads; head: string; theme: Theme }): JSX.Element {
   const { report, head, theme } = props;
   const { example } = report;
   const bytes = props.heads.pattern(head);
-  const n = example.tokens.length;
   const [start, end] = example.second;
-  const [at, setAt] = useState<[number, number]>([start + Math.floor((end - start) / 2), -1]);
+  const [at, setAt] = useState<Place>([start + Math.floor((end - start) / 2), -1]);
+  const places = useMemo(() => stripe(example), [example]);
+  if (!bytes) {
+    return (
+      <p class="soft">
+        The pattern of {head} is not in this file: for want of room, {example.left_out} heads without a role are left
+        out.
+      </p>
+    );
+  }
+  return (
+    <Matrix
+      id={head}
+      title={`What ${head} attends to, on one prompt`}
+      head={head}
+      tokens={example.tokens}
+      bytes={bytes}
+      stripe={places}
+      theme={theme}
+      at={at}
+      onAt={setAt}
+    >
+      <p class="prompt" aria-label="The prompt, coloured by the attention of the chosen token">
+        {example.tokens.map((token, i) => (
+          <span
+            class={`chip${i === at[0] ? " query" : ""}${within(i, example.first) || within(i, example.second) ? " copy" : ""}`}
+            style={tint(bytes, at[0], i, theme)}
+            onPointerEnter={() => setAt([i, -1])}
+          >
+            <bdi>{shown(token)}</bdi>
+          </span>
+        ))}
+      </p>
+    </Matrix>
+  );
+}
+
+/** The colours of a token that a query looks at; none for those that come after it. */
+export function tint(bytes: Uint8Array, query: number, key: number, theme: Theme): { background?: string; color?: string } {
+  if (key > query) return {};
+  const colour = shade((bytes[place(query, key)] ?? 0) / 255, theme);
+  return { background: css(colour), color: onTop(colour) };
+}
+
+/** One head's attention on some tokens as a figure; `at` is the query and the key that are read out, -1 for the best. */
+export function Matrix(props: {
+  id: string;
+  title: string;
+  head: string;
+  tokens: Token[];
+  bytes: Uint8Array;
+  stripe: Place[];
+  theme: Theme;
+  at: Place;
+  onAt: (at: Place) => void;
+  children?: ComponentChildren;
+}): JSX.Element {
+  const { head, tokens, bytes, theme } = props;
+  const n = tokens.length;
   const [block, room] = useWidth(480);
   const canvas = useRef<HTMLCanvasElement>(null);
-  const image = useMemo(() => (bytes ? matrix(bytes, n, theme) : null), [bytes, n, theme]);
-  const cell = Math.max(2, Math.floor(Math.min(room, 520) / n));
+  const image = useMemo(() => matrix(bytes, n, theme), [bytes, n, theme]);
+  const cell = Math.min(40, Math.max(1, Math.floor(Math.min(room, 520) / n)));
   const side = cell * n;
-  const [query, key] = at;
+  const [query, key] = props.at;
 
   useEffect(() => {
     const context = canvas.current?.getContext("2d");
-    if (!context || !image || !canvas.current) return;
+    if (!context || !canvas.current) return;
     const scale = devicePixelRatio || 1;
     canvas.current.width = canvas.current.height = Math.round(side * scale);
     context.setTransform(scale, 0, 0, scale, 0, 0);
@@ -45,7 +103,7 @@ export function Pattern(props: { report: Report; heads: Heads; head: string; the
     context.strokeStyle = theme.mark;
     context.lineWidth = 1.5;
     context.beginPath();
-    for (const line of outline(example)) {
+    for (const line of outline(props.stripe)) {
       line.forEach(([x, y], i) => (i ? context.lineTo(x * cell, y * cell) : context.moveTo(x * cell, y * cell)));
     }
     context.stroke();
@@ -54,16 +112,8 @@ export function Pattern(props: { report: Report; heads: Heads; head: string; the
     context.lineWidth = 1;
     context.strokeRect(0.5, query * cell + 0.5, (query + 1) * cell - 1, cell - 1);
     context.globalAlpha = 1;
-  }, [image, side, query, theme]);
+  }, [image, side, query, props.stripe, theme]);
 
-  if (!bytes) {
-    return (
-      <p class="soft">
-        The pattern of {head} is not in this file: for want of room, {example.left_out} heads without a role are left
-        out.
-      </p>
-    );
-  }
   const value = (q: number, k: number) => (k <= q ? (bytes[place(q, k)] ?? 0) / 255 : 0);
   const strongest = best(bytes, query);
   const shownKey = key >= 0 && key <= query ? key : strongest;
@@ -73,21 +123,26 @@ export function Pattern(props: { report: Report; heads: Heads; head: string; the
     event.preventDefault();
     const [down = 0, right = 0] = step;
     const to = Math.max(0, Math.min(n - 1, query + down));
-    setAt([to, right ? Math.max(0, Math.min(to, shownKey + right)) : -1]);
+    props.onAt([to, right ? Math.max(0, Math.min(to, shownKey + right)) : -1]);
   };
-  const text = (i: number) => shown(example.tokens[i] as Token);
+  const text = (i: number) => shown(tokens[i] as Token);
   return (
     <Figure
-      id={`pattern-${head}`}
-      title={`What ${head} attends to, on one prompt`}
+      id={`pattern-${props.id}`}
+      title={props.title}
       theme={theme}
-      rows={() => patternRows(example, value)}
-      svg={() => patternSvg(example, value, theme, head)}
+      rows={() => patternRows(tokens, props.stripe, value)}
+      svg={() => patternSvg(n, props.stripe, value, theme, head)}
       caption={
         <>
-          Rows are queries, columns keys, both in reading order. Between the{" "}
-          <span style={{ color: theme.mark }}>coloured lines</span> lies the induction stripe: the token after the
-          earlier copy of the present one.
+          Rows are queries, columns keys, both in reading order.
+          {props.stripe.length > 0 && (
+            <>
+              {" "}
+              Between the <span style={{ color: theme.mark }}>coloured lines</span> lies the induction stripe: the token
+              after the earlier copy of the present one.
+            </>
+          )}
         </>
       }
     >
@@ -99,34 +154,20 @@ export function Pattern(props: { report: Report; heads: Heads; head: string; the
           tabIndex={0}
           role="application"
           aria-label={`Attention of ${head}; arrow keys choose query and key`}
-          aria-describedby={`note-${head}`}
+          aria-describedby={`note-${props.id}`}
           onKeyDown={move}
           onPointerMove={(event) => {
             const q = Math.floor(event.offsetY / cell);
             const k = Math.floor(event.offsetX / cell);
-            if (q >= 0 && q < n) setAt([q, k]);
+            if (q >= 0 && q < n) props.onAt([q, k]);
           }}
         />
       </div>
-      <p class="note" id={`note-${head}`} aria-live="polite">
+      <p class="note" id={`note-${props.id}`} aria-live="polite">
         Reading <bdi class="token">{text(query)}</bdi> at {query}, it puts {fixed(value(query, shownKey), 2)} on{" "}
         <bdi class="token">{text(shownKey)}</bdi> at {shownKey}.
       </p>
-      <p class="prompt" aria-label="The prompt, coloured by the attention of the chosen token">
-        {example.tokens.map((token, i) => {
-          const weight = value(query, i);
-          const colour = shade(weight, theme);
-          return (
-            <span
-              class={`chip${i === query ? " query" : ""}${within(i, example.first) || within(i, example.second) ? " copy" : ""}`}
-              style={i <= query ? { background: css(colour), color: onTop(colour) } : {}}
-              onPointerEnter={() => setAt([i, -1])}
-            >
-              <bdi>{shown(token)}</bdi>
-            </span>
-          );
-        })}
-      </p>
+      {props.children}
     </Figure>
   );
 }
@@ -162,10 +203,9 @@ function matrix(bytes: Uint8Array, n: number, theme: Theme): HTMLCanvasElement {
 }
 
 /** Two staircases, one on each side of the stripe, in cells. */
-function outline(example: Example): [number, number][][] {
-  const places = stripe(example);
-  const left: [number, number][] = [];
-  const right: [number, number][] = [];
+function outline(places: Place[]): Place[][] {
+  const left: Place[] = [];
+  const right: Place[] = [];
   for (const [query, key] of places) {
     left.push([key, query], [key, query + 1]);
     right.push([key + 1, query], [key + 1, query + 1]);
@@ -173,20 +213,25 @@ function outline(example: Example): [number, number][][] {
   return [left, right];
 }
 
-function patternRows(example: Example, value: (q: number, k: number) => number): Rows {
+function patternRows(tokens: Token[], places: Place[], value: (q: number, k: number) => number): Rows {
   const rows: Rows = [["query", "key", "query_token", "key_token", "attention", "stripe"]];
-  const marked = new Set(stripe(example).map(([q, k]) => `${q},${k}`));
-  example.tokens.forEach((token, q) => {
+  const marked = new Set(places.map(([q, k]) => `${q},${k}`));
+  tokens.forEach((token, q) => {
     for (let k = 0; k <= q; k++) {
       const target = marked.has(`${q},${k}`) ? 1 : 0;
-      rows.push([q, k, shown(token), shown(example.tokens[k] as Token), Number(value(q, k).toFixed(4)), target]);
+      rows.push([q, k, shown(token), shown(tokens[k] as Token), Number(value(q, k).toFixed(4)), target]);
     }
   });
   return rows;
 }
 
-function patternSvg(example: Example, value: (q: number, k: number) => number, theme: Theme, head: string): string {
-  const n = example.tokens.length;
+function patternSvg(
+  n: number,
+  places: Place[],
+  value: (q: number, k: number) => number,
+  theme: Theme,
+  head: string,
+): string {
   const size = 8;
   const parts: string[] = [];
   for (let q = 0; q < n; q++) {
@@ -195,7 +240,7 @@ function patternSvg(example: Example, value: (q: number, k: number) => number, t
       parts.push(`<rect x="${k * size}" y="${q * size}" width="${size}" height="${size}" fill="${colour}"/>`);
     }
   }
-  for (const line of outline(example)) {
+  for (const line of outline(places)) {
     const points = line.map(([x, y]) => `${x * size},${y * size}`).join(" ");
     parts.push(`<polyline points="${points}" fill="none" stroke="${theme.mark}" stroke-width="1.5"/>`);
   }

@@ -5,12 +5,13 @@ import type { Estimate, Token } from "./data";
 const MARKS: Record<string, string> = { "\n": "\u21b5", "\t": "\u21e5", "\r": "\u240d", "\u007f": "\u2421" };
 const HIDDEN = /[\u0080-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/;
 
-/** A token so that it can be seen, in at most `limit` characters; `spaces` marks a leading space. */
+/** A token so that it can be seen, in at most `limit` characters; `spaces` marks a leading space and counts runs of them. */
 export function shown(token: Pick<Token, "text"> & { id?: number; token?: number }, spaces = false, limit = 24): string {
   if (token.text === null) return `#${token.id ?? token.token}`;
   if (token.text === "") return "\u2205";
   let text = token.text;
   if (!spaces && text.trim() !== "" && text.startsWith(" ")) text = text.slice(1);
+  if (spaces) text = text.replaceAll(/ {2,}/g, (run) => `\u2423\u00d7${run.length}`);
   let out = "";
   let count = 0;
   for (const one of text) {
@@ -47,6 +48,12 @@ export function signed(value: number, digits = 3): string {
 
 export function percent(value: number): string {
   return `${fixed(100 * value, 0)}%`;
+}
+
+/** A probability, with more digits where it is small. */
+export function chance(value: number): string {
+  if (value > 0 && value < 0.0005) return "<0.1%";
+  return `${fixed(100 * value, value < 0.0995 ? 1 : 0)}%`;
 }
 
 export function interval(estimate: Estimate, digits = 3, format: (value: number, digits: number) => string = fixed): string {

@@ -2,7 +2,8 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { place } from "../src/data.ts";
 import { csv } from "../src/save.ts";
-import { fixed, interval, shown, signed, tidy } from "../src/text.ts";
+import { read, type State, written } from "../src/state.ts";
+import { chance, fixed, interval, shown, signed, tidy } from "../src/text.ts";
 
 const token = (text: string | null) => ({ id: 7, text });
 
@@ -23,6 +24,7 @@ test("a leading space is marked only where it is asked for", () => {
   assert.equal(shown(token(" the")), "the");
   assert.equal(shown(token(" the"), true), "\u2423the");
   assert.equal(shown(token(" ")), "\u2423");
+  assert.equal(shown(token("\n" + " ".repeat(12)), true), "\u21b5\u2423\u00d712");
 });
 
 test("a long token is cut between characters, not within one", () => {
@@ -37,6 +39,20 @@ test("numbers have a real minus sign, and zero has none", () => {
   assert.equal(signed(0, 1), "0.0");
   assert.equal(interval({ mean: 0.5, ci95: [0.4, 0.6] }, 1), "0.5 [0.4, 0.6]");
   assert.equal(interval({ mean: 0.5, ci95: null }, 1), "0.5");
+});
+
+test("a small probability keeps a digit", () => {
+  assert.deepEqual([0, 0.0001, 0.012, 0.0996, 0.5, 1].map(chance), ["0.0%", "<0.1%", "1.2%", "10%", "50%", "100%"]);
+});
+
+test("a state comes back from its address", () => {
+  const start: State = { text: "start", head: "L0H0", off: [], method: "mean", picked: [] };
+  const state: State = { text: " a&b=c\n+#\u05e9 %41", head: "L1H2#1", off: ["L0H4", "L1H1#2"], method: "zero", picked: [9, 3] };
+  assert.deepEqual(read(written(state), start), state);
+  assert.deepEqual(read(written(start), state), start);
+  assert.deepEqual(read("", state), state);
+  assert.deepEqual(read("#heads", state), state);
+  assert.deepEqual(read("#text=x&method=evil&at=1.5+x+2+3+4", start), { ...start, text: "x", picked: [2, 3] });
 });
 
 test("a CSV holds quotes and line ends, and no formula", () => {

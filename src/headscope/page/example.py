@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from torch import Tensor
 
 from headscope.detectors.standard import earlier_copies
 from headscope.documents import encode
@@ -132,6 +133,12 @@ def token_text(model: Model, token: int) -> str | None:
     return None if model.tokenizer is None else str(model.tokenizer.decode([token]))
 
 
+def as_bytes(pattern: Float[Tensor, "query key"]) -> UInt8[np.ndarray, " place"]:
+    """Attention as the page keeps it: the lower triangle, row by row, 255 for a probability of 1."""
+    rounded = (pattern.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    return rounded[np.tril_indices(len(rounded))]
+
+
 def _words(model: Model, seed: int) -> list[int] | None:
     """Ids of whole words; None where there are too few to draw a prompt from."""
     if model.tokenizer is None:
@@ -160,14 +167,11 @@ def _patterns(model: Model, tokens: Tokens) -> dict[HeadId, UInt8[np.ndarray, " 
     """Every head's attention, as bytes."""
     route = model.check.route
     assert route is not None, "load refuses models without a route"
-    lower = np.tril_indices(len(tokens))
     found: dict[HeadId, np.ndarray] = {}
 
     def visit(attention: Attention) -> None:
-        wide = attention.pattern()[0].float().clamp(0, 1)
-        rounded = (wide * 255).round().to(torch.uint8).cpu().numpy()
-        for head, pattern in enumerate(rounded):
-            found[HeadId(attention.layer, head, attention.call)] = pattern[lower]
+        for head, pattern in enumerate(attention.pattern()[0]):
+            found[HeadId(attention.layer, head, attention.call)] = as_bytes(pattern)
 
     ids = torch.from_numpy(tokens)[None].to(model.device)
     forward(model.hf, route, ids, visit, stop_at_last=True)

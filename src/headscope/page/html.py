@@ -1,7 +1,7 @@
 """One HTML file: the bundle, its styles and the document inlined, and a policy that forbids all else.
 
-The bundle (`bundle/page.js`, built from `web/`) reads the document from the page, or fetches it from where the page
-says. A report inlines it; a server names a path of its own.
+The bundle (`bundle/page.js`, built from `web/`) reads the document from the page, or asks the server that the page
+came from. A report inlines it; `headscope explore` names the path that its answers lie under.
 
     default-src 'none'            no network of any kind, no frames, no plugins, no forms, no base
     script-src 'sha256-...'       the bundle alone, by its hash: a script that data smuggled in does not run
@@ -35,35 +35,40 @@ def bundle() -> tuple[str, str]:
     return script, styles
 
 
-def page_html(document: dict[str, Any] | None = None, *, title: str, source: str | None = None) -> str:
-    """The page, with the document inlined or with the path to fetch it from.
-
-    Args:
-        document: JSON-ready; exactly one of this and `source`.
-        title: Of the window.
-        source: A path on the page's own server. The policy then lets the page speak to that server, and no other.
-    """
-    assert (document is None) != (source is None), "the page reads its document in one way"
-    script, styles = bundle()
+def policy(*, live: bool) -> str:
+    """What the page may do; a live one may also speak to the server that it came from, and to no other."""
+    script, _ = bundle()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = "; ".join(
+    return "; ".join(
         [
             "default-src 'none'",
             f"script-src 'sha256-{digest}'",
             "style-src 'unsafe-inline'",
             "img-src data: blob:",
-            *([] if source is None else ["connect-src 'self'"]),
+            *(["connect-src 'self'"] if live else []),
             "base-uri 'none'",
             "form-action 'none'",
             "require-trusted-types-for 'script'",
             "trusted-types 'none'",
         ]
     )
+
+
+def page_html(document: dict[str, Any] | None = None, *, title: str, source: str | None = None) -> str:
+    """The page, with the document inlined or with the path to ask on.
+
+    Args:
+        document: JSON-ready; exactly one of this and `source`.
+        title: Of the window.
+        source: What the paths on the page's own server begin with.
+    """
+    assert (document is None) != (source is None), "the page reads its document in one way"
+    script, styles = bundle()
     where = "" if source is None else f' data-source="{escape(source)}"'
     return (
         "<!doctype html>\n"
         '<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy(live=source is not None)}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         '<meta name="referrer" content="no-referrer">\n'

@@ -114,6 +114,22 @@ def repeated_tokens(
     return draw(0, n_prompts)
 
 
+def random_tokens(model: Model, *, n_prompts: int, length: int, seed: int = 0) -> Probe:
+    """Prompts of this length in which nothing repeats as long as the vocabulary lasts: a corpus for means.
+
+    They start with the model's start token, where it has one, and have no control.
+    """
+    start = _start_token(model, "auto")
+    head = np.asarray([] if start is None else [start], dtype=np.int64)
+    pool = _pool(model, None)
+    prompts = (
+        np.concatenate([head, _different(pool, length - len(head), np.random.default_rng([seed, index]))])
+        for index in range(n_prompts)
+    )
+    settings = {"kind": "random_tokens", "n_prompts": n_prompts, "length": length, "seed": seed}
+    return Probe(prompts=tuple(prompts), controls=None, settings=settings)
+
+
 def _prompt(
     pool: Tokens, start: int | None, prefix: int, run: int, gaps: list[int], length: int, rng: np.random.Generator
 ) -> tuple[Tokens, Tokens]:

@@ -1,0 +1,339 @@
+"""A user's own text, read by one model while some of its heads are switched off.
+
+    read       the loss of each token and what is foretold after it, with all heads and without those switched off
+    pattern    where one head looks
+    looks      which heads look from one token to another: one probability of each head, p_ij = exp(l_ij - lse_i), and
+               no matrix
+    writes     what each head adds to the logits at one token (`headscope.explore.writing`)
+
+Off means that z of a head is replaced in the whole text, before the output projection: by zero, or by its mean at that
+position over 32 prompts of random tokens (`headscope.evidence.worlds`). The last three describe the model as it then
+is, so that one sees what a head told the others.
+
+Cost: one pass over the text, for `read` a second one from the first layer that is edited. The means need one pass over
+their prompts for each power of two of tokens, then they are kept.
+
+One text proves nothing: it shows what `headscope verify` measures over many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from headscope.errors import ArgumentError, NonFiniteError, TokenError, UnsupportedModel
+from headscope.evidence.worlds import CORPUS_PROMPTS, Ablator, token_losses
+from headscope.explore.writing import Writes, Writing
+from headscope.model.attention import Attention
+from headscope.model.interface import Visit
+from headscope.model.load import Model
+from headscope.model.replay import Replay
+from headscope.model.taps import forward
+from headscope.page.example import as_bytes, token_text
+from headscope.probes import probe_text, probe_tokens, random_tokens
+from headscope.probes.probe import Tokens
+from headscope.types import HeadId
+
+Off = Literal["zero", "mean"]
+"""What takes the place of a head that is switched off."""
+
+MAX_CHARACTERS = 20_000
+"""Longest text that a tokenizer is given."""
+MAX_TOKENS = 512
+"""Longest text that a model reads, where its context is not shorter: a pattern takes the square of it."""
+TOP = 8
+"""Tokens foretold at each place, of each of the two models."""
+SUGGESTION = "The quick brown fox jumps over the lazy dog. The quick brown fox ju"
+"""Text to begin with: it repeats, and stops within a word."""
+SHORTEST = 64
+"""Tokens of the shortest prompts that means are taken over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Word:
+    """One token of the text."""
+
+    id: int
+    """Its id."""
+    text: str
+    """As the tokenizer shows it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """A token that may come next."""
+
+    id: int
+    """Its id."""
+    text: str
+    """As the tokenizer shows it."""
+    clean: float
+    """Its probability with all heads."""
+    ablated: float | None
+    """Without those switched off; None where none is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What a model makes of a text."""
+
+    tokens: tuple[Word, ...]
+    """The text as the model reads it, its start token included."""
+    off: tuple[HeadId, ...]
+    """Heads switched off."""
+    method: Off
+    """What takes their place."""
+    clean: tuple[float, ...]
+    """Loss of each token but the first, in nats, with all heads."""
+    ablated: tuple[float, ...] | None
+    """Without those switched off; None where none is."""
+    mean_clean: float | None
+    """Mean of `clean`; None where nothing is foretold."""
+    delta_loss_nats: float | None
+    """Mean of `ablated` minus mean of `clean`; positive: the heads helped."""
+    next: tuple[tuple[Option, ...], ...]
+    """After each token: the most probable of both models and the one that does come, the most probable first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """How one head looks from one token to another."""
+
+    head: HeadId
+    """Which."""
+    attention: float
+    """Probability, exact."""
+    chance: float
+    """1 / keys that the query may see there; 0 where this key is not among them."""
+
+
+class Reader:
+    """One model, asked about any text.
+
+    Args:
+        model: A loaded model.
+        seed: Of the random tokens that means are taken over.
+    """
+
+    def __init__(self, model: Model, *, seed: int = 0) -> None:
+        self.model = model
+        self.limit = min(MAX_TOKENS, model.max_tokens or MAX_TOKENS)
+        self._seed = seed
+        self._means: dict[int, Ablator] = {}
+
+    @cached_property
+    def heads(self) -> tuple[HeadId, ...]:
+        """Every head, in looped models every call of it; found in a pass over one token."""
+        found: list[HeadId] = []
+
+        def visit(attention: Attention) -> None:
+            found.extend(HeadId(attention.layer, head, attention.call) for head in range(attention.n_heads))
+
+        self._see(np.zeros(1, dtype=np.int64), visit)
+        return tuple(sorted(found))
+
+    def named(self, names: Sequence[HeadId | str]) -> tuple[HeadId, ...]:
+        """Heads of this model from their names, each once, in order; none from none.
+
+        Raises:
+            ArgumentError: a name that is none, or heads that the model does not have.
+        """
+        if not names:
+            return ()
+        found = self.model.named(list(names))
+        if missing := [head for head in found if head not in self.heads]:
+            raise ArgumentError(
+                f"{self.model.id} has no head {', '.join(map(str, missing))}: its layers do not run that often in one "
+                "pass; name the head without '#'."
+            )
+        return tuple(sorted(found))
+
+    def tokens(self, text: str) -> Tokens:
+        """The ids of a text.
+
+        Raises:
+            TokenError: no tokenizer; a text that is empty, too long, gives no token, or is not Unicode.
+        """
+        if len(text) > MAX_CHARACTERS:
+            raise TokenError(f"the text has {len(text)} characters; at most {MAX_CHARACTERS} are read: shorten it.")
+        if any("\ud800" <= one <= "\udfff" for one in text):
+            raise TokenError("the text holds half of a surrogate pair, which is no character; remove it.")
+        (tokens,) = probe_text(self.model, text).prompts
+        if tokens.tolist() == [self.model.bos_token_id]:
+            raise TokenError("the tokenizer finds no token in this text; give another.")
+        if len(tokens) > self.limit:
+            raise TokenError(f"the text has {len(tokens)} tokens; at most {self.limit} are read: shorten it.")
+        return tokens
+
+    def read(self, text: str, *, off: Sequence[HeadId | str] = (), method: Off = "mean") -> Reading:
+        """Losses and the tokens foretold, with and without the heads switched off.
+
+        Raises:
+            TokenError: see `tokens`.
+            ArgumentError: no such head.
+            UnsupportedModel: the model has no LM head.
+            NonFiniteError: a loss is not a number.
+        """
+        tokens, heads = self.tokens(text), self.named(off)
+        ids = torch.from_numpy(tokens)[None].to(self.model.device)
+        replay = Replay(self.model, ids)
+        rows = [replay.clean()[0]]
+        if heads:
+            start = min(replay.start_of(head.layer, head.call) or 0 for head in heads)
+            rows.append(replay.logits(self._edit(tokens, heads, method), start=start)[0])
+        losses = [token_losses(logits[:-1], ids[0, 1:]) for logits in rows]
+        if not all(bool(loss.isfinite().all()) for loss in losses):
+            raise NonFiniteError(f"a loss of {self.model.id} is NaN or infinite; load the model in float32.")
+        clean, *ablated = (tuple(loss.tolist()) for loss in losses)
+        mean, *without = (float(loss.double().mean()) if len(loss) else None for loss in losses)
+        return Reading(
+            tokens=tuple(self._word(one) for one in tokens.tolist()),
+            off=heads,
+            method=method,
+            clean=clean,
+            ablated=ablated[0] if ablated else None,
+            mean_clean=mean,
+            delta_loss_nats=without[0] - mean if without and without[0] is not None and mean is not None else None,
+            next=self._next(rows, tokens),
+        )
+
+    def pattern(
+        self, text: str, head: HeadId | str, *, off: Sequence[HeadId | str] = (), method: Off = "mean"
+    ) -> UInt8[np.ndarray, " place"]:
+        """Where one head looks: the lower triangle, row by row, 255 for a probability of 1.
+
+        Raises:
+            TokenError: see `tokens`.
+            ArgumentError: no such head.
+        """
+        tokens, heads = self.tokens(text), self.named(off)
+        (wanted,) = self.named([head])
+        found: list[np.ndarray] = []
+
+        def visit(attention: Attention) -> None:
+            if (attention.layer, attention.call) == (wanted.layer, wanted.call):
+                found.append(as_bytes(attention.pattern()[0, wanted.head]))
+
+        self._see(tokens, visit, self._edit(tokens, heads, method))
+        return found[0]
+
+    def looks(
+        self, text: str, query: int, key: int, *, off: Sequence[HeadId | str] = (), method: Off = "mean"
+    ) -> tuple[Look, ...]:
+        """Every head by how much it looks from one token to another, the most first.
+
+        Raises:
+            TokenError: see `tokens`.
+            ArgumentError: no such head or token, or a key that comes after the query.
+        """
+        tokens, heads = self.tokens(text), self.named(off)
+        self._placed(tokens, query, key)
+        if key > query:
+            raise ArgumentError(f"token {query} comes before token {key} and sees nothing of it; ask the other way.")
+        found: list[Look] = []
+
+        def visit(attention: Attention) -> None:
+            place = [torch.tensor([one], device=attention.z.device) for one in (0, query, key)]
+            allowed, keys = attention.allowed(*place)
+            chance = float(allowed / keys) if float(keys) else 0.0
+            for head, value in enumerate(attention.probabilities(*place)[0].tolist()):
+                named = HeadId(attention.layer, head, attention.call)
+                found.append(Look(head=named, attention=value, chance=chance))
+
+        self._see(tokens, visit, self._edit(tokens, heads, method))
+        return tuple(sorted(found, key=lambda look: (-look.attention, look.head)))
+
+    def writes(self, text: str, position: int, *, off: Sequence[HeadId | str] = (), method: Off = "mean") -> Writes:
+        """What each head adds to the logits at one token; where that cannot be told, why.
+
+        Raises:
+            TokenError: see `tokens`.
+            ArgumentError: no such head or token.
+        """
+        tokens, heads = self.tokens(text), self.named(off)
+        self._placed(tokens, position)
+        if isinstance(self._writing, str):
+            return Writes(heads=(), note=None, reason=self._writing)
+        return self._writing.at(tokens, position, self._edit(tokens, heads, method))
+
+    @cached_property
+    def _writing(self) -> Writing | str:
+        try:
+            return Writing(self.model)
+        except UnsupportedModel as error:
+            return str(error)
+
+    def _edit(self, tokens: Tokens, heads: tuple[HeadId, ...], method: Off) -> Visit:
+        """What switches these heads off."""
+        if not heads:
+            return lambda attention: None
+        ablator = self._ablator(tokens, method)
+        substitute = ablator.substitutes([0], len(tokens))
+
+        def edit(attention: Attention) -> Tensor | None:
+            mask = torch.zeros(1, attention.n_heads, dtype=torch.bool)
+            for head in heads:
+                mask[0, head.head] |= (head.layer, head.call) == (attention.layer, attention.call)
+            if not bool(mask.any()):
+                return None
+            return ablator.edited(attention, mask.to(attention.z.device), substitute(attention))
+
+        return edit
+
+    def _ablator(self, tokens: Tokens, method: Off) -> Ablator:
+        if method == "zero":
+            return Ablator.of(self.model, probe_tokens([tokens.tolist()]), method="zero")
+        length = SHORTEST
+        while length < len(tokens):
+            length *= 2
+        length = min(length, self.limit)
+        if length not in self._means:
+            corpus = random_tokens(self.model, n_prompts=CORPUS_PROMPTS, length=length, seed=self._seed)
+            self._means[length] = Ablator.of(self.model, corpus, method="mean", corpus=corpus)
+        return self._means[length]
+
+    def _see(self, tokens: Tokens, visit: Visit, edit: Visit | None = None) -> None:
+        """One pass as far as the last attention; `visit` looks, `edit` changes."""
+        route = self.model.check.route
+        assert route is not None, "load refuses models without a route"
+
+        def both(attention: Attention) -> Tensor | None:
+            visit(attention)
+            return None if edit is None else edit(attention)
+
+        ids = torch.from_numpy(tokens)[None].to(self.model.device)
+        forward(self.model.hf, route, ids, both, stop_at_last=True)
+
+    def _placed(self, tokens: Tokens, *positions: int) -> None:
+        if wrong := [one for one in positions if not 0 <= one < len(tokens)]:
+            raise ArgumentError(f"the text has no token {wrong[0]}; its {len(tokens)} tokens are counted from 0.")
+
+    def _next(
+        self, rows: Sequence[Float[Tensor, "position vocabulary"]], tokens: Tokens
+    ) -> tuple[tuple[Option, ...], ...]:
+        """What may come after each token."""
+        probable = [row.to(torch.promote_types(row.dtype, torch.float32)).softmax(-1) for row in rows]
+        best = torch.cat([row.topk(min(TOP, row.shape[-1])).indices for row in probable], dim=-1).tolist()
+        found = []
+        for position, ids in enumerate(best):
+            wanted = torch.tensor(list(dict.fromkeys([*ids, *tokens[position + 1 : position + 2].tolist()])))
+            clean, *ablated = (row[position, wanted.to(row.device)].tolist() for row in probable)
+            others = ablated[0] if ablated else [None] * len(clean)
+            options = [
+                Option(id=one, text=self._word(one).text, clean=before, ablated=after)
+                for one, before, after in zip(wanted.tolist(), clean, others, strict=True)
+            ]
+            found.append(tuple(sorted(options, key=lambda option: (-option.clean, option.id))))
+        return tuple(found)
+
+    def _word(self, token: int) -> Word:
+        text = token_text(self.model, token)
+        assert text is not None, "a text was read with a tokenizer"
+        return Word(id=token, text=text)

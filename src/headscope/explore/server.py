@@ -1,0 +1,256 @@
+"""`headscope explore`: the report's page, live on the user's own prompt.
+
+    GET  /             the page: the same bundle as the report's, without data
+    GET  /api/model    which model, its heads, and what can be asked
+    GET  /api/report   the document `headscope.report/1`, or 202 and how far it has come
+    POST /api/read     {"text", "off": [head], "method"}          `Reader.read`
+    POST /api/pattern  {... "head"}                               `Reader.pattern`
+    POST /api/looks    {... "query", "key"}                       `Reader.looks`
+    POST /api/writes   {... "position"}                           `Reader.writes`
+
+What was asked wrongly gets a 4xx answer, what would wait behind too many others 503, each with one sentence:
+{"error": "..."}. `headscope.explore.guard` says who may ask, `headscope.explore.desk` when it is computed, and
+`headscope.explore.reading` what. Answers are made in the computing thread, so that the page and quick answers wait for
+nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import secrets
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Literal
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict
+from starlette.exceptions import HTTPException
+
+from headscope.documents import encode
+from headscope.errors import ArgumentError, HeadscopeError
+from headscope.explore.desk import Aside, Desk, Failed, Full, Progress
+from headscope.explore.guard import API, Guard
+from headscope.explore.reading import MAX_CHARACTERS, SUGGESTION, Reader
+from headscope.model.load import Model
+from headscope.page.html import page_html, policy
+from headscope.page.report import report_document
+from headscope.results import ModelInfo
+
+SCHEMA = "headscope.explore/1"
+ADDRESS = "127.0.0.1"
+PATIENCE_S = 3
+"""Seconds that answers on their way have when the server ends."""
+
+
+class Asked(BaseModel):
+    """A text, and the heads that are switched off while it is read."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    text: str
+    off: list[str] = []
+    method: Literal["zero", "mean"] = "mean"
+
+
+class AskedPattern(Asked):
+    """Where one head looks."""
+
+    head: str
+
+
+class AskedLooks(Asked):
+    """Who looks from one token to another."""
+
+    query: int
+    key: int
+
+
+class AskedWrites(Asked):
+    """What is written at one token."""
+
+    position: int
+
+
+def serve(model: Model, *, port: int = 0, seed: int = 0, announce: Callable[[str], None]) -> None:
+    """Serve the page of a model to this machine until Ctrl-C.
+
+    Args:
+        model: A loaded model.
+        port: To listen on; 0 takes a free one.
+        seed: Of all probes.
+        announce: Called with the page's address, which holds the token, once it can be opened.
+
+    Raises:
+        ArgumentError: the port cannot be listened on.
+    """
+    with listening(port) as listener:
+        token, port = secrets.token_urlsafe(32), listener.getsockname()[1]
+        server = server_of(Reader(model, seed=seed), port=port, token=token, seed=seed)
+        announce(f"http://{ADDRESS}:{port}/#token={token}")  # a fragment: see `headscope.explore.guard`
+        with suppress(KeyboardInterrupt):
+            server.run(sockets=[listener])
+
+
+def listening(port: int) -> socket.socket:
+    """A socket on this machine's own address.
+
+    Raises:
+        ArgumentError: the port is no port, is taken, or is not ours to take.
+    """
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((ADDRESS, port))
+        listener.listen(512)
+    except (OSError, OverflowError) as error:
+        listener.close()
+        reason = getattr(error, "strerror", None) or "a port is a number from 0 to 65535"
+        raise ArgumentError(f"port {port} cannot be listened on: {reason}; name another, or leave it open.") from error
+    return listener
+
+
+def server_of(reader: Reader, *, port: int, token: str, seed: int = 0, desk: Desk | None = None) -> uvicorn.Server:
+    """The server of one model, to be run on a socket of this port."""
+    app = Guard(application(reader, seed=seed, desk=desk), port=port, token=token)
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            lifespan="on",
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=PATIENCE_S,
+        )
+    )
+
+
+def application(reader: Reader, *, seed: int = 0, desk: Desk | None = None) -> FastAPI:
+    """What answers, without its guard; the report is begun when it starts."""
+    desk = desk or Desk()
+    model = reader.model
+    report = Aside(desk, lambda progress: _document(model, seed, progress))
+    page = page_html(title=f"{model.id} - headscope", source=API).encode()
+    headers = {"Content-Security-Policy": f"{policy(live=True)}; frame-ancestors 'none'"}
+    about = {
+        "schema": SCHEMA,
+        "model": encode(ModelInfo.of(model)),
+        "heads": encode(reader.heads),
+        "suggestion": SUGGESTION,
+        "max_characters": MAX_CHARACTERS,
+        "max_tokens": reader.limit,
+    }
+
+    @asynccontextmanager
+    async def living(app: FastAPI) -> AsyncIterator[None]:
+        report.start()
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(desk.close)
+            await asyncio.to_thread(report.stop)
+
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=living)
+
+    async def refuse(request: Request, error: Exception) -> Response:
+        match error:
+            case HeadscopeError():
+                return said(422, str(error))
+            case RequestValidationError() if error.errors()[0]["type"] != "json_invalid":
+                return said(422, _mistake(error))
+            case HTTPException(status_code=404):
+                return said(404, "there is nothing at this path; the page is at '/'.")
+            case HTTPException(status_code=405):
+                return said(405, f"{request.method} is not answered at this path.")
+            case RequestValidationError() | HTTPException():
+                return said(400, "the request is not JSON; send one JSON object.")
+            case Full():
+                return said(503, f"{desk.waiting} computations wait already; ask again later.")
+        return said(500, "headscope failed, which is a defect of its own; the terminal has the traceback.")
+
+    for kind in (HeadscopeError, RequestValidationError, HTTPException, Full, Exception):
+        app.add_exception_handler(kind, refuse)
+
+    async def answer(request: Request, ask: Callable[[], Any]) -> Response:
+        """What the desk computes; nobody waits for an asker that has gone."""
+        computed = desk.submit(lambda: as_json(ask()))
+        waited, gone = asyncio.wrap_future(computed), asyncio.ensure_future(request.receive())
+        await asyncio.wait({waited, gone}, return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
+        if not waited.done():
+            waited.cancel()
+            return Response(status_code=499)  # nobody reads it
+        return Response(waited.result(), media_type="application/json")
+
+    @app.get("/")
+    async def show() -> Response:
+        return Response(page, media_type="text/html; charset=utf-8", headers=headers)
+
+    @app.get(f"{API}model")
+    async def which() -> Response:
+        return Response(as_json(about), media_type="application/json")
+
+    @app.get(f"{API}report")
+    async def made() -> Response:
+        state = report.state
+        if isinstance(state, bytes):
+            return Response(state, media_type="application/json")
+        if isinstance(state, Failed):
+            return said(500 if state.ours else 422, state.error)
+        return Response(as_json(encode(state)), status_code=202, media_type="application/json")
+
+    @app.post(f"{API}read")
+    async def read(asked: Asked, request: Request) -> Response:
+        return await answer(request, lambda: encode(reader.read(asked.text, off=asked.off, method=asked.method)))
+
+    @app.post(f"{API}pattern")
+    async def pattern(asked: AskedPattern, request: Request) -> Response:
+        def ask() -> dict[str, str]:
+            found = reader.pattern(asked.text, asked.head, off=asked.off, method=asked.method)
+            return {"bytes": base64.b64encode(found.tobytes()).decode()}
+
+        return await answer(request, ask)
+
+    @app.post(f"{API}looks")
+    async def looks(asked: AskedLooks, request: Request) -> Response:
+        def ask() -> Any:
+            return encode(reader.looks(asked.text, asked.query, asked.key, off=asked.off, method=asked.method))
+
+        return await answer(request, ask)
+
+    @app.post(f"{API}writes")
+    async def writes(asked: AskedWrites, request: Request) -> Response:
+        def ask() -> Any:
+            return encode(reader.writes(asked.text, asked.position, off=asked.off, method=asked.method))
+
+        return await answer(request, ask)
+
+    return app
+
+
+def as_json(document: Any) -> bytes:
+    """A document as bytes, in ASCII, so that halves of surrogate pairs pass too."""
+    return json.dumps(document, allow_nan=False, separators=(",", ":")).encode()
+
+
+def said(status: int, sentence: str) -> Response:
+    """An answer that says what was wrong."""
+    return Response(as_json({"error": sentence}), status_code=status, media_type="application/json")
+
+
+def _document(model: Model, seed: int, progress: Progress) -> bytes:
+    return as_json(report_document(model, seed=seed, progress=progress))
+
+
+def _mistake(error: RequestValidationError) -> str:
+    """The first thing that is wrong with a request."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"][1:]))[:80]
+    what = f"the field {where!r}" if where else "the request"
+    return f"{what} is not as it should be: {first['msg'][0].lower()}{first['msg'][1:]}."

@@ -1,0 +1,406 @@
+"""The live page in a browser: a prompt is typed, a head is switched off, the prediction is watched."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import re
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from playwright.sync_api import Browser, Page
+from pytest import approx
+
+import headscope as hs
+from benchmarks.page import synthetic
+from headscope.explore.reading import Reader
+
+PATIENCE_S = 30
+TYPED = "The quick brown fox jumps. The quick brown fox ju"
+
+
+def report(model, *, seed, progress):
+    """A report of the right shape, without its minutes of work."""
+    return synthetic(2, 6, 48)
+
+
+@dataclass
+class Opened:
+    """A live page, and what it did that it should not."""
+
+    page: Page
+    port: int
+    console: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+
+    def assert_quiet(self) -> None:
+        assert self.console == []
+        assert self.outside == []
+
+    def type(self, text: str) -> None:
+        """Put a text into the box, and wait until it is read."""
+        self.page.get_by_label("Your prompt").and_(self.page.locator("textarea")).fill(text)
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until no answer is due."""
+        frame = "new Promise(done => requestAnimationFrame(() => setTimeout(done)))"
+        for _ in range(2):
+            self.page.evaluate(frame)
+            self.page.wait_for_selector("#prompt[aria-busy=false]")
+
+    def saved(self, button: str) -> str:
+        with self.page.expect_download() as waiting:
+            self.page.get_by_role("button", name=button).click()
+        return waiting.value.path().read_text()
+
+    def next(self) -> dict[str, tuple[float, float | None]]:
+        """What comes next, from the figure's own file: token to probability, clean and without."""
+        rows = csv.DictReader(io.StringIO(self.saved("What comes next, by probability: save as CSV")))
+        return {
+            row["next_token"]: (float(row["probability"]), float(row["probability_without"] or "nan")) for row in rows
+        }
+
+
+@pytest.fixture
+def show(browser: Browser, running: Any) -> Iterator[Callable[..., Opened]]:
+    """Serve and open: `show(width=820, dark=True, state="&text=...")`."""
+    contexts = []
+
+    def run(
+        *,
+        width: int = 1280,
+        dark: bool = False,
+        state: str = "",
+        report: Any = report,
+        reader: Reader | None = None,
+        token: str | None = None,
+        wait: bool = True,
+    ) -> Opened:
+        server = running(report=report, **({"reader": reader} if reader else {}))
+        context = browser.new_context(
+            viewport={"width": width, "height": 900},
+            color_scheme="dark" if dark else "light",
+            accept_downloads=True,
+            permissions=["clipboard-read", "clipboard-write"],
+        )
+        contexts.append(context)
+        opened = Opened(context.new_page(), server.port)
+        home = f"http://127.0.0.1:{server.port}/"
+
+        def note(request: Any) -> None:
+            opened.asked.append(request.url)
+            if not request.url.startswith((home, "blob:")):
+                opened.outside.append(request.url)
+
+        opened.page.on("console", lambda one: opened.console.append(one.text))
+        opened.page.on("pageerror", lambda one: opened.console.append(str(one)))
+        opened.page.on("request", note)
+        opened.page.goto(f"{home}#token={server.token if token is None else token}{state}")
+        if wait:
+            opened.page.wait_for_selector("#writes table")
+            opened.page.wait_for_selector("#pattern-yours canvas")
+        return opened
+
+    yield run
+    for context in contexts:
+        context.close()
+
+
+def test_a_head_is_switched_off_and_the_repeated_token_falls(show, reader, eager):
+    opened = show()
+    page = opened.page
+    opened.type(TYPED)
+    tokens = reader.tokens(TYPED)
+    assert page.locator(".tokens .chip").count() == len(tokens)
+    before = eager.run(tokens).logits[0, -1].softmax(-1)
+    due = int(tokens[1 + tokens.tolist().index(tokens[-1])])  # what followed "ju" the first time
+    assert reader.model.tokenizer.decode([due]) == "mp"
+    clean, nothing = opened.next()["mp"]
+    assert clean == approx(float(before[due]), abs=1e-4)
+    assert clean > 0.5
+    assert nothing != nothing
+    strongest = hs.scan(reader.model).heads("induction")[0].head
+    page.get_by_label("Head", exact=True).select_option(str(strongest))
+    page.get_by_role("button", name=f"Switch {strongest} off").click()
+    opened.settle()
+    means = eager.means(reader, [(strongest.layer, strongest.head)], len(tokens))
+    after = eager.run(tokens, means)
+    again, without = opened.next()["mp"]
+    assert again == clean
+    assert without == approx(float(after.logits[0, -1].softmax(-1)[due]), abs=1e-4)
+    assert without < 0.3 * clean
+    # The bars and the sentence say the same.
+    figure = page.locator("#next svg").text_content()
+    assert f"{100 * clean:.0f}%" in figure
+    change = reader.read(TYPED, off=[strongest]).delta_loss_nats
+    assert page.locator("#loss-change").inner_text() == f"{change:+.2f}"
+    # And on again.
+    page.get_by_role("button", name=f"Switch {strongest} on again").click()
+    opened.settle()
+    assert page.locator("#loss-change").count() == 0
+    opened.assert_quiet()
+
+
+def test_a_token_is_hovered_and_two_are_clicked(show, reader, eager):
+    opened = show()
+    page = opened.page
+    opened.type(TYPED)
+    page.get_by_label("Head", exact=True).select_option("L1H1")
+    chips = page.locator(".tokens .chip")
+    chips.nth(33).hover()
+    opened.settle()
+    attention = eager.run(reader.tokens(TYPED)).attentions[1][0, 1, 33, :34]
+    found = re.search(r"at (\d+), it puts ([\d.]+) on .* at (\d+)\.", page.locator("#note-yours").inner_text())
+    assert (int(found[1]), int(found[3])) == (33, int(attention.argmax()))
+    assert float(found[2]) == approx(float(attention.max()), abs=0.006)
+    assert page.locator("#writes h3 bdi").inner_text() == "j"
+    # The chip that is looked at most is the darkest of those that can be seen.
+    colours = [chips.nth(one).evaluate("one => getComputedStyle(one).backgroundColor") for one in range(34)]
+    light = [sum(map(int, re.findall(r"\d+", one)[:3])) for one in colours]
+    assert light.index(min(light)) == int(attention.argmax())
+    # Two clicks, in any order: the later looks at the earlier.
+    chips.nth(16).click()
+    chips.nth(33).click()
+    page.wait_for_selector("#looks table")
+    opened.settle()
+    assert re.search(r"from\s+.*at 33\s+to\s+.*at 16", page.locator("#looks h3").inner_text(), re.DOTALL)
+    best = reader.looks(TYPED, 33, 16)[0]
+    row = page.locator("#looks tbody tr").first.inner_text()
+    assert row.startswith(str(best.head))
+    assert f"{100 * best.attention:.0f}%" in row
+    # A head of that table becomes the one that is looked at.
+    second = str(reader.looks(TYPED, 33, 16)[1].head)
+    page.locator("#looks").get_by_role("button", name=second).click()
+    opened.settle()
+    assert page.locator("#pattern-yours h3").inner_text() == f"What {second} attends to in your prompt"
+    opened.assert_quiet()
+
+
+def test_it_works_by_keyboard_alone(show):
+    opened = show()
+    page = opened.page
+    opened.type(TYPED)
+    page.keyboard.press("Tab")
+    chip = "document.activeElement.textContent"
+    assert page.evaluate(chip) == "u"  # the last token
+    page.keyboard.press("ArrowLeft")
+    assert page.evaluate(chip) == "j"
+    page.keyboard.press("Enter")
+    page.keyboard.press("Home")
+    assert page.evaluate(chip) == "<|bos|>"
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#looks table")
+    for _ in range(2):
+        page.keyboard.press("Tab")
+    assert page.evaluate(chip).startswith("Switch L")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#loss-change")
+    opened.settle()
+    opened.assert_quiet()
+
+
+def test_a_state_is_shared_without_the_secret(show, reader):
+    opened = show()
+    page = opened.page
+    assert "token" not in page.url
+    opened.type(TYPED)
+    page.get_by_label("Head", exact=True).select_option("L1H5")
+    page.get_by_role("button", name="Switch L1H5 off").click()
+    page.check("input[name=method][value=zero]", force=True)
+    page.locator(".tokens .chip").nth(9).click()
+    opened.settle()
+    page.get_by_role("button", name="Copy link").click()
+    link = page.evaluate("navigator.clipboard.readText()")
+    assert link == page.url
+    assert "a-token-for-tests" not in link
+    assert not [one for one in opened.asked if "a-token-for-tests" in one or "quick" in one]
+    # Another tab of this browser opens it; a browser that never saw the token does not.
+    other = page.context.new_page()
+    other.goto(link)
+    other.wait_for_selector("#loss-change")
+    assert other.locator("textarea").input_value() == TYPED
+    assert other.get_by_label("Head", exact=True).input_value() == "L1H5"
+    assert other.locator("input[name=method][value=zero]").is_checked()
+    assert other.locator(".chip.picked").all_inner_texts() == ["w"]
+    assert other.locator("#loss-change").inner_text() == page.locator("#loss-change").inner_text()
+    stranger = page.context.browser.new_context()
+    alone = stranger.new_page()
+    alone.goto(link)
+    alone.wait_for_function("document.body.textContent.includes('no valid token')")
+    stranger.close()
+    opened.assert_quiet()
+
+
+def test_the_report_stands_beneath_and_shares_its_head(show):
+    gate = threading.Event()
+
+    def later(model, *, seed, progress):
+        progress("verifying", 1, 4)
+        assert gate.wait(PATIENCE_S)
+        return report(model, seed=seed, progress=progress)
+
+    opened = show(report=later)
+    page = opened.page
+    assert "verifying 25%" in page.locator(".waiting").inner_text()
+    opened.type(TYPED)
+    assert page.locator("#head-map").count() == 0  # a prompt is read before the report is there
+    gate.set()
+    page.wait_for_selector("#head-map svg")
+    assert page.locator(".finding .quoted p").inner_text() == synthetic(2, 6, 48)["finding"]["sentence"]
+    assert page.locator("nav a").all_inner_texts()[0] == "Your prompt"
+    # The head of the prompt is the head of the card, and the address keeps the state when the page is moved about in.
+    page.locator("#head-map rect[data-head=L0H4]").click()
+    page.wait_for_function("document.activeElement.id === 'card-title'")
+    assert page.locator("#card-title").inner_text() == "L0H4"
+    assert page.get_by_label("Head", exact=True).input_value() == "L0H4"
+    page.get_by_role("link", name="Loss").click()
+    assert "text=" in page.url
+    team = page.get_by_role("button", name=re.compile(r"Switch the \d induction heads off"))
+    team.click()
+    opened.settle()
+    assert page.locator(".off button").count() > 2
+    page.get_by_role("button", name="All on").click()
+    opened.settle()
+    assert page.locator(".off").count() == 0
+    opened.assert_quiet()
+
+
+def test_a_report_that_cannot_be_made_leaves_the_prompt(show):
+    def fail(model, *, seed, progress):
+        raise hs.errors.UnsupportedModel("it has no <b>LM head</b>.")
+
+    opened = show(report=fail)
+    opened.page.wait_for_selector(".waiting .warn")
+    assert opened.page.locator(".waiting .warn").inner_text() == "It cannot be made: it has no <b>LM head</b>."
+    opened.type(TYPED)
+    assert opened.next()
+    assert all("422" in one for one in opened.console), opened.console  # Chromium's own line about the status
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [1280, 820])
+def test_nothing_is_wider_than_the_window(show, width, dark):
+    opened = show(width=width, dark=dark, state="&text=" + "+window" * 80 + "&off=L1H1&at=30+6")
+    opened.page.wait_for_selector("#looks table")
+    opened.page.wait_for_selector("#loss-change")
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+    opened.assert_quiet()
+
+
+HOSTILE = [
+    "</script><script>window.hurt = 1</script>",
+    "<img src=x onerror='window.hurt = 2'>",
+    "\u202egnp.exe \u05e9\u05dc\u05d5\u05dd",
+    "x" * 10_000,
+    "\x00\x1b[31m\u2028",
+    "\U0001f468\u200d\U0001f469",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_prompts_are_text(show, reader, text):
+    class Whole:
+        """Each prompt is one token, whose text it is."""
+
+        bos_token_id, all_special_ids = 0, (0,)
+        __call__ = staticmethod(lambda one: {"input_ids": [0, 5, 5]})
+        __len__ = staticmethod(lambda: 1024)
+        decode = staticmethod(lambda ids: text)
+        convert_ids_to_tokens = staticmethod(lambda ids: ["x"] * len(ids))
+
+    opened = show(reader=Reader(dataclasses.replace(reader.model, tokenizer=Whole())), wait=False)
+    page = opened.page
+    page.wait_for_selector("#writes table")
+    opened.type(text)
+    page.locator(".tokens .chip").nth(1).click()
+    page.locator(".tokens .chip").nth(2).click()
+    page.wait_for_selector("#looks table")
+    opened.settle()
+    assert page.evaluate("window.hurt") is None
+    assert page.locator("img, iframe, object, embed, b, script:not([type])").count() == 1  # the bundle
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+    ElementTree.fromstring(opened.saved("What comes next, by probability: save as SVG"))
+    if not text.startswith("\x00"):  # a control character is shown by its picture
+        visible = page.locator(".tokens .chip").nth(1).inner_text()
+        assert visible.startswith(text[0] if text[0] != "\u202e" else "\u27e8U+202E\u27e9")
+    opened.assert_quiet()
+
+
+def test_what_cannot_be_read_is_said_where_it_is_typed(show):
+    opened = show()
+    opened.type("   ")
+    alert = opened.page.get_by_role("alert")
+    assert alert.inner_text() == "the text is empty; give at least one prompt of at least one token."
+    opened.type(" the" * 600)
+    assert "601 tokens" in alert.inner_text()
+    opened.type(TYPED)
+    assert alert.count() == 0
+    assert all("422" in one for one in opened.console)
+    assert opened.outside == []
+
+
+def test_a_head_that_is_not_there_is_said(show):
+    opened = show(state="&text=a+b&off=L9H9", wait=False)
+    opened.page.wait_for_selector("[role=alert]")
+    assert "demo has no head L9H9" in opened.page.get_by_role("alert").inner_text()
+
+
+def test_a_wrong_token_shows_nothing(show):
+    opened = show(token="wrong", wait=False)
+    opened.page.wait_for_function("document.body.textContent.includes('no valid token')")
+    assert "open the address that headscope explore printed" in opened.page.locator("#page").inner_text()
+    assert opened.page.locator("textarea").count() == 0
+
+
+def test_the_policy_blocks_scripts_and_other_servers(show, running):
+    opened = show()
+    tried = """async () => {
+      const script = document.createElement('script');
+      try { script.textContent = 'window.hurt = 1'; document.body.append(script); } catch {}
+      const image = document.createElement('img');
+      try { image.setAttribute('onerror', 'window.hurt = 2'); } catch {}
+      image.setAttribute('src', 'data:x');
+      document.body.append(image);
+      let reached = false;
+      try { await fetch('https://example.org/'); reached = true; } catch {}
+      try { await fetch('http://127.0.0.1:1/'); reached = true; } catch {}
+      try { document.body.innerHTML = '<p>x</p>'; reached = true; } catch {}
+      await new Promise(done => setTimeout(done, 100));
+      // In a task of its own: what a test evaluates may itself call eval.
+      const evaluates = () => { try { eval('1'); return true; } catch { return false; } };
+      reached ||= await new Promise(done => setTimeout(() => done(evaluates())));
+      return [window.hurt ?? null, reached];
+    }"""
+    assert opened.page.evaluate(tried) == [None, False]
+    assert any("Content Security Policy" in one for one in opened.console)
+
+
+def test_another_page_can_neither_ask_nor_embed(show, browser):
+    opened = show()
+    context = browser.new_context()
+    page = context.new_page()
+    home = f"http://127.0.0.1:{opened.port}/"
+    page.route("http://localhost:1/", lambda route: route.fulfill(body="<p>evil</p>", content_type="text/html"))
+    page.goto("http://localhost:1/")
+    tried = """async (home) => {
+      const found = [];
+      const known = {headers: {Authorization: 'Bearer a-token-for-tests'}};
+      for (const options of [{}, known, {method: 'POST', body: '{}'}]) {
+        try { await fetch(home + 'api/model', options); found.push('reached'); } catch { found.push('blocked'); }
+      }
+      return found;
+    }"""
+    assert page.evaluate(tried, home) == ["blocked"] * 3
+    page.evaluate(
+        "(home) => { const f = document.createElement('iframe'); f.src = home; document.body.append(f); }", home
+    )
+    page.wait_for_timeout(500)
+    assert all(frame.locator("textarea").count() == 0 for frame in page.frames)
+    context.close()
