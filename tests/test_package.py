@@ -88,7 +88,7 @@ RANKS = {
     "model": 1,
     **dict.fromkeys(["probes", "detectors", "stats", "heatmap", "intervals", "diagram", "figures", "results"], 2),
     **dict.fromkeys(["evidence", "lab"], 3),
-    **dict.fromkeys(["behaviors", "sweep", "page", "explore"], 4),
+    **dict.fromkeys(["behaviors", "sweeps", "page", "explore", "tracking"], 4),
     **dict.fromkeys(["cli", "lesson", "notebook"], 5),
 }
 # Imports that point up, made inside the function that needs them, and why each is there.
@@ -155,7 +155,7 @@ def test_an_upward_import_waits_until_it_is_used(importing, imported):
 # it is the documented home of transformers' logging.
 CONFINED = {
     "transformers.": "model",
-    "ray": "sweep",
+    "ray": "sweeps",
     "fastapi": "explore",
     "uvicorn": "explore",
     "starlette": "explore",

@@ -3,6 +3,7 @@
     HeadscopeError
     ├── ModelError               the model cannot be used
     │   ├── ModelNotFound        no such hub id or folder, or no weights in it
+    │   ├── ModelTooLarge        its weights need more memory than there is
     │   ├── UnsafeWeights        pickled weights or remote code, without the flag that allows them
     │   ├── UnsupportedModel     loaded, but its attention heads cannot be seen
     │   └── NonFiniteError       NaN or infinity in weights or scores
@@ -26,6 +27,10 @@ class ModelError(HeadscopeError):
 
 class ModelNotFound(ModelError):
     """No such hub id or folder, or there are no weights in it."""
+
+
+class ModelTooLarge(ModelError):
+    """The weights need more memory than there is."""
 
 
 class UnsafeWeights(ModelError):

@@ -55,7 +55,8 @@ def served(monkeypatch):
     """`serve` without its server; gives what it was called with."""
     calls = []
 
-    def serve(model, *, port, seed, announce):
+    def serve(model, *, port, seed, behavior, announce):
+        assert behavior == []
         calls.append((model.id, port, seed))
         announce("http://127.0.0.1:1/#token=x")
 

@@ -138,7 +138,7 @@ def running(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     def start(
         *, report: Callable[..., Any] | None = None, desk: Desk | None = None, reader: Reader = reader
     ) -> Running:
-        made = report or (lambda model, *, seed, progress: {"schema": "headscope.report/1"})
+        made = report or (lambda model, *, seed, behavior, progress: {"schema": "headscope.report/1"})
         monkeypatch.setattr("headscope.explore.server.report_document", made)
         listener = listening(0)
         port = listener.getsockname()[1]

@@ -24,7 +24,7 @@ PATIENCE_S = 30
 TYPED = "The quick brown fox jumps. The quick brown fox ju"
 
 
-def report(model, *, seed, progress):
+def report(model, *, seed, behavior, progress):
     """A report of the right shape, without its minutes of work."""
     return synthetic(2, 6, 48)
 
@@ -241,10 +241,10 @@ def test_a_state_is_shared_without_the_secret(show, reader):
 def test_the_report_stands_beneath_and_shares_its_head(show):
     gate = threading.Event()
 
-    def later(model, *, seed, progress):
+    def later(model, *, seed, behavior, progress):
         progress("verifying", 1, 4)
         assert gate.wait(PATIENCE_S)
-        return report(model, seed=seed, progress=progress)
+        return report(model, seed=seed, behavior=behavior, progress=progress)
 
     opened = show(report=later)
     page = opened.page
@@ -273,7 +273,7 @@ def test_the_report_stands_beneath_and_shares_its_head(show):
 
 
 def test_a_report_that_cannot_be_made_leaves_the_prompt(show):
-    def fail(model, *, seed, progress):
+    def fail(model, *, seed, behavior, progress):
         raise hs.errors.UnsupportedModel("it has no <b>LM head</b>.")
 
     opened = show(report=fail)

@@ -50,7 +50,7 @@ def test_a_client_learns_what_can_be_asked(running, reader):
 def test_the_report_says_how_far_it_is_and_then_comes(running):
     gate, begun = threading.Event(), threading.Event()
 
-    def report(model, *, seed, progress):
+    def report(model, *, seed, behavior, progress):
         progress("verifying", 3, 7)
         begun.set()
         assert gate.wait(PATIENCE_S)
@@ -72,7 +72,7 @@ def test_the_report_says_how_far_it_is_and_then_comes(running):
     [(UnsupportedModel("it has no LM head."), 422, "it has no LM head."), (KeyError("x"), 500, "a defect")],
 )
 def test_a_report_that_cannot_be_made_says_why(running, capsys, error, status, says):
-    def report(model, *, seed, progress):
+    def report(model, *, seed, behavior, progress):
         raise error
 
     server = running(report=report)

@@ -6,14 +6,17 @@ import pytest
 import torch
 from pytest import approx
 
-from headscope.errors import ArgumentError
+from headscope.errors import ArgumentError, NonFiniteError
 from headscope.lab.measure import repeat_scores
 from headscope.lab.repeats import jittered_repeats
 from headscope.lab.training import (
     Batch,
     Recipe,
+    Training,
     _rate_factor,
+    attention_only_gpt2,
     attention_only_llama,
+    either,
     next_token_loss,
     repeats_source,
     text_source,
@@ -123,7 +126,75 @@ def test_the_loss_is_the_mean_over_counted_queries():
     assert loss.item() == approx(sum(by_hand) / 3, rel=1e-6)
 
 
+def test_nearby_heads_start_out_looking_at_what_is_near():
+    # Every token the same: what is left of the attention is the biases', turned by the distance.
+    tokens = torch.zeros(1, 40, dtype=torch.long)
+    for nearby in (True, False):
+        model = tiny(n_layers=1, n_heads=8, d_model=128, nearby=nearby)
+        model.set_attn_implementation("eager")
+        with torch.no_grad():
+            for parameter in (model.model.layers[0].self_attn.q_proj, model.model.layers[0].self_attn.k_proj):
+                parameter.weight.zero_()
+            last = model(input_ids=tokens, output_attentions=True).attentions[0][0, :, -1]
+        assert bool((last.argmax(-1) == 39).all()) == nearby
+
+
+def test_either_draws_from_each_with_equal_chances():
+    short, long = (
+        repeats_source(vocab_size=32, bos_token_id=0, n_prompts=1, n_tokens=n, period=(3, 4), gap=(0, 1))
+        for n in (10, 20)
+    )
+    draw, generator = either(short, long), torch.Generator().manual_seed(0)
+    lengths = [draw(generator).tokens.shape[1] for _ in range(200)]
+    # 200 draws of 1/2: a standard error of 7.
+    assert lengths.count(10) == approx(100, abs=30)
+    assert set(lengths) == {10, 20}
+
+
+def test_with_learned_positions_the_mlps_add_nothing_either():
+    model = attention_only_gpt2(vocab_size=32, bos_token_id=0, n_heads=2, d_model=16, n_positions=64)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    for _ in train(model, {"repeats": tiny_source()}, SHORT):
+        pass
+    for block in model.transformer.h:
+        assert not block.mlp(torch.randn(1, 5, 16)).any()
+    for name, after in model.named_parameters():
+        # The bias of the norm before an MLP that is nothing has no gradient.
+        assert torch.equal(after, before[name]) == (".mlp." in name or name.endswith("ln_2.bias")), name
+
+
+def test_a_training_put_down_after_any_step_ends_in_the_same_weights():
+    recipe = Recipe(n_steps=6, learning_rate=1e-2, warmup_steps=2, decay_steps=3)
+    whole = tiny()
+    for _ in train(whole, {"repeats": tiny_source()}, recipe):
+        pass
+    for stop in range(1, 6):
+        first = Training(tiny(), {"repeats": tiny_source()}, recipe)
+        for _ in range(stop):
+            first.advance()
+        state, model = first.state(), tiny(seed=9)
+        model.load_state_dict(first.model.state_dict())
+        second = Training(model, {"repeats": tiny_source()}, recipe)
+        second.restore(state, step=stop)
+        while second.step < 6:
+            second.advance()
+        assert all(torch.equal(value, model.state_dict()[name]) for name, value in whole.state_dict().items()), stop
+
+
+def test_a_loss_that_is_no_number_stops_before_the_weights_move():
+    model = tiny()
+    model.lm_head.weight.data[3] = math.inf
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    training = Training(model, {"repeats": tiny_source()}, SHORT)
+    with pytest.raises(NonFiniteError, match="the repeats loss is nan"):
+        training.advance()
+    assert training.step == 0
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
 def test_bad_requests_are_refused():
+    with pytest.raises(ArgumentError, match="d_model=16 does not divide among n_heads=3"):
+        attention_only_gpt2(vocab_size=32, bos_token_id=0, n_heads=3, d_model=16)
     with pytest.raises(ArgumentError, match="n_heads=3 gives no even head width"):
         tiny(n_heads=3)
     with pytest.raises(ArgumentError, match="a text of 3 tokens holds no window of n_tokens=5"):

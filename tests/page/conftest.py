@@ -70,11 +70,11 @@ class Opened:
 
 @pytest.fixture
 def show(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
-    """Write a document as a page and open the file with no network: `show(document, width=820, dark=True)`."""
+    """Open a page with no network: a report's document, or a file: `show(document, width=820, dark=True)`."""
     contexts = []
 
-    def run(document: dict[str, Any], *, width: int = 1280, dark: bool = False, edit: Any = None) -> Opened:
-        path = write_page(document, tmp_path / "page.html")
+    def run(what: dict[str, Any] | Path, *, width: int = 1280, dark: bool = False, edit: Any = None) -> Opened:
+        path = what if isinstance(what, Path) else write_page(what, tmp_path / "page.html")
         if edit is not None:
             path.write_text(edit(path.read_text()))
         context = browser.new_context(
@@ -89,8 +89,11 @@ def show(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
         opened.page.on("pageerror", lambda one: opened.console.append(str(one)))
         opened.page.on("request", lambda one: opened.requests.append(one.url) if one.url != path.as_uri() else None)
         opened.page.goto(path.as_uri())
-        opened.page.wait_for_selector("#head-map svg")
-        opened.page.wait_for_selector("canvas.pattern")
+        if what is path:
+            opened.page.wait_for_selector("main svg")
+        else:
+            opened.page.wait_for_selector("#head-map svg")
+            opened.page.wait_for_selector("canvas.pattern")
         return opened
 
     yield run

@@ -95,6 +95,110 @@ export interface Model {
   support: string;
   reason: string;
 }
+/** One number of a run's curve. */
+export interface At extends Estimate {
+  step: number;
+}
+export interface Run {
+  source: string;
+  model: Model;
+  settings: Record<string, unknown>;
+  curves: Record<string, At[]>;
+  changes: Record<string, { found: { step: Estimate; width: Estimate } | null; reason: string }>;
+  unread: Record<string, string>;
+}
+export interface BehaviorScore {
+  n_pairs?: number;
+  n_known?: number;
+  claimed_minus_true?: Estimate;
+  claim_minus_neutral?: Estimate | null;
+  claim_minus_twin?: Estimate | null;
+  flips?: Estimate | null;
+  neutral_accuracy?: Estimate;
+}
+export interface BehaviorHead extends HeadRef {
+  removed?: Estimate;
+  q_value?: number;
+  patched?: Estimate;
+  patched_q_value?: number;
+  share?: number | null;
+  attention?: Estimate;
+  direct?: Estimate | null;
+  induction?: number | null;
+  carries?: boolean;
+  named?: boolean;
+}
+export interface BehaviorItem {
+  id: string;
+  topic?: string;
+  form?: string;
+  verbatim?: boolean;
+  prompt: string;
+  answer: string;
+  other: string;
+  differences?: Record<string, number>;
+}
+/** The document `headscope.behavior/1`; what it lacks is left out of the page. */
+export interface Behavior {
+  model: Model;
+  behavior: string;
+  contrast?: string;
+  conclusion: string;
+  reasons?: string[];
+  score?: BehaviorScore;
+  forms?: Record<string, BehaviorScore>;
+  verbatim?: BehaviorScore | null;
+  paraphrase?: BehaviorScore | null;
+  heads?: BehaviorHead[];
+  head_set?: {
+    heads: HeadRef[];
+    removed?: Estimate;
+    q_value?: number;
+    share?: number | null;
+    paraphrase_share?: number | null;
+    flips_before?: Estimate | null;
+    flips_after?: Estimate | null;
+    accuracy_before?: Estimate;
+    accuracy_after?: Estimate;
+    text_loss_nats?: Estimate;
+  } | null;
+  controls?: {
+    draws?: { kind: string; heads: HeadRef[]; removed?: Estimate }[];
+    induction?: {
+      heads: HeadRef[];
+      common: HeadRef[];
+      p_value?: number;
+      share?: number | null;
+      others_share?: number | null;
+    } | null;
+    others?: { name: string; score?: BehaviorScore; share?: number | null }[];
+    search_pairs?: number;
+    held_out_pairs?: number;
+    tests?: number;
+  };
+  items?: BehaviorItem[];
+}
+export interface Tile {
+  model: string;
+  revision: string | null;
+  family: string;
+  n_parameters: number;
+  n_layers: number;
+  n_heads: number;
+  probe: Record<string, unknown>;
+  values: (number | null)[][];
+  ci95: ([number, number] | null)[][];
+  best: HeadRef | null;
+}
+/** The document `headscope.mosaic/1`, with those of other roles beside it. */
+export interface Mosaic {
+  schema: string;
+  detector: string;
+  by_depth: boolean;
+  tiles: Tile[];
+  failed: string[];
+  others: Omit<Mosaic, "others">[];
+}
 export interface Report {
   schema: string;
   model: Model;
@@ -132,21 +236,24 @@ export interface Report {
     loss: { clean: number[]; ablated: number[] | null; without: HeadRef[] };
   };
   tables: { heads: HeadTables[]; reason: string | null };
+  emergence: Run[];
+  behavior: Behavior[];
   provenance: Provenance;
 }
 
 export const SCHEMA = "headscope.report/1";
+export const MOSAIC = "headscope.mosaic/1";
 
 /** The document that the page holds. */
-export function held(element: HTMLElement): Report {
-  const report = checked(JSON.parse(element.textContent ?? "") as Report);
+export function held(element: HTMLElement): { schema: string } {
+  const document = JSON.parse(element.textContent ?? "") as { schema: string };
   element.remove(); // what was parsed need not be kept twice
-  return report;
+  return document;
 }
 
-export function checked(report: Report): Report {
-  if (report.schema !== SCHEMA) throw new Error(`the document is a ${report.schema}; this page shows ${SCHEMA}`);
-  return report;
+export function checked(document: { schema: string }): Report {
+  if (document.schema !== SCHEMA) throw new Error(`the document is a ${document.schema}; this page shows ${SCHEMA}`);
+  return document as Report;
 }
 
 export function name(head: HeadRef): string {

@@ -7,22 +7,16 @@ import type { Estimate, HeadVerdict } from "./data";
 import { Drawn, Figure, useWidth } from "./figure";
 import { interval, signed } from "./text";
 
-interface Row {
+export interface Row {
   label: string;
-  mean: number;
-  low: number;
-  high: number;
   main: boolean;
   value: Estimate;
 }
 
 export function Effects({ head, id, theme }: { head: HeadVerdict; id: string; theme: Theme }): JSX.Element {
-  const [block, room] = useWidth(560);
   const rows: Row[] = [];
   const add = (label: string, value: Estimate | null | undefined, main = false) => {
-    if (!value) return;
-    const [low, high] = value.ci95 ?? [value.mean, value.mean];
-    rows.push({ label, mean: value.mean, low, high, main, value });
+    if (value) rows.push({ label, main, value });
   };
   add(head.exact ? "second copy" : "second copy, an estimate", head.delta_loss_nats, true);
   add("first copy (control)", head.first_copy);
@@ -30,8 +24,6 @@ export function Effects({ head, id, theme }: { head: HeadVerdict; id: string; th
   add("put back, others gone", head.put_back?.delta_loss_nats);
   add("on your text", head.natural);
   if (!rows.length) return <p class="soft">Its removal was not tried.</p>;
-  const width = Math.max(300, Math.min(room, 720));
-  const narrow = width < 460;
   return (
     <Figure
       id={`effects-${id}`}
@@ -39,63 +31,68 @@ export function Effects({ head, id, theme }: { head: HeadVerdict; id: string; th
       theme={theme}
       rows={() => [
         ["measured", "mean_nats", "low", "high"],
-        ...rows.map((row) => [row.label, row.mean, row.value.ci95?.[0], row.value.ci95?.[1]]),
+        ...rows.map((row) => [row.label, row.value.mean, row.value.ci95?.[0], row.value.ci95?.[1]]),
       ]}
       caption="Nats per token, mean and 95% interval over held-out prompts. Right of 0: the head helped. Put back: what it restores when all heads with a stripe are gone."
     >
-      <div ref={block}>
-        <Drawn
-          deps={[head, theme, width]}
-          make={() =>
-            Plot.plot({
-              width,
-              height: 34 * rows.length + 44,
-              marginLeft: 164,
-              marginRight: narrow ? 20 : 190,
-              marginBottom: 34,
-              style: { fontFamily: "inherit", fontSize: "12px", background: "transparent", color: theme.ink },
-              // Never narrower than the rule's 0.01 nats, so that nothing looks like something.
-              x: {
-                label: null,
-                ticks: 5,
-                nice: true,
-                insetLeft: 8,
-                insetRight: 8,
-                domain: [Math.min(-0.002, ...rows.map((row) => row.low)), Math.max(0.01, ...rows.map((row) => row.high))],
-              },
-              y: { type: "band", domain: rows.map((row) => row.label), label: null, tickSize: 0 },
-              marks: [
-                Plot.gridX({ stroke: theme.line, strokeOpacity: 1, ticks: 5 }),
-                Plot.ruleX([0], { stroke: theme.soft }),
-                Plot.ruleY(rows, {
-                  y: "label",
-                  x1: "low",
-                  x2: "high",
-                  stroke: (row: Row) => (row.main ? theme.clean : theme.soft),
-                  strokeWidth: 3,
-                }),
-                Plot.dot(rows, {
-                  y: "label",
-                  x: "mean",
-                  r: 5,
-                  fill: (row: Row) => (row.main ? theme.clean : theme.soft),
-                }),
-                narrow
-                  ? null
-                  : Plot.text(rows, {
-                      y: "label",
-                      frameAnchor: "right",
-                      textAnchor: "start",
-                      dx: 10,
-                      fill: theme.soft,
-                      fontVariant: "tabular-nums",
-                      text: (row: Row) => interval(row.value, 3, signed),
-                    }),
-              ],
-            })
-          }
-        />
-      </div>
+      {/* Never narrower than the rule's 0.01 nats, so that nothing looks like something. */}
+      <Points rows={rows} least={[-0.002, 0.01]} theme={theme} />
     </Figure>
+  );
+}
+
+/** Means with their intervals, a line for each label; rows of one label share its line. */
+export function Points(props: { rows: Row[]; least: [number, number]; theme: Theme }): JSX.Element {
+  const { rows, least, theme } = props;
+  const [block, room] = useWidth(560);
+  const width = Math.max(300, Math.min(room, 720));
+  const narrow = width < 460;
+  const labels = [...new Set(rows.map((row) => row.label))];
+  const low = (row: Row) => row.value.ci95?.[0] ?? row.value.mean;
+  const high = (row: Row) => row.value.ci95?.[1] ?? row.value.mean;
+  const alone = rows.filter((row) => rows.filter((other) => other.label === row.label).length === 1);
+  const ink = (row: Row) => (row.main ? theme.clean : theme.soft);
+  return (
+    <div ref={block}>
+      <Drawn
+        deps={[rows.map((row) => [row.label, row.value.mean]).join(), theme, width]}
+        make={() =>
+          Plot.plot({
+            width,
+            height: 34 * labels.length + 44,
+            marginLeft: 164,
+            marginRight: narrow ? 20 : 190,
+            marginBottom: 34,
+            style: { fontFamily: "inherit", fontSize: "12px", background: "transparent", color: theme.ink },
+            x: {
+              label: null,
+              ticks: 5,
+              nice: true,
+              insetLeft: 8,
+              insetRight: 8,
+              domain: [Math.min(least[0], ...rows.map(low)), Math.max(least[1], ...rows.map(high))],
+            },
+            y: { type: "band", domain: labels, label: null, tickSize: 0 },
+            marks: [
+              Plot.gridX({ stroke: theme.line, strokeOpacity: 1, ticks: 5 }),
+              Plot.ruleX([0], { stroke: theme.soft }),
+              Plot.ruleY(alone, { y: "label", x1: low, x2: high, stroke: ink, strokeWidth: 3 }),
+              Plot.dot(rows, { y: "label", x: (row: Row) => row.value.mean, r: 5, fill: ink, fillOpacity: (row: Row) => (alone.includes(row) ? 1 : 0.45) }),
+              narrow
+                ? null
+                : Plot.text(alone, {
+                    y: "label",
+                    frameAnchor: "right",
+                    textAnchor: "start",
+                    dx: 10,
+                    fill: theme.soft,
+                    fontVariant: "tabular-nums",
+                    text: (row: Row) => interval(row.value, 3, signed),
+                  }),
+            ],
+          })
+        }
+      />
+    </div>
   );
 }

@@ -13,6 +13,8 @@ export function Figure(props: {
   theme: Theme;
   rows: () => Rows;
   svg?: () => string;
+  /** Whether what it shows is a table, so that there is nothing to save as a drawing. */
+  table?: boolean;
   caption?: ComponentChildren;
   children: ComponentChildren;
 }): JSX.Element {
@@ -28,9 +30,11 @@ export function Figure(props: {
       <div class="figure-head">
         <h3>{props.title}</h3>
         <span class="files">
-          <button type="button" onClick={saveSvg} aria-label={`${props.title}: save as SVG`}>
-            SVG
-          </button>
+          {!props.table && (
+            <button type="button" onClick={saveSvg} aria-label={`${props.title}: save as SVG`}>
+              SVG
+            </button>
+          )}
           <button
             type="button"
             onClick={() => save(`${props.id}.csv`, "text/csv", csv(props.rows()))}

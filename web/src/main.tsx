@@ -2,13 +2,16 @@
 
 import { type ComponentChildren, type JSX, render } from "preact";
 import { useEffect, useMemo, useState } from "preact/hooks";
+import { Behaviors } from "./behavior";
 import { Card, Verdict } from "./card";
 import { CircuitGraph } from "./circuit";
 import { type Theme, useTheme } from "./colours";
-import { held, Heads, type HeadVerdict, type Model, name, type Report } from "./data";
+import { checked, held, Heads, type HeadVerdict, MOSAIC, type Model, type Mosaic, name, type Report } from "./data";
+import { Emergence } from "./emergence";
 import { type About, Server, type Step, token } from "./live";
 import { TokenLoss } from "./loss";
 import { HeadMap } from "./map";
+import { MosaicPage } from "./mosaic";
 import { Prompt } from "./prompt";
 import { ProvenanceList, Quoted } from "./provenance";
 import { read, type State, written } from "./state";
@@ -31,6 +34,8 @@ interface Part {
   id: string;
   title: string;
   class?: string;
+  /** Whether a report has it; every one does by default. */
+  when?: (report: Report) => boolean;
   draw: (shared: Shared) => ComponentChildren;
 }
 
@@ -63,6 +68,18 @@ const PARTS: Part[] = [
     draw: ({ report, theme, open }) => <CircuitGraph report={report} theme={theme} onOpen={open} />,
   },
   {
+    id: "emergence",
+    title: "How it emerged",
+    when: (report) => report.emergence.length > 0,
+    draw: ({ report, theme }) => <Emergence runs={report.emergence} theme={theme} />,
+  },
+  {
+    id: "behavior",
+    title: "Behaviour",
+    when: (report) => report.behavior.length > 0,
+    draw: ({ report, theme, open }) => <Behaviors results={report.behavior} theme={theme} onOpen={open} />,
+  },
+  {
     id: "made",
     title: "How it was made",
     draw: ({ report }) => (
@@ -74,12 +91,16 @@ const PARTS: Part[] = [
   },
 ];
 
+function partsOf(report: Report): Part[] {
+  return PARTS.filter((part) => part.when?.(report) ?? true);
+}
+
 /** A report that the page holds. */
 function Held({ report }: { report: Report }): JSX.Element {
   const [head, setHead] = useState(() => first(report));
   return (
     <>
-      <Top model={report.model} parts={PARTS} />
+      <Top model={report.model} parts={partsOf(report)} />
       <main>
         <Parts report={report} head={head} onHead={setHead} />
       </main>
@@ -109,7 +130,7 @@ function Live({ server, about }: { server: Server; about: About }): JSX.Element 
     return () => removeEventListener("hashchange", follow);
   }, []);
   const team = report?.verify.sets[0]?.heads.map(name) ?? [];
-  const parts = [{ id: "prompt", title: "Your prompt" }, ...(report ? PARTS : [])];
+  const parts = [{ id: "prompt", title: "Your prompt" }, ...(report ? partsOf(report) : [])];
   return (
     <>
       <Top model={about.model} parts={parts} stay />
@@ -220,7 +241,7 @@ function Parts(props: { report: Report; head: string; onHead: (head: string) => 
           </p>
         )}
       </section>
-      {PARTS.map((part) => (
+      {partsOf(report).map((part) => (
         <section id={part.id} class={part.class}>
           {part.draw({ report, heads, ranked, theme, head, open })}
         </section>
@@ -314,7 +335,10 @@ async function start(): Promise<void> {
 /** The page of the document that is held, or of the server that is named in its place. */
 async function opened(element: HTMLElement): Promise<JSX.Element> {
   const source = element.dataset["source"];
-  if (source === undefined) return <Held report={held(element)} />;
+  if (source === undefined) {
+    const document = held(element);
+    return document.schema === MOSAIC ? <MosaicPage mosaic={document as Mosaic} /> : <Held report={checked(document)} />;
+  }
   const server = new Server(source, token());
   return <Live server={server} about={await server.about()} />;
 }

@@ -21,6 +21,7 @@ def explore(
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Open the page, where stdout is a terminal.")
     ] = True,
+    behavior: options.BEHAVIOR = None,
     as_json: Annotated[bool, typer.Option("--json", help="The address as one JSON document on stdout.")] = False,
     seed: options.SEED = 0,
     device: options.DEVICE = None,
@@ -50,7 +51,10 @@ def explore(
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
     )
+    from headscope.behaviors.result import BehaviorResult
     from headscope.explore.server import SCHEMA, serve
+
+    behaviors = [BehaviorResult.load(one) for one in behavior or ()]
 
     def announce(address: str) -> None:
         if as_json:
@@ -63,4 +67,4 @@ def explore(
 
             webbrowser.open(address)
 
-    serve(loaded, port=port, seed=seed, announce=announce)
+    serve(loaded, port=port, seed=seed, behavior=behaviors, announce=announce)

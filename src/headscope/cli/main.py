@@ -10,11 +10,18 @@ import sys
 
 import typer
 
+from headscope.cli.behavior import behavior
 from headscope.cli.check import check
 from headscope.cli.circuit import circuit
+from headscope.cli.emergence import emergence
+from headscope.cli.explore import explore
+from headscope.cli.mosaic import mosaic
 from headscope.cli.params import params
+from headscope.cli.query import query
 from headscope.cli.report import report
 from headscope.cli.scan import scan
+from headscope.cli.sweep import sweep
+from headscope.cli.train import train
 from headscope.cli.verify import verify
 from headscope.errors import HeadscopeError
 
@@ -31,6 +38,13 @@ app.command()(scan)
 app.command()(verify)
 app.command()(circuit)
 app.command()(report)
+app.command()(explore)
+app.command()(sweep)
+app.command()(query)
+app.command()(mosaic)
+app.command()(train)
+app.command()(emergence)
+app.command()(behavior)
 app.command()(check)
 app.command()(params)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,3 +17,7 @@ DTYPE = Annotated[str, typer.Option(help="auto, float32, float64, float16 or bfl
 REVISION = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
 ALLOW_PICKLE = Annotated[bool, typer.Option("--allow-pickle", help="Also load pickled weights, which can run code.")]
 TRUST_REMOTE_CODE = Annotated[bool, typer.Option("--trust-remote-code", help="Run model code the repository brings.")]
+BEHAVIOR = Annotated[
+    list[Path] | None,
+    typer.Option("--behavior", help="Show a behaviour too: what `headscope behavior --out` wrote; repeat it."),
+]

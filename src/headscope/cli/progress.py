@@ -26,7 +26,7 @@ def bar(label: str) -> Iterator[Callable[[int, int], None]]:
         filled = round(24 * share)
         elapsed = time.monotonic() - started
         left = elapsed / share - elapsed if share else 0.0
-        line = f"{label} {'█' * filled}{'░' * (24 - filled)} {share:4.0%}  {left:.0f} s left"
+        line = f"{label} {'█' * filled}{'░' * (24 - filled)} {share:4.0%}  {_told(left)} left"
         print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
     try:
@@ -34,6 +34,13 @@ def bar(label: str) -> Iterator[Callable[[int, int], None]]:
     finally:
         if shown:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _told(seconds: float) -> str:
+    for size, word in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {word}"
+    return f"{seconds:.0f} s"
 
 
 @contextmanager

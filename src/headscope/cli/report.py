@@ -16,6 +16,11 @@ def report(
         Path | None, typer.Option("--out", "-o", help="The file to write.", show_default="report.html")
     ] = None,
     natural: Annotated[Path | None, typer.Option(help="Try removals on this text file too.")] = None,
+    emergence: Annotated[
+        list[Path] | None,
+        typer.Option("--emergence", help="Show a run too: what `headscope emergence --out` wrote; repeat it."),
+    ] = None,
+    behavior: options.BEHAVIOR = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="The page's data as one JSON document on stdout; a page only with --out.")
     ] = False,
@@ -40,14 +45,20 @@ def report(
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
     )
+    from headscope.behaviors.result import BehaviorResult
     from headscope.cli.files import read_text
     from headscope.cli.progress import bars
     from headscope.page.report import report_document, to_json, writable, write_page
+    from headscope.tracking.emergence import Emergence
 
     path = writable(out if out is not None else Path("report.html")) if out is not None or not as_json else None
     text = None if natural is None else read_text(natural)
+    runs = [Emergence.load(one) for one in emergence or ()]
+    behaviors = [BehaviorResult.load(one) for one in behavior or ()]
     with bars() as progress:
-        document = report_document(loaded, seed=seed, natural=text, progress=progress)
+        document = report_document(
+            loaded, seed=seed, natural=text, emergence=runs, behavior=behaviors, progress=progress
+        )
     if path is not None:
         write_page(document, path)
     if as_json:

@@ -193,7 +193,7 @@ class _Reading:
         if with_control:
             rows += [prompt.control for prompt in prompts if prompt.control is not None]
         tokens = torch.from_numpy(np.stack(rows)).to(device)
-        targets = _Targets(prompts, n_detectors, copies=2 if with_control else 1, length=tokens.shape[1], device=device)
+        targets = _Targets(prompts, n_detectors, copies=2 if with_control else 1, length=tokens.shape[1])
         route = self.model.check.route
         assert route is not None, "load refuses models without a route"
         # Room for all results is taken before the pass: a small array that outlives its layer would sit in the middle
@@ -298,11 +298,9 @@ def _same_length(prompts: list[tuple[int, _Prompt]]) -> Iterator[list[tuple[int,
 
 
 class _Targets:
-    """All targets of a batch, each place once, ready on the device."""
+    """All targets of a batch, each place once."""
 
-    def __init__(
-        self, prompts: list[_Prompt], n_detectors: int, *, copies: int, length: int, device: torch.device
-    ) -> None:
+    def __init__(self, prompts: list[_Prompt], n_detectors: int, *, copies: int, length: int) -> None:
         n_prompts = len(prompts)
         index = np.repeat(np.arange(n_prompts), [len(prompt.places) for prompt in prompts])
         places = np.concatenate([prompt.places for prompt in prompts])
@@ -311,28 +309,35 @@ class _Targets:
         detector, query, key = (np.tile(column, copies) for column in places.T)
         codes, which = np.unique((row * length + query) * length + key, return_inverse=True)
 
-        def on(values: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(values)).to(device)
-
         self.n_groups, self.n_prompt_groups = copies * n_prompts * n_detectors, n_prompts * n_detectors
-        self.row, self.query, self.key = on(codes // length**2), on(codes // length % length), on(codes % length)
-        self.which, self.group = on(which), on(row * n_detectors + detector)
-        self.weight = on(np.tile(weights, copies))
+        self._places = codes // length**2, codes // length % length, codes % length
+        self._sums = which, row * n_detectors + detector, np.tile(weights, copies)
+        self._held: dict[torch.device, tuple[Tensor, ...]] = {}
         self._chance: tuple[Any, np.ndarray] | None = None
+
+    def _on(self, device: torch.device) -> tuple[Tensor, ...]:
+        """Row, query, key; which place, group, weight: where a layer runs, which need not be where the tokens are."""
+        if device not in self._held:
+            self._held[device] = tuple(
+                torch.from_numpy(np.ascontiguousarray(values)).to(device) for values in (*self._places, *self._sums)
+            )
+        return self._held[device]
 
     def score(self, attention: Attention) -> np.ndarray:
         """Attention on the targets, [copy * prompt * detector, head]."""
-        at_places = attention.probabilities(self.row, self.query, self.key)
+        row, query, key, which, group, weight = self._on(attention.z.device)
+        at_places = attention.probabilities(row, query, key)
         sums = at_places.new_zeros(self.n_groups, at_places.shape[1], dtype=torch.float64)
-        sums.index_add_(0, self.group, at_places[self.which].double() * self.weight[:, None])
+        sums.index_add_(0, group, at_places[which].double() * weight[:, None])
         return sums.cpu().numpy()
 
     def chance(self, attention: Attention) -> np.ndarray:
         """What uniform attention would score, [prompt * detector]; layers that share a mask share it."""
         bias = attention.scores.rule.bias if attention.scores is not None else None
         if self._chance is None or self._chance[0] is not bias:
-            open_, seen = attention.allowed(self.row, self.query, self.key)
-            uniform = (open_ / seen.clamp(min=1)).double()[self.which] * self.weight
-            sums = uniform.new_zeros(self.n_groups).index_add_(0, self.group, uniform)
+            row, query, key, which, group, weight = self._on(attention.z.device)
+            open_, seen = attention.allowed(row, query, key)
+            uniform = (open_ / seen.clamp(min=1)).double()[which] * weight
+            sums = uniform.new_zeros(self.n_groups).index_add_(0, group, uniform)
             self._chance = (bias, sums[: self.n_prompt_groups].cpu().numpy())
         return self._chance[1]

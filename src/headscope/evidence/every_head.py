@@ -35,15 +35,16 @@ from torch import Tensor
 
 from headscope.documents import encode
 from headscope.errors import ArgumentError
+from headscope.evidence.choices import Choices
 from headscope.evidence.worlds import (
     Ablator,
+    Intervention,
     Method,
     Queries,
-    Sheet,
     losses,
     prompts_at_once,
     same_length,
-    token_losses,
+    sheet_of,
 )
 from headscope.model.attention import Attention
 from headscope.model.load import Model, load
@@ -292,17 +293,21 @@ def _rounds(n_prompts: int) -> list[int]:
 
 
 def gradients(
-    ablator: Ablator, prompts: Sequence[Tokens], places: Sequence[np.ndarray], heads: Sequence[HeadId]
+    ablator: Intervention,
+    prompts: Sequence[Tokens],
+    places: Sequence[np.ndarray] | Choices,
+    heads: Sequence[HeadId],
 ) -> Float[np.ndarray, "head prompt"]:
-    """First-order change of each prompt's mean loss when one head is ablated.
+    """First-order change of each prompt's mean loss at these places, or of its choice, when one head is replaced.
 
     estimate[h, p] = sum over positions of  dloss_p/dz_h . (substitute_h - z_h)
     """
+    asked: Queries | Choices = places if isinstance(places, Choices) else {"loss": list(places)}
     found = np.empty((len(heads), len(prompts)))
     order = {(head.layer, head.call, head.head): row for row, head in enumerate(heads)}
 
     def run(part: Sequence[int]) -> dict[tuple[int, int], Tensor]:
-        sheet = Sheet.of(prompts, {"loss": list(places)}, part)
+        sheet = sheet_of(prompts, asked, part)
         device = ablator.model.device
         replay = Replay(ablator.model, torch.from_numpy(sheet.tokens).to(device))
         zeros: dict[tuple[int, int], Tensor] = {}
@@ -319,9 +324,7 @@ def gradients(
             return z + zero
 
         logits = replay.clean(visit, places=sheet.places(1).to(device), grad=True)
-        by_token = token_losses(logits, sheet.next_tokens(logits.device))
-        weights = torch.from_numpy(sheet.weights["loss"].sum(0)).to(by_token)
-        slopes = torch.autograd.grad((by_token * weights).sum(), list(zeros.values()))
+        slopes = torch.autograd.grad(sheet.total(logits), list(zeros.values()))
         return {
             at: (slope.double() * steps[at].double()).sum((1, 3)).cpu() for at, slope in zip(zeros, slopes, strict=True)
         }

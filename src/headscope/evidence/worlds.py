@@ -10,14 +10,15 @@ All worlds of a batch share what lies before their first edited layer (`headscop
 reads only the tokens whose loss is asked for. So ablating every head of n layers costs about n / 2 layers each, where a
 full pass costs n.
 
-Losses are means over a prompt's queries in nats, one number per world, prompt and kind of query.
+Losses are means over a prompt's queries in nats, one number per world, prompt and kind of query. In their place
+`headscope.evidence.choices` asks which of two tokens comes next.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.errors import ArgumentError, NonFiniteError, ShapeError
+from headscope.evidence.choices import Choices, ChoiceSheet
 from headscope.model.attention import Attention
 from headscope.model.load import Model
 from headscope.model.memory import in_batches
@@ -64,6 +66,24 @@ BATCH_LOGITS = {"cpu": 2**25, "cuda": 2**30}
 """Logits in one forward pass, before memory runs out: a world's tokens by the vocabulary."""
 CORPUS_PROMPTS = 32
 """Prompts of the default corpus."""
+
+
+@runtime_checkable
+class Intervention(Protocol):
+    """What is put in the place of a head's z."""
+
+    @property
+    def model(self) -> Model:
+        """Whose heads."""
+        ...
+
+    def substitutes(self, index: Sequence[int], length: int) -> Callable[[Attention], Tensor]:
+        """What replaces z in these prompts: from an attention call to [prompt or 1, position, head, d_head]."""
+        ...
+
+    def edited(self, attention: Attention, mask: Tensor, substitute: Tensor) -> Tensor:
+        """Z [copy * prompt, position, head, d_head] with the heads of `mask` [copy, head] replaced."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -195,9 +215,9 @@ class Ablator:
 
 
 def losses(
-    ablator: Ablator,
+    ablator: Intervention,
     prompts: Sequence[Tokens],
-    queries: Queries,
+    queries: Queries | Choices,
     worlds: Sequence[World],
     *,
     index: Sequence[int] | None = None,
@@ -208,7 +228,8 @@ def losses(
     Args:
         ablator: How heads are taken out.
         prompts: Token ids, of any lengths.
-        queries: Places whose loss counts; at least one of each kind in each prompt.
+        queries: Places whose loss counts, at least one of each kind in each prompt; or two tokens for each prompt,
+            whose difference counts.
         worlds: Sets of heads; the empty set is the clean model.
         index: Which prompts, in this order; by default all. What `resample` draws for a prompt goes by its number here.
         progress: Called with the number of (world, prompt) pairs done since the last call.
@@ -220,7 +241,8 @@ def losses(
         ShapeError: memory runs out with a single world of a single prompt.
     """
     index = range(len(prompts)) if index is None else index
-    found = {kind: np.empty((len(worlds), len(index)), dtype=np.float64) for kind in queries}
+    kinds = queries.kinds if isinstance(queries, Choices) else tuple(queries)
+    found = {kind: np.empty((len(worlds), len(index)), dtype=np.float64) for kind in kinds}
 
     def run(part: Sequence[int]) -> Losses:
         return _losses(ablator, prompts, queries, [index[one] for one in part], worlds)
@@ -228,7 +250,7 @@ def losses(
     for same in same_length([prompts[one] for one in index]):
         size = prompts_at_once(ablator.model, len(prompts[index[same[0]]]))
         for part, values in in_batches(same, size, run):
-            for kind in queries:
+            for kind in kinds:
                 found[kind][:, list(part)] = values[kind]
             if progress is not None:
                 progress(len(part) * len(worlds))
@@ -238,10 +260,14 @@ def losses(
 
 
 def _losses(
-    ablator: Ablator, prompts: Sequence[Tokens], queries: Queries, index: Sequence[int], worlds: Sequence[World]
+    ablator: Intervention,
+    prompts: Sequence[Tokens],
+    queries: Queries | Choices,
+    index: Sequence[int],
+    worlds: Sequence[World],
 ) -> Losses:
     """Losses of all worlds in some prompts of one length."""
-    model, sheet = ablator.model, Sheet.of(prompts, queries, index)
+    model, sheet = ablator.model, sheet_of(prompts, queries, index)
     replay = Replay(model, torch.from_numpy(sheet.tokens).to(model.device))
     clean = sheet.losses(replay.clean(places=sheet.places(1).to(model.device)), 1)
     found = {kind: np.repeat(values, len(worlds), axis=0) for kind, values in clean.items()}
@@ -251,7 +277,7 @@ def _losses(
     substitute = ablator.substitutes(sheet.index, sheet.tokens.shape[1])
     start = {number: min(_start(replay, model, head) for head in worlds[number]) for number in edited}
     edited.sort(key=lambda number: start[number])
-    size = max(1, min(_limit(BATCH_TOKENS, model) // sheet.tokens.size, _logits(model) // len(sheet.query)))
+    size = max(1, min(_limit(BATCH_TOKENS, model) // sheet.tokens.size, _logits(model) // sheet.n_places))
 
     def run(part: Sequence[int]) -> Losses:
         n_copies = len(part)
@@ -319,6 +345,11 @@ class Sheet:
                 weights[kind][at, number[at, places[one]]] = 1 / len(places[one])
         return cls(index=index, tokens=tokens, row=row, query=query, weights=weights)
 
+    @property
+    def n_places(self) -> int:
+        """Tokens whose logits are asked for."""
+        return len(self.query)
+
     def places(self, copies: int) -> Tensor:
         """[token, 2]: batch row and position of every query in every copy."""
         rows = np.concatenate([self.row + copy * len(self.tokens) for copy in range(copies)])
@@ -330,9 +361,20 @@ class Sheet:
         values = by_token.double().cpu().numpy().reshape(copies, -1)
         return {kind: values @ weight.T for kind, weight in self.weights.items()}
 
+    def total(self, logits: Tensor) -> Float[Tensor, ""]:
+        """Sum of all prompts' mean losses of all kinds, whose gradient is each prompt's own."""
+        by_token = token_losses(logits, self.next_tokens(logits.device))
+        weights = np.sum([one.sum(0) for one in self.weights.values()], axis=0)
+        return (by_token * torch.from_numpy(weights).to(by_token)).sum()
+
     def next_tokens(self, device: torch.device) -> Tensor:
         """The token after each query."""
         return torch.from_numpy(self.tokens[self.row, self.query + 1]).to(device)
+
+
+def sheet_of(prompts: Sequence[Tokens], queries: Queries | Choices, index: Sequence[int]) -> Sheet | ChoiceSheet:
+    """What is asked of these prompts, which have one length."""
+    return queries.sheet(prompts, index) if isinstance(queries, Choices) else Sheet.of(prompts, queries, index)
 
 
 def token_losses(logits: Float[Tensor, "token vocabulary"], target: Tensor) -> Float[Tensor, " token"]:

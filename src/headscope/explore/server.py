@@ -21,9 +21,9 @@ import base64
 import json
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
@@ -38,8 +38,11 @@ from headscope.explore.guard import API, Guard
 from headscope.explore.reading import MAX_CHARACTERS, SUGGESTION, Reader
 from headscope.model.load import Model
 from headscope.page.html import page_html, policy
-from headscope.page.report import report_document
+from headscope.page.report import refuse_other_models, report_document
 from headscope.results import ModelInfo
+
+if TYPE_CHECKING:
+    from headscope.behaviors.result import BehaviorResult
 
 SCHEMA = "headscope.explore/1"
 ADDRESS = "127.0.0.1"
@@ -75,21 +78,30 @@ class AskedWrites(Asked):
     position: int
 
 
-def serve(model: Model, *, port: int = 0, seed: int = 0, announce: Callable[[str], None]) -> None:
+def serve(
+    model: Model,
+    *,
+    port: int = 0,
+    seed: int = 0,
+    behavior: Sequence[BehaviorResult] = (),
+    announce: Callable[[str], None],
+) -> None:
     """Serve the page of a model to this machine until Ctrl-C.
 
     Args:
         model: A loaded model.
         port: To listen on; 0 takes a free one.
         seed: Of all probes.
+        behavior: What `hs.behavior` gave for this model, for the report.
         announce: Called with the page's address, which holds the token, once it can be opened.
 
     Raises:
-        ArgumentError: the port cannot be listened on.
+        ArgumentError: the port cannot be listened on, or results of another model.
     """
+    refuse_other_models(ModelInfo.of(model), behavior)
     with listening(port) as listener:
         token, port = secrets.token_urlsafe(32), listener.getsockname()[1]
-        server = server_of(Reader(model, seed=seed), port=port, token=token, seed=seed)
+        server = server_of(Reader(model, seed=seed), port=port, token=token, seed=seed, behavior=behavior)
         announce(f"http://{ADDRESS}:{port}/#token={token}")  # a fragment: see `headscope.explore.guard`
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
@@ -113,9 +125,17 @@ def listening(port: int) -> socket.socket:
     return listener
 
 
-def server_of(reader: Reader, *, port: int, token: str, seed: int = 0, desk: Desk | None = None) -> uvicorn.Server:
+def server_of(
+    reader: Reader,
+    *,
+    port: int,
+    token: str,
+    seed: int = 0,
+    behavior: Sequence[BehaviorResult] = (),
+    desk: Desk | None = None,
+) -> uvicorn.Server:
     """The server of one model, to be run on a socket of this port."""
-    app = Guard(application(reader, seed=seed, desk=desk), port=port, token=token)
+    app = Guard(application(reader, seed=seed, behavior=behavior, desk=desk), port=port, token=token)
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -131,11 +151,13 @@ def server_of(reader: Reader, *, port: int, token: str, seed: int = 0, desk: Des
     )
 
 
-def application(reader: Reader, *, seed: int = 0, desk: Desk | None = None) -> FastAPI:
+def application(
+    reader: Reader, *, seed: int = 0, behavior: Sequence[BehaviorResult] = (), desk: Desk | None = None
+) -> FastAPI:
     """What answers, without its guard; the report is begun when it starts."""
     desk = desk or Desk()
     model = reader.model
-    report = Aside(desk, lambda progress: _document(model, seed, progress))
+    report = Aside(desk, lambda progress: _document(model, seed, behavior, progress))
     page = page_html(title=f"{model.id} - headscope", source=API).encode()
     headers = {"Content-Security-Policy": f"{policy(live=True)}; frame-ancestors 'none'"}
     about = {
@@ -244,8 +266,8 @@ def said(status: int, sentence: str) -> Response:
     return Response(as_json({"error": sentence}), status_code=status, media_type="application/json")
 
 
-def _document(model: Model, seed: int, progress: Progress) -> bytes:
-    return as_json(report_document(model, seed=seed, progress=progress))
+def _document(model: Model, seed: int, behavior: Sequence[BehaviorResult], progress: Progress) -> bytes:
+    return as_json(report_document(model, seed=seed, behavior=behavior, progress=progress))
 
 
 def _mistake(error: RequestValidationError) -> str:

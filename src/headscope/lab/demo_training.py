@@ -28,7 +28,7 @@ from headscope.lab.training import Progress, Recipe, attention_only_llama, repea
 
 BOS_TOKEN, BOS_TOKEN_ID = "<|bos|>", 0
 VOCAB_SIZE = 1024
-SHAPE = {"n_layers": 2, "n_heads": 6, "d_model": 192, "n_positions": 512}
+SHAPE: dict[str, Any] = {"n_layers": 2, "n_heads": 6, "d_model": 192, "n_positions": 512}
 PHASES = (
     {
         "recipe": Recipe(n_steps=900, learning_rate=1.5e-3),
@@ -144,15 +144,15 @@ def build_demo(
     return record
 
 
-def train_tokenizer(texts: list[str]) -> Tokenizer:
-    """Byte-level BPE with `VOCAB_SIZE` tokens; id 0 is the start token, which it puts before every text."""
+def train_tokenizer(texts: list[str], *, vocab_size: int = VOCAB_SIZE) -> Tokenizer:
+    """Byte-level BPE with so many tokens; id 0 is the start token, which it puts before every text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(
         texts,
         trainers.BpeTrainer(
-            vocab_size=VOCAB_SIZE,
+            vocab_size=vocab_size,
             special_tokens=[BOS_TOKEN],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,

@@ -1,20 +1,23 @@
 """Train a small attention-only model until induction appears.
 
-The model is a stock Llama whose MLP weights are zero and frozen, so any library that loads a Llama loads
-it, and attention is all it can use. Two layers learn the induction circuit on jittered repeats in a few
-minutes on two cores; one layer stays at chance, because there the score of a query and a key depends on
-those two tokens and their distance alone.
+The model is a stock Llama or GPT-2 whose MLP weights are zero and frozen, so any library that loads those
+loads it, and attention is all it can use. Two layers learn the induction circuit on jittered repeats in
+seconds; one layer stays at chance, because there the score of a query and a key depends on those two
+tokens and their places alone.
 
     model = attention_only_llama(vocab_size=512, bos_token_id=0, seed=0)
     for progress in train(model, {"repeats": repeats_source(vocab_size=512, bos_token_id=0)}, TRAINED):
         print(progress)
 
-Two sources are two losses, added. Cost of a step: three forward passes' worth per source.
+`Training` is the same, one step at a time, and can be put down and taken up again. Whole recipes are in
+`headscope.lab.recipes`. Two sources are two losses, added. Cost of a step: three forward passes' worth per
+source.
 
 Misleading as: a picture of how induction appears in language models at large. These tokens are uniform and
 every second segment repeats; real text forms the circuit later and less cleanly.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,9 +26,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from headscope.errors import ArgumentError
+from headscope.errors import ArgumentError, NonFiniteError
 from headscope.lab.repeats import jittered_repeats
 
 
@@ -95,12 +98,15 @@ def attention_only_llama(
     n_heads: int = 4,
     d_model: int = 128,
     n_positions: int = 512,
+    nearby: bool = False,
     seed: int = 0,
 ) -> LlamaForCausalLM:
     """A Llama with random attention and with MLPs that add exactly zero and cannot learn.
 
     Queries and keys have biases, drawn wide: a bias turned by the rotary embedding is a head that looks a distance
-    back, so a previous-token head forms in hundreds of steps rather than thousands.
+    back, so a previous-token head forms in hundreds of steps rather than thousands. Where each head has a distance of
+    its own, two of them that look m and m - 1 back sometimes do together what one previous-token head would; `nearby`
+    leaves them no such chance.
 
     Args:
         vocab_size: Rows of the embedding and of the separate unembedding.
@@ -109,6 +115,7 @@ def attention_only_llama(
         n_heads: Query heads; each has its own key and value head.
         d_model: Width; `d_head = d_model / n_heads` must be even for rotary embedding.
         n_positions: Longest prompt promised by the configuration.
+        nearby: Give the key the bias of its query, so that every head starts out looking mostly at what is near.
         seed: Of the initial weights. The global random state is left as it was.
 
     Raises:
@@ -139,6 +146,64 @@ def attention_only_llama(
         for name, parameter in model.named_parameters():
             if name.endswith(("q_proj.bias", "k_proj.bias")):
                 torch.nn.init.normal_(parameter, std=0.5)
+    if nearby:
+        biases = dict(model.named_parameters())
+        for name, parameter in biases.items():
+            if name.endswith("k_proj.bias"):
+                parameter.data.copy_(biases[name.replace("k_proj", "q_proj")])
+    for name, parameter in model.named_parameters():
+        if ".mlp." in name:
+            parameter.requires_grad_(False).zero_()
+    return model
+
+
+def attention_only_gpt2(
+    *,
+    vocab_size: int,
+    bos_token_id: int,
+    n_layers: int = 2,
+    n_heads: int = 4,
+    d_model: int = 128,
+    n_positions: int = 512,
+    seed: int = 0,
+) -> GPT2LMHeadModel:
+    """The same with learned positions: a GPT-2 without dropout, whose MLPs add exactly zero and cannot learn.
+
+    Args:
+        vocab_size: Rows of the embedding and of the separate unembedding.
+        bos_token_id: Recorded in the configuration.
+        n_layers: 2 for a model that can learn induction, 1 for the control that cannot.
+        n_heads: Heads of each layer.
+        d_model: Width, a multiple of n_heads.
+        n_positions: Longest prompt; each position learns a vector of its own, as far as it is trained on.
+        seed: Of the initial weights. The global random state is left as it was.
+
+    Raises:
+        ArgumentError: d_model is not a multiple of n_heads.
+    """
+    if d_model % n_heads:
+        raise ArgumentError(
+            f"attention_only_gpt2: d_model={d_model} does not divide among n_heads={n_heads}; "
+            f"it needs a multiple of {n_heads}. Change either."
+        )
+    config = GPT2Config(
+        vocab_size=vocab_size,
+        n_embd=d_model,
+        n_inner=8,
+        n_layer=n_layers,
+        n_head=n_heads,
+        n_positions=n_positions,
+        initializer_range=0.05,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        tie_word_embeddings=False,
+        bos_token_id=bos_token_id,
+        eos_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = GPT2LMHeadModel(config)
     for name, parameter in model.named_parameters():
         if ".mlp." in name:
             parameter.requires_grad_(False).zero_()
@@ -211,14 +276,111 @@ def text_source(stream: Int[Tensor, " position"], *, bos_token_id: int, n_prompt
     return draw
 
 
-def next_token_loss(model: LlamaForCausalLM, batch: Batch) -> Float[Tensor, ""]:
+def either(*sources: BatchSource) -> BatchSource:
+    """Each batch from one of these, drawn with equal chances."""
+
+    def draw(generator: torch.Generator) -> Batch:
+        return sources[int(torch.randint(len(sources), (), generator=generator))](generator)
+
+    return draw
+
+
+def next_token_loss(model: PreTrainedModel, batch: Batch) -> Float[Tensor, ""]:
     """Mean of -log p(next token) over the counted queries, in nats."""
+    tokens, counted = batch.tokens.to(model.device), batch.counted.to(model.device)[:, :-1]
     # position_ids are left to the model: no padding, every prompt starts at position 0.
-    logits = model(input_ids=batch.tokens, use_cache=False).logits
-    return cross_entropy(logits[:, :-1][batch.counted[:, :-1]], batch.tokens[:, 1:][batch.counted[:, :-1]])
+    logits = model(input_ids=tokens, use_cache=False).logits
+    return cross_entropy(logits[:, :-1][counted], tokens[:, 1:][counted])
 
 
-def train(model: LlamaForCausalLM, sources: Mapping[str, BatchSource], recipe: Recipe) -> Iterator[Progress]:
+class Training:
+    """A model, its optimizer and its batches, between two steps.
+
+    Batches are drawn on the CPU, so that they are the same on any device. The same seed, torch build and number of
+    threads give the same weights, whether or not the training was put down in between by `state` and taken up by
+    `restore`.
+
+    Args:
+        model: Changed in place. Parameters that require no gradient stay as they are.
+        sources: Named batch sources; the losses are added.
+        recipe: Learning rate and its course.
+        autocast: Run the model in bfloat16, on CUDA; weights and optimizer keep their own precision.
+
+    Raises:
+        ArgumentError: There is no source.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        sources: Mapping[str, BatchSource],
+        recipe: Recipe,
+        *,
+        autocast: bool = False,
+    ) -> None:
+        if not sources:
+            raise ArgumentError(
+                "train: sources={} gives nothing to learn; at least one batch source is needed. "
+                "Pass repeats_source(...) or text_source(...)."
+            )
+        self.model, self.sources, self.recipe, self.autocast = model, sources, recipe, autocast
+        self.step = 0
+        self._learned = {name: one for name, one in model.named_parameters() if one.requires_grad}
+        self._optimizer = torch.optim.AdamW(
+            list(self._learned.values()),
+            lr=recipe.learning_rate,
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
+        )
+        self._generator = torch.Generator().manual_seed(recipe.seed)
+
+    def advance(self) -> dict[str, float]:
+        """Take one optimizer step, the model in training mode; gives the loss of each source before it.
+
+        Raises:
+            NonFiniteError: A loss is NaN or infinite. The weights are those from before the step.
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.recipe.learning_rate * _rate_factor(self.step + 1, self.recipe)
+        self._optimizer.zero_grad(set_to_none=True)
+        losses: dict[str, float] = {}
+        for name, draw in self.sources.items():
+            batch = draw(self._generator)
+            with torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+                loss = next_token_loss(self.model, batch)
+            loss.backward()
+            losses[name] = loss.item()
+            if not math.isfinite(losses[name]):
+                raise NonFiniteError(f"the {name} loss is {losses[name]}")
+        self._optimizer.step()
+        self.step += 1
+        return losses
+
+    def state(self) -> dict[str, Tensor]:
+        """The optimizer's moments and the generator, by name; with the weights and `step` all that a training is."""
+        moments = self._optimizer.state_dict()["state"]
+        found = {
+            f"{kind}:{name}": value
+            for index, name in enumerate(self._learned)
+            for kind, value in moments.get(index, {}).items()
+        }
+        return found | {"generator": self._generator.get_state()}
+
+    def restore(self, state: Mapping[str, Tensor], *, step: int) -> None:
+        """Go on from what `state` gave after `step` steps. The weights are the caller's to put back."""
+        state = dict(state)
+        self._generator.set_state(state.pop("generator"))
+        moments: dict[int, dict[str, Tensor]] = {index: {} for index in range(len(self._learned))}
+        places = {name: index for index, name in enumerate(self._learned)}
+        for key, value in state.items():
+            kind, name = key.split(":")
+            moments[places[name]][kind] = value
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.step = step
+
+
+def train(model: PreTrainedModel, sources: Mapping[str, BatchSource], recipe: Recipe) -> Iterator[Progress]:
     """Train in place, one batch of every source a step, reporting as it goes.
 
     Nothing happens until the iterator is advanced; stop early by leaving the loop. The same seed, torch
@@ -233,37 +395,21 @@ def train(model: LlamaForCausalLM, sources: Mapping[str, BatchSource], recipe: R
         Progress every `recipe.log_every` steps and after the last.
 
     Raises:
-        ArgumentError: There is no source, or a loss is no longer finite.
+        ArgumentError: There is no source.
+        NonFiniteError: A loss is no longer finite.
     """
-    if not sources:
-        raise ArgumentError(
-            "train: sources={} gives nothing to learn; at least one batch source is needed. "
-            "Pass repeats_source(...) or text_source(...)."
-        )
-    optimizer = torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=recipe.learning_rate,
-        betas=recipe.betas,
-        weight_decay=recipe.weight_decay,
-    )
-    generator = torch.Generator().manual_seed(recipe.seed)
+    training = Training(model, sources, recipe)
     totals = dict.fromkeys(sources, 0.0)
     n_since = 0
     began = time.perf_counter()
     model.train()
-    for step in range(1, recipe.n_steps + 1):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * _rate_factor(step, recipe)
-        optimizer.zero_grad(set_to_none=True)
-        for name, draw in sources.items():
-            loss = next_token_loss(model, draw(generator))
-            loss.backward()
-            totals[name] += loss.item()
-        optimizer.step()
+    while training.step < recipe.n_steps:
+        for name, loss in training.advance().items():
+            totals[name] += loss
         n_since += 1
-        if step % recipe.log_every == 0 or step == recipe.n_steps:
+        if training.step % recipe.log_every == 0 or training.step == recipe.n_steps:
             means = {name: total / n_since for name, total in totals.items()}
-            yield Progress(step=step, loss_nats=means, wall_s=time.perf_counter() - began)
+            yield Progress(step=training.step, loss_nats=means, wall_s=time.perf_counter() - began)
             totals, n_since = dict.fromkeys(sources, 0.0), 0
     model.eval()
 

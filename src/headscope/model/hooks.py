@@ -19,9 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from headscope.errors import UnsupportedModel
 from headscope.model import kernels
 from headscope.model.attention import Attention, Scores
 from headscope.model.interface import Numbering, Visit
+from headscope.model.parallel import is_split
 
 _SOFTMAXES = {F.softmax, torch.softmax, Tensor.softmax}
 
@@ -132,6 +134,9 @@ def hooked(projections: list[nn.Module], n_tokens: int, visit: Visit, number: Nu
         n_tokens: Length of the input.
         visit: Sees each layer; a tensor it returns replaces z.
         number: Tells layer and call of a projection.
+
+    Raises:
+        UnsupportedModel: heads that are split over processes.
     """
     watch = _Watch(n_tokens)
     handles = []
@@ -162,6 +167,11 @@ def hooked(projections: list[nn.Module], n_tokens: int, visit: Visit, number: Nu
 
     try:
         for projection in projections:
+            if is_split(projection):
+                raise UnsupportedModel(
+                    f"its heads are split over processes, and a {type(projection).__name__} reads them from attention "
+                    "code of its own, where they cannot be put together; load the model in one process."
+                )
             handles.append(projection.register_forward_pre_hook(before))
         with watch:
             yield

@@ -25,6 +25,7 @@ from transformers.modeling_utils import AttentionInterface
 from headscope.model import kernels
 from headscope.model.attention import Attention, Scores
 from headscope.model.kernels import Kernel, Rule
+from headscope.model.parallel import split_of
 
 Visit = Callable[[Attention], Tensor | None]
 """Sees one layer's attention; a returned tensor [batch query head d_head] replaces z, None leaves it."""
@@ -89,7 +90,11 @@ def installed(
         mixed, lse, name = kernels.attend(query, key, value, rule, kernel)
         z = mixed.transpose(1, 2)
         scores = Scores(q=query, k=key, v=value, rule=rule, lse=lse)
-        replaced = visit(Attention(layer=layer, call=call, z=z, kernel=name, scores=scores))
+        seen = Attention(layer=layer, call=call, z=z, kernel=name, scores=scores)
+        split = split_of(module, z)
+        replaced = visit(seen if split is None else split.together(seen))
+        if replaced is not None and split is not None:
+            replaced = split.own(replaced)
         return (z if replaced is None else replaced.to(z.dtype)).contiguous(), None
 
     name = f"headscope_{next(_NAMES)}"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headscope.errors import ArgumentError, ModelError, ModelNotFound, UnsafeWeights, UnsupportedModel, brief
+from headscope.model.budget import refuse_too_large
 from headscope.types import HeadId
 
 if TYPE_CHECKING:
@@ -107,7 +108,9 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where token ids go."""
-        return self._embedding.weight.device
+        from headscope.model.parallel import input_device
+
+        return input_device(self._embedding)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -172,6 +175,7 @@ def load(
 
     Raises:
         ModelNotFound: no such hub id or folder, or no weights in it.
+        ModelTooLarge: weights that need more memory than there is.
         UnsafeWeights: only pickled weights, or code of its own, without the flag.
         UnsupportedModel: no softmax attention, an encoder, or attention that our check could not reproduce.
         NonFiniteError: NaN or infinity in the weights.
@@ -272,6 +276,7 @@ def _from_pretrained(
             f"{source!r} is a {brief(config.model_type)} model, which is not a decoder-only language model; "
             "choose one that is."
         )
+    refuse_too_large(source, revision, device=device, dtype=dtype)
     auto: Any = AutoModel if headless else AutoModelForCausalLM
     try:
         hf, info = auto.from_pretrained(
@@ -406,14 +411,13 @@ def _weights_error(source: str, revision: str | None, error: Exception) -> Model
 
 def _hub_has_pickle(source: str, revision: str | None) -> bool:
     from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     names = ("pytorch_model.bin", "pytorch_model.bin.index.json")
     try:
         if any(isinstance(try_to_load_from_cache(source, name, revision=revision), str) for name in names):
             return True
         return any(HfApi().file_exists(source, name, revision=revision) for name in names)
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError):
+    except Exception:  # which kind it is depends on the HTTP library that the hub's client uses
         return False
 
 

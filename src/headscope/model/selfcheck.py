@@ -29,6 +29,7 @@ from headscope.model.hooks import discovering
 from headscope.model.interface import UnknownArgument, implementation, installed
 from headscope.model.kernels import repeat_heads
 from headscope.model.memory import out_of_memory
+from headscope.model.parallel import input_device, weight_of
 from headscope.model.taps import LOCK, TOLERANCE, Route, evaluating, forward, output_of
 from headscope.types import Support
 
@@ -136,7 +137,7 @@ def _tokens(model: PreTrainedModel) -> Tensor:
     longest = int(getattr(config, "max_position_embeddings", None) or 0)  # xlnet says -1
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(n_vocab, (N_PROMPTS, min(N_TOKENS, longest) if longest > 0 else N_TOKENS), generator=generator)
-    return ids.to(embedding.weight.device)
+    return ids.to(input_device(embedding))
 
 
 def _and_edited(tokens: Tensor) -> Tensor:
@@ -150,7 +151,12 @@ def _own_output(model: PreTrainedModel, tokens: Tensor, name: str | None) -> Ten
 
 
 def _non_finite(model: nn.Module) -> str:
-    bad = [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
+    bad = [
+        f"{name}.{part}".lstrip(".")
+        for name, module in model.named_modules()
+        for part, _ in module.named_parameters(recurse=False)
+        if not torch.isfinite(weight_of(module, part)).all()
+    ]
     where = (
         f"in weights {', '.join(bad[:3])}" + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
         if bad

@@ -26,6 +26,7 @@ from headscope.model.attention import Attention
 from headscope.model.hooks import hooked
 from headscope.model.interface import UnknownArgument, Visit, implementation, installed
 from headscope.model.kernels import Kernel
+from headscope.model.parallel import input_device
 
 Path = Literal["interface", "hooks"]
 
@@ -182,7 +183,7 @@ def padding_is_harmless(model: PreTrainedModel, route: Route) -> bool:
         longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 0)
         n_padding = 3
         n_tokens = max(1, min(12, longest - n_padding)) if longest > 0 else 12
-        tokens = torch.arange(n_tokens, device=embedding.weight.device)[None] * 7 % embedding.weight.shape[0]
+        tokens = torch.arange(n_tokens, device=input_device(embedding))[None] * 7 % embedding.weight.shape[0]
         padded = torch.cat([tokens[:, :n_padding], tokens], dim=1)
         mask = (torch.arange(n_tokens + n_padding, device=tokens.device) >= n_padding).long()[None]
 

@@ -37,6 +37,7 @@ from headscope.model.attention import Attention
 from headscope.model.hooks import is_projection
 from headscope.model.interface import Visit
 from headscope.model.load import Model
+from headscope.model.parallel import weight_of, whole_rows
 from headscope.model.replay import decoder_layers
 from headscope.model.selfcheck import block_of
 from headscope.model.taps import LOCK, TOLERANCE, Route, evaluating, forward
@@ -266,8 +267,9 @@ def _watching(model: nn.Module, after: Callable[[nn.Module, Tensor, Tensor], Ten
         result = output[0] if isinstance(output, tuple) and output else output
         if not (isinstance(given, Tensor) and isinstance(result, Tensor)):
             return None
-        replaced = after(module, given, result)
-        return replaced if result is output else None
+        given, whole, own = whole_rows(module, given, result)
+        replaced = after(module, given, whole)
+        return own(replaced) if replaced is not None and result is output else None
 
     with ExitStack() as stack:
         for module in model.modules():
@@ -615,12 +617,12 @@ def _layer(model: Model, layer: int, trace: _Trace, block: nn.Module, record: _R
 
 def _linear_map(call: _Call, tolerance: float) -> tuple[Tensor, Tensor] | None:
     """Matrix [in, out] and bias of a linear layer, whichever way it stores them, if they give what it gave."""
-    weight: Any = call.module.weight
-    bias: Any = getattr(call.module, "bias", None)
-    if not weight.is_floating_point():
+    stored = weight_of(call.module)
+    if not stored.is_floating_point():
         return None
-    x, y, weight = _wide(call.given), _wide(call.output), _wide(weight)
-    shift = _wide(bias) if isinstance(bias, Tensor) else weight.new_zeros(y.shape[-1])
+    x, y, weight = _wide(call.given), _wide(call.output), _wide(stored)
+    biased = isinstance(getattr(call.module, "bias", None), Tensor)
+    shift = _wide(weight_of(call.module, "bias")) if biased else weight.new_zeros(y.shape[-1])
     for matrix in (weight.T, weight):
         if matrix.shape == (x.shape[-1], y.shape[-1]) and _apart(x @ matrix + shift, y) <= tolerance:
             return matrix, shift
@@ -753,7 +755,7 @@ def _vocabulary(model: Model, route: Route) -> Vocabulary:
     if stream is None or last is None or final is None:
         _refuse_vocabulary(model, "its first layer, or its language-model head, does not see one row for every token")
     embedding: Any = model.hf.get_input_embeddings()
-    table = _wide(embedding.weight)
+    table = _wide(weight_of(embedding))
     widths = table.shape[1], stream.shape[-1], final.shape[-1]
     if len(set(widths)) > 1:
         _refuse_vocabulary(model, "its embedding, stream and unembedding are {}, {} and {} wide".format(*widths))

@@ -3,6 +3,7 @@
     scan, verify, trace_circuit     what the page shows, each whole and as it was computed
     one readable prompt             every head's pattern on it, and the loss of each of its tokens
     token space                     what the heads with a role write and look for
+    runs, behaviours                results made before, where they are given: how it emerged, what the heads carry
 
 The document `headscope.report/1` holds all of it; `headscope.page.html` makes it a page. Files are written whole.
 
@@ -12,7 +13,7 @@ Cost: that of the three, and a few passes over one prompt.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from headscope.evidence.verification import HeadVerdict, Verification
 from headscope.evidence.verify import verify
 from headscope.evidence.worlds import method_named
 from headscope.model.load import Model, load
+from headscope.page.curves import refuse_other_runs, run_curves
 from headscope.page.example import example
 from headscope.page.finding import finding
 from headscope.page.html import page_html
@@ -33,6 +35,9 @@ from headscope.types import HeadId
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from headscope.behaviors.result import BehaviorResult
+    from headscope.tracking.emergence import Emergence
 
 SCHEMA = "headscope.report/1"
 TABLES = 32
@@ -51,6 +56,8 @@ def report(
     scan: Scan | None = None,
     verification: Verification | None = None,
     circuit: Circuit | None = None,
+    emergence: Sequence[Emergence] = (),
+    behavior: Sequence[BehaviorResult] = (),
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Path:
     """Write all that headscope knows of a model's heads as one HTML file.
@@ -63,6 +70,9 @@ def report(
         scan: What `hs.scan` gave for this model; made anew by default, like the next two.
         verification: What `hs.verify` gave.
         circuit: What `hs.trace_circuit` gave.
+        emergence: What `hs.emergence` gave, to be drawn over each other: the model's own run, and runs of models that
+            differ from it in depth alone.
+        behavior: What `hs.behavior` gave for this model.
         progress: Called with (what is being done, done, of).
 
     Returns:
@@ -83,6 +93,8 @@ def report(
         scan=scan,
         verification=verification,
         circuit=circuit,
+        emergence=emergence,
+        behavior=behavior,
         progress=progress,
     )
     return write_page(document, path)
@@ -96,6 +108,8 @@ def report_document(
     scan: Scan | None = None,
     verification: Verification | None = None,
     circuit: Circuit | None = None,
+    emergence: Sequence[Emergence] = (),
+    behavior: Sequence[BehaviorResult] = (),
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
     """The document `headscope.report/1`, JSON-ready; arguments and errors are those of `report`."""
@@ -104,12 +118,8 @@ def report_document(
     info = ModelInfo.of(model)
     if verification is not None and natural is not None:
         raise ArgumentError("natural= and verification= were both given; give the text to hs.verify.")
-    for result in (scan, verification, circuit):
-        if result is not None and _identity(result.model) != _identity(info):
-            raise ArgumentError(
-                f"a {type(result).__name__} of {result.model.id} cannot go into a report of {info.id}; "
-                "give results of the same model, or none."
-            )
+    refuse_other_models(info, (scan, verification, circuit, *behavior))
+    refuse_other_runs(info, list(emergence))
     scan = scan or read_attention(model, seed=seed, progress=lambda done, total: step("scanning", done, total))
     verification = verification or verify(model, natural=natural, seed=seed, progress=progress)
     reason = None
@@ -135,6 +145,8 @@ def report_document(
         "circuit_reason": reason,
         "example": shown.to_dict(model),
         "tables": encode(tables),
+        "emergence": [run_curves(run) for run in emergence],
+        "behavior": [result.to_dict() for result in behavior],
         "provenance": encode(Provenance.of(model, kernels=scan.provenance.kernels, seed=seed)),
     }
 
@@ -148,6 +160,22 @@ def write_page(document: dict[str, Any], path: str | Path) -> Path:
     except OSError as error:
         raise ArgumentError(f"{str(path)!r} cannot be written: {error.strerror}; name another file.") from error
     return path
+
+
+def refuse_other_models(
+    info: ModelInfo, results: Iterable[Scan | Verification | Circuit | BehaviorResult | None]
+) -> None:
+    """A report holds results of its own model alone.
+
+    Raises:
+        ArgumentError: a result of another.
+    """
+    for result in results:
+        if result is not None and _identity(result.model) != _identity(info):
+            raise ArgumentError(
+                f"a {type(result).__name__} of {result.model.id} cannot go into a report of {info.id}; "
+                "give results of the same model, or none."
+            )
 
 
 def to_json(document: dict[str, Any]) -> str:

@@ -1,0 +1,160 @@
+"""Behaviour heads where the truth is known: a model that defers by one head, and three that do not.
+
+    python -m benchmarks.behavior --json                    5 seeds of each planted model, 100 runs on shuffled labels
+    python -m benchmarks.behavior --seeds 1 --shuffles 20
+    python -m benchmarks.behavior --write tests/behaviors/models --seeds 1      the models that the tests read
+
+`headscope.lab.deferring` trains the models. On each, the search is run on wrong facts, with praise as the other
+contrast. What must come out:
+
+    deferring   localised; at least 90% of the answers turned, at most 20% without the named heads, at most 5 points of
+                neutral accuracy lost, and no random set that does as much
+    honest      no sycophancy measured
+    copying     copying (induction heads)
+    diffuse     diffuse, or no localised heads found
+
+Shuffled labels: of each pair, by lot, the two answers change places, so that no head can carry the behaviour. The
+search must name none in 95 of 100 runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from headscope.behaviors.result import BehaviorResult
+from headscope.behaviors.search import behavior
+from headscope.lab.deferring import Plan, Planted, planted
+from headscope.model.load import Model, load
+from headscope.probes.pairs import Contrast
+
+EXPECTED: dict[Plan, tuple[str, ...]] = {
+    "deferring": ("localised",),
+    "honest": ("no sycophancy measured",),
+    "copying": ("copying (induction heads)",),
+    "diffuse": ("diffuse", "no localised heads found"),
+}
+SHUFFLED_PAIRS = 120
+"""Pairs of a run on shuffled labels."""
+
+
+def loaded(made: Planted) -> Model:
+    """The model as a user would load it."""
+    return load(made.model, tokenizer=made.tokenizer)
+
+
+def row(made: Planted, found: BehaviorResult) -> dict[str, Any]:
+    """What must be shown of one model."""
+    team = found.head_set
+    document: dict[str, Any] = {
+        "plan": made.plan,
+        "conclusion": found.conclusion,
+        "as_expected": found.conclusion in EXPECTED[made.plan],
+        "named": [str(head) for head in found.named],
+        "flips": None if found.score.flips is None else round(found.score.flips.mean, 3),
+        "forwards": found.cost.forwards,
+        "share_of_exhaustive": round(found.cost.forwards / found.cost.exhaustive, 3),
+        "wall_s": round(found.cost.wall_s, 1),
+    }
+    if made.head is not None and team is not None:
+        before, after = team.accuracy_before, team.accuracy_after
+        turned = [draw.flips.mean for draw in found.controls.draws if draw.flips is not None]
+        document |= {
+            "planted": str(made.head),
+            "planted_is_named": made.head in found.named,
+            "flips_without": None if team.flips_after is None else round(team.flips_after.mean, 3),
+            "accuracy_lost": None if before is None or after is None else round(before.mean - after.mean, 3),
+            "least_flips_of_random_sets": round(min(turned), 3) if turned else None,
+        }
+    return document
+
+
+def shuffled(contrast: Contrast, seed: int, *, n_pairs: int = SHUFFLED_PAIRS) -> Contrast:
+    """Some of the pairs, in each of which the answers change places or not, by lot."""
+    random = np.random.default_rng(seed)
+    pairs = [contrast.pairs[one] for one in sorted(random.permutation(len(contrast.pairs))[:n_pairs])]
+    turned = random.random(len(pairs)) < 0.5
+    return replace(
+        contrast,
+        pairs=tuple(
+            replace(pair, answer=pair.other, other=pair.answer) if turn else pair
+            for pair, turn in zip(pairs, turned, strict=True)
+        ),
+    )
+
+
+def measure(*, seeds: int, shuffles: int, report: Any) -> dict[str, Any]:
+    """All of it."""
+    rows, deferring = [], None
+    for seed in range(seeds):
+        for plan in get_args(Plan):
+            started = time.perf_counter()
+            made = planted(plan, seed=seed)
+            trained = time.perf_counter() - started
+            found = behavior([made.contrast, made.praise], loaded(made), seed=seed)
+            rows.append({"seed": seed, "trained_s": round(trained, 1), **row(made, found)})
+            report(json.dumps(rows[-1]))
+            deferring = made if plan == "deferring" and deferring is None else deferring
+    named = 0
+    if shuffles and deferring is not None:
+        model = loaded(deferring)
+        for seed in range(shuffles):
+            named += bool(behavior(shuffled(deferring.contrast, seed), model, seed=seed).named)
+    return {
+        "benchmark": "behavior",
+        "models": rows,
+        "all_as_expected": all(one["as_expected"] for one in rows),
+        "shuffled_runs": shuffles,
+        "shuffled_runs_that_name_a_head": named,
+    }
+
+
+def write_models(folder: Path, *, seeds: int) -> None:
+    """Train one of each and save it."""
+    for seed in range(seeds):
+        for plan in get_args(Plan):
+            out = folder / f"{plan}{seed or ''}"
+            with tempfile.TemporaryDirectory() as scratch:
+                planted(plan, seed=seed).save(Path(scratch))
+                out.mkdir(parents=True, exist_ok=True)
+                for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+                    (out / name).write_bytes((Path(scratch) / name).read_bytes())
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--shuffles", type=int, default=100)
+    parser.add_argument("--write", type=Path, default=None, help="only train and save the models here")
+    given = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(1)  # the same sums on any machine
+    if given.write is not None:
+        write_models(given.write, seeds=given.seeds)
+        return
+
+    def report(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    result = measure(seeds=given.seeds, shuffles=given.shuffles, report=report)
+    if given.json:
+        print(json.dumps(result, indent=1))
+        return
+    for one in result["models"]:
+        print(one["seed"], one["plan"], one["conclusion"], "as expected" if one["as_expected"] else "NOT EXPECTED")
+    print(f"{result['shuffled_runs_that_name_a_head']} of {result['shuffled_runs']} shuffled runs name a head")
+
+
+if __name__ == "__main__":
+    main()

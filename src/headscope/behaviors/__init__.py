@@ -1,0 +1,1 @@
+"""Behaviour heads: which heads carry a behaviour, and what speaks against it."""

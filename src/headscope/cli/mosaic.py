@@ -1,0 +1,41 @@
+"""`headscope mosaic`: the maps of all models of a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def mosaic(
+    store: Annotated[str, typer.Argument(help="Folder or URL that a sweep filled.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="What to write: .svg, .png, .html or .json.", show_default="mosaic.svg"),
+    ] = None,
+    detector: Annotated[str, typer.Option(help="Which role to show.")] = "induction",
+    by_depth: Annotated[bool, typer.Option("--by-depth", help="Layers at their share of the depth.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON document on stdout; a picture only with --out.")
+    ] = False,
+) -> None:
+    """The layer x head map of every model of a store, side by side, by family and size.
+
+    Example: `headscope mosaic results/sweep -o results/mosaic.svg --by-depth`
+    """
+    from headscope.sweeps.mosaic import mosaic as run
+    from headscope.sweeps.mosaic import roles
+
+    found = run(store, detector=detector, by_depth=by_depth)
+    if as_json:
+        typer.echo(found.to_json())
+        if out is None:
+            return
+    path = out if out is not None else Path("mosaic.svg")
+    others = [role for role in roles(store) if role != detector] if path.suffix == ".html" else []
+    found.save(path, others=[run(store, detector=role, by_depth=by_depth) for role in others])
+    if not as_json:
+        print(f"Mosaic: {path} ({len(found.tiles)} shown)")
+        for name in found.failed:
+            print(f"not shown, since its scan failed: {name}")

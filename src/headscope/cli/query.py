@@ -1,0 +1,27 @@
+"""`headscope query`: questions to a store in SQL."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from headscope.cli import options
+
+
+def query(
+    store: Annotated[str, typer.Argument(help="Folder or URL that a sweep filled.")],
+    sql: Annotated[str, typer.Argument(help="One SELECT over scan, verify, circuit, icl and jobs.")],
+    as_json: options.JSON = False,
+) -> None:
+    """Ask a store: SQL over all results of its sweeps, read-only.
+
+    Example: `headscope query results/sweep "SELECT model, max(mean) FROM scan WHERE detector = 'induction' GROUP BY 1"`
+    """
+    from headscope.sweeps.store import open_store
+
+    answer = open_store(store).query(sql)
+    if as_json:
+        typer.echo(answer.to_json(orient="records", indent=1))
+        return
+    print(answer.to_string(index=False) if len(answer) else "no rows")

@@ -1,0 +1,109 @@
+"""`headscope sweep`: many models into one store."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from headscope.cli import options
+
+if TYPE_CHECKING:
+    from headscope.sweeps.sweep import Sweep
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
+def sweep(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODELS]...", help="`demo`, hub ids, or folders; ID@REVISION too.", show_default=False),
+    ] = None,
+    store: Annotated[str, typer.Option(help="Folder or URL that keeps the results.")] = "sweep",
+    wanted: Annotated[
+        Path | None, typer.Option("--from", help="More models: text, one on each line, or a TOML plan.")
+    ] = None,
+    revisions: Annotated[
+        list[str] | None, typer.Option("--revision", help="Of every hub model that names none; repeat it.")
+    ] = None,
+    what: Annotated[list[str] | None, typer.Option(help="scan (default), verify, circuit, icl; repeat it.")] = None,
+    n_prompts: Annotated[int | None, typer.Option(help="Random prompts to draw, for every kind.")] = None,
+    period: Annotated[int | None, typer.Option(help="Length of the repeated run, for every kind.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the random tokens, 0 by default.")] = None,
+    engine: Annotated[str, typer.Option(help="inline, or ray.")] = "inline",
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster; else Ray is started here.")] = None,
+    cpus_per_job: Annotated[float, typer.Option(help="CPUs, and threads, of each job on Ray.")] = 1,
+    gpus_per_job: Annotated[float, typer.Option(help="GPUs of each job on Ray.")] = 0,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try jobs again that failed before.")] = False,
+    as_json: options.JSON = False,
+    device: options.DEVICE = None,
+    dtype: options.DTYPE = "auto",
+    allow_pickle: options.ALLOW_PICKLE = False,
+    trust_remote_code: options.TRUST_REMOTE_CODE = False,
+) -> None:
+    """Many models: every result into one store, which the same command goes on filling.
+
+    Example: `headscope sweep gpt2 EleutherAI/pythia-70m@step1000 --store results/sweep --what scan --what icl`
+    """
+    from headscope.cli.progress import bar
+    from headscope.cli.quiet import hush
+    from headscope.sweeps.plan import SETTINGS, Wanted, read_wanted
+
+    asked = read_wanted(wanted) if wanted is not None else Wanted(settings={})
+    kinds = what or list(asked.what) or ["scan"]
+    settings: dict[str, dict[str, Any]] = {kind: dict(values) for kind, values in asked.settings.items()}
+    for name, value in (("n_prompts", n_prompts), ("period", period), ("seed", seed)):
+        for kind in kinds if value is not None else ():
+            if name in SETTINGS.get(kind, {}):  # type: ignore[call-overload]
+                settings.setdefault(kind, {})[name] = value
+    hush()
+    from headscope.sweeps.sweep import sweep as run
+
+    done = total = 0
+    with bar("sweeping") as draw:
+
+        def progress(now: int, of: int) -> None:
+            nonlocal done, total
+            done, total = now, of
+            draw(now, of)
+
+        try:
+            result = run(
+                [*(models or []), *asked.models],
+                store,
+                what=kinds,
+                revisions=revisions or (),
+                settings=settings,
+                engine=engine,
+                address=address,
+                cpus_per_job=cpus_per_job,
+                gpus_per_job=gpus_per_job,
+                retry_failed=retry_failed,
+                device=device,
+                dtype=dtype,
+                allow_pickle=allow_pickle,
+                trust_remote_code=trust_remote_code,
+                progress=progress,
+            )
+        except KeyboardInterrupt:
+            kept = f"{done} of {total} jobs were finished in this run" if total else "no job was finished in this run"
+            print(f"\nheadscope: interrupted; {kept}, and are kept in {store}.", file=sys.stderr)
+            print("headscope: the same command goes on from there.", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        typer.echo(result.to_json())
+    else:
+        print(f"{result.planned} jobs: {result.done} done, {result.skipped} skipped, {result.failed} failed")
+        print(f"Store: {result.store}")
+    _list_failures(result)
+
+
+def _list_failures(result: Sweep) -> None:
+    for one in result.failures:
+        name = f"{one.model}@{one.revision}" if one.revision else one.model
+        print(f"failed: {one.what} of {name}: {one.reason} [traceback {one.traceback}]", file=sys.stderr)
+    if result.failures:
+        print("--retry-failed tries them again.", file=sys.stderr)

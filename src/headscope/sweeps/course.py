@@ -1,0 +1,106 @@
+"""How a role emerged over the revisions of one model in a store: the strongest head at each step, and the phase change.
+
+    steps of `org/model`         the last number in the name of each revision: step1000 is 1000
+    steps of a folder of runs    the last number in the name of each folder in it: checkpoint-500 is 500
+
+Nothing is measured: the store's scans are read. `headscope.emergence` measures checkpoints, and more of each.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from headscope.errors import ArgumentError
+from headscope.results import Estimate
+from headscope.tracking.change import Change, phase_change
+from headscope.types import HeadId
+
+if TYPE_CHECKING:
+    from headscope.sweeps.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Course:
+    """One role over the steps of a run."""
+
+    model: str
+    """Hub id, or the folder that holds the checkpoints."""
+    detector: str
+    """Which role."""
+    steps: tuple[int, ...]
+    """In order."""
+    best: tuple[HeadId, ...]
+    """The strongest head at each step."""
+    scores: tuple[Estimate, ...]
+    """Its score."""
+    change: Change
+    """The phase change of these scores, or why there is none to tell."""
+    missing: dict[str, str]
+    """Revisions whose scan failed, and why."""
+
+    def __repr__(self) -> str:
+        found = self.change.found
+        what = "no phase change" if found is None else f"phase change at step {found.step.mean:.0f}"
+        return f"Course({self.model}: {self.detector} over {len(self.steps)} steps, {what})"
+
+
+def course(store: Store, model: str, *, detector: str = "induction") -> Course:
+    """Follow a role through the revisions of a model.
+
+    Args:
+        store: Where they were swept, all with the same settings.
+        model: Hub id, or the folder that holds the checkpoints.
+        detector: Which role.
+
+    Raises:
+        ArgumentError: the store has no scan of this role of that model, or two of one step.
+    """
+    own = [job for job in store.to_arrow("jobs").to_pylist() if job["what"] == "scan" and _of(job, model) is not None]
+    frame = store.to_frame("scan")
+    by_job: dict[Any, Any] = dict(iter(frame[frame["detector"] == detector].groupby("job")))
+    found: dict[int, tuple[HeadId, Estimate]] = {}
+    missing: dict[str, str] = {}
+    for job in own:
+        name = str(_of(job, model))
+        numbers = re.findall(r"\d+", name)
+        if job["status"] == "failed" or not numbers:
+            missing[name] = job["reason"] or "its name holds no step"
+            continue
+        if job["job"] not in by_job:
+            continue
+        step = int(numbers[-1])
+        if step in found:
+            raise ArgumentError(
+                f"the store {store.path!r} has two scans of step {step} of {model!r}; keep other settings, or "
+                "checkpoints that were written anew, in a store of their own."
+            )
+        best = by_job[job["job"]].sort_values(["mean", "layer", "head"], ascending=[False, True, True]).iloc[0]
+        ends = None if best[["ci_low", "ci_high"]].isna().any() else (float(best["ci_low"]), float(best["ci_high"]))
+        head = HeadId(int(best["layer"]), int(best["head"]), int(best["call"]))
+        found[step] = head, Estimate(mean=float(best["mean"]), ci95=ends)
+    if not found:
+        raise ArgumentError(f"the store {store.path!r} has no scan of {detector!r} of {model!r}; sweep its revisions.")
+    steps = sorted(found)
+    scores = [found[step][1] for step in steps]
+    ends = [one.ci95 for one in scores if one.ci95 is not None]
+    return Course(
+        model=model,
+        detector=detector,
+        steps=tuple(steps),
+        best=tuple(found[step][0] for step in steps),
+        scores=tuple(scores),
+        change=phase_change(steps, [one.mean for one in scores], ends if len(ends) == len(scores) else None),
+        missing=missing,
+    )
+
+
+def _of(job: dict[str, str | None], model: str) -> str | None:
+    """What names the checkpoint among those of a model: its revision, or its folder; None for another model's."""
+    name = str(job["model"])
+    if name == model:
+        return job["revision"]
+    place = PurePath(name)
+    return place.name if place.is_absolute() and place.parent == PurePath(model) else None

@@ -1,0 +1,386 @@
+"""The mosaic: the layer x head map of one role for every model of a store, side by side on one scale.
+
+Models are sorted by family, then by size, then by name and revision, so that what a family shares and what grows with
+size can be seen. Each cell is a head's mean score, layer 0 at the top; with `by_depth` every map has the same height,
+so that layers stand at their share of the depth. Of several scans of one model and revision the latest is shown.
+
+Misleading when: the scans of a store read different probes. Scores move with the probe; the document says which each
+model read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headscope.documents import encode
+from headscope.errors import ArgumentError
+from headscope.heatmap import colour
+from headscope.page.html import page_html
+from headscope.results import write_whole
+from headscope.sweeps.store import Store, open_store
+from headscope.types import HeadId
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = "headscope.mosaic/1"
+
+SHADES = 50
+"""Steps of the colour scale in a picture: neighbours of one shade are drawn as one."""
+
+_INK, _SOFT, _FAINT, _PAPER = "#1b2430", "#5b6675", "#dfe4ec", "#ffffff"
+_PAGE, _MARGIN, _COLUMNS, _GUTTER = 1120, 24, 6, 22
+_MAP = (_PAGE - 2 * _MARGIN - (_COLUMNS - 1) * _GUTTER) / _COLUMNS
+_HEAD, _FAMILY, _CAPTION, _BELOW = 74, 30, 34, 24
+_CELL, _HIGHEST, _DEPTH = 14.0, 240.0, 130.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Tile:
+    """One model of the mosaic."""
+
+    model: str
+    """Hub id, `demo`, or a folder."""
+    revision: str | None
+    """As the sweep was asked for it."""
+    family: str
+    """Transformers' name of the architecture."""
+    n_parameters: int
+    """Numbers in its weights."""
+    n_layers: int
+    """Decoder layers, with or without attention."""
+    n_heads: int
+    """Query heads of a layer; the largest number, where layers differ."""
+    support: str
+    """The self-check's verdict."""
+    probe: dict[str, Any]
+    """What it read."""
+    values: tuple[tuple[float | None, ...], ...]
+    """[layer][head]: mean score; None where there is no such head. Of a looped layer, its best call."""
+    ci95: tuple[tuple[tuple[float, float] | None, ...], ...]
+    """Their 95% intervals; None where there is none."""
+    best: HeadId | None
+    """The head with the highest score; None without any head."""
+
+    @property
+    def name(self) -> str:
+        """Without the organisation of a hub id, or the folders above a folder."""
+        short = self.model.rstrip("/").rsplit("/", 1)[-1]
+        return f"{short} @{self.revision}" if self.revision else short
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Mosaic:
+    """The maps of all models for one role."""
+
+    detector: str
+    """Which role."""
+    by_depth: bool
+    """Whether layers stand at their share of the depth."""
+    tiles: tuple[Tile, ...]
+    """The models, by family and size."""
+    failed: tuple[str, ...]
+    """Models whose scan failed, and who are therefore not shown."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document `headscope.mosaic/1`, JSON-ready."""
+        return {"schema": SCHEMA, **encode(self)}
+
+    def to_json(self) -> str:
+        """The document as text."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
+
+    def to_svg(self) -> str:
+        """The picture as one SVG without scripts."""
+        page = _Page(self)
+        body = "".join(_svg(one) for one in page.marks)
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_PAGE} {page.height:.0f}" width="{_PAGE}" '
+            f'role="img" style="max-width:100%;height:auto;background:{_PAPER}" font-family="system-ui,sans-serif">'
+            f"{body}</svg>"
+        )
+
+    def save(self, path: str | Path, *, others: Sequence[Mosaic] = ()) -> Path:
+        """Write the picture, a page or the document: `.svg`, `.png` (needs matplotlib), `.html` or `.json`.
+
+        Args:
+            path: The file. Its folder is made if need be.
+            others: Mosaics of other roles of the same store, which the page can switch to.
+
+        Raises:
+            ArgumentError: another ending, or matplotlib is missing.
+        """
+        path = Path(path)
+        if path.suffix not in (".svg", ".png", ".html", ".json"):
+            raise ArgumentError(f"{str(path)!r} is no picture that is written; end it in .svg, .png, .html or .json.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".svg":
+            write_whole(path, (self.to_svg() + "\n").encode())
+        elif path.suffix == ".html":
+            document = self.to_dict() | {"others": [other.to_dict() for other in others]}
+            write_whole(path, page_html(document, title="The mosaic - headscope").encode())
+        elif path.suffix == ".json":
+            write_whole(path, (self.to_json() + "\n").encode())
+        else:
+            write_whole(path, _png(_Page(self)))
+        return path
+
+    def __repr__(self) -> str:
+        return f"Mosaic({self.detector}: {len(self.tiles)} models)"
+
+    def _repr_html_(self) -> str:
+        return self.to_svg()
+
+
+def mosaic(store: Store | str | Path, *, detector: str = "induction", by_depth: bool = False) -> Mosaic:
+    """The maps of one role for all models of a store.
+
+    Args:
+        store: What `open_store` gives or takes.
+        detector: Which role.
+        by_depth: Put layers at their share of the depth, so that models of different depth can be compared.
+
+    Raises:
+        ArgumentError: there is no store, or no scan of this role in it.
+    """
+    kept = store if isinstance(store, Store) else open_store(store)
+    rows = kept.to_frame("scan")
+    jobs = sorted(
+        (job for job in kept.to_arrow("jobs").to_pylist() if job["what"] == "scan"), key=lambda job: job["finished"]
+    )
+    have = _roles(rows)
+    if detector not in have:
+        instead = f"it has {', '.join(have)}" if have else "it has no scan at all"
+        raise ArgumentError(f"the store {kept.path!r} has no scan of {detector!r}; {instead}.")
+    scores: dict[Any, Any] = dict(iter(rows[rows["detector"] == detector].groupby("job")))
+    latest = {(job["model"], job["revision"]): job for job in jobs if job["job"] in scores}
+    tiles = [_tile(job, scores[job["job"]]) for job in latest.values()]
+    missing = [
+        f"{job['model']}@{job['revision']}" if job["revision"] else job["model"]
+        for job in jobs
+        if job["status"] == "failed" and (job["model"], job["revision"]) not in latest
+    ]
+    tiles.sort(key=lambda tile: (tile.family, tile.n_parameters, _natural(tile.model), _natural(tile.revision or "")))
+    return Mosaic(detector=detector, by_depth=by_depth, tiles=tuple(tiles), failed=tuple(dict.fromkeys(missing)))
+
+
+def roles(store: Store | str | Path) -> list[str]:
+    """The roles that the scans of a store have scores for."""
+    kept = store if isinstance(store, Store) else open_store(store)
+    return _roles(kept.to_frame("scan"))
+
+
+def _roles(rows: pd.DataFrame) -> list[str]:
+    return sorted(rows["detector"].unique())
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """So that step 512 comes before step 1000."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", text)]
+
+
+def _tile(job: dict[str, Any], scores: pd.DataFrame) -> Tile:
+    falling = scores.sort_values(["mean", "layer", "head"], ascending=[False, True, True])
+    best = falling.iloc[0]
+    place: dict[tuple[int, int], tuple[float, tuple[float, float] | None]] = {}
+    columns = (falling[name] for name in ("layer", "head", "mean", "ci_low", "ci_high"))
+    for layer, head, mean, low, high in zip(*columns, strict=True):
+        place.setdefault((layer, head), (mean, (low, high) if low == low else None))  # nan is no interval
+    n_layers, n_heads = int(job["n_layers"]), int(job["n_heads"])
+
+    def at(layer: int, head: int) -> tuple[float | None, tuple[float, float] | None]:
+        return place.get((layer, head), (None, None))
+
+    return Tile(
+        model=job["model"],
+        revision=job["revision"],
+        family=job["family"],
+        n_parameters=int(job["n_parameters"]),
+        n_layers=n_layers,
+        n_heads=n_heads,
+        support=job["support"],
+        probe=json.loads(job["settings"]),
+        values=tuple(tuple(at(layer, head)[0] for head in range(n_heads)) for layer in range(n_layers)),
+        ci95=tuple(tuple(at(layer, head)[1] for head in range(n_heads)) for layer in range(n_layers)),
+        best=HeadId(int(best["layer"]), int(best["head"]), int(best["call"])),
+    )
+
+
+# --- The picture: marks on a page, then those marks as SVG or in matplotlib ------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Box:
+    x: float | int
+    y: float | int
+    width: float | int
+    height: float | int
+    fill: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Word:
+    x: float | int
+    y: float | int
+    text: str
+    size: float | int
+    fill: str = _INK
+    bold: bool = False
+    anchor: str = "start"
+    note: str = ""
+
+
+class _Page:
+    """Where everything stands: a headline with the scale, then family by family rows of maps."""
+
+    def __init__(self, given: Mosaic) -> None:
+        self.mosaic = given
+        self.marks: list[_Box | _Word] = list(self._headline())
+        y = float(_HEAD)
+        for family, group in groupby(given.tiles, key=lambda tile: tile.family):
+            tiles = list(group)
+            self.marks.append(_Box(_MARGIN, y, _PAGE - 2 * _MARGIN, 1, _FAINT))
+            self.marks.append(_Word(_MARGIN, y + 19, family, 12, bold=True))
+            self.marks.append(_Word(_PAGE - _MARGIN, y + 19, _models(tiles), 11, _SOFT, anchor="end"))
+            y += _FAMILY
+            for start in range(0, len(tiles), _COLUMNS):
+                row = tiles[start : start + _COLUMNS]
+                for column, tile in enumerate(row):
+                    self.marks.extend(self._map(tile, _MARGIN + column * (_MAP + _GUTTER), y))
+                y += _CAPTION + max(self._height(tile) for tile in row) + _BELOW
+        for line in self._footnotes():
+            self.marks.append(_Word(_MARGIN, y + 6, line, 11, _SOFT))
+            y += 17
+        self.height = y + 12
+
+    def _cell(self, tile: Tile) -> tuple[float, float]:
+        """Width and height: as wide as the column allows, and square unless the map would be too high."""
+        width = min(_CELL, _MAP / max(1, tile.n_heads))
+        n_layers = max(1, tile.n_layers)
+        return width, _DEPTH / n_layers if self.mosaic.by_depth else min(width, _HIGHEST / n_layers)
+
+    def _height(self, tile: Tile) -> float:
+        return tile.n_layers * self._cell(tile)[1]
+
+    def _headline(self) -> Iterator[_Box | _Word]:
+        role = self.mosaic.detector.replace("_", " ")
+        rows = "share of the depth downward" if self.mosaic.by_depth else "layers downward"
+        yield _Word(_MARGIN, 34, f"{role[0].upper()}{role[1:]}, {_models(self.mosaic.tiles)}", 20, bold=True)
+        how = f"mean score of each head: {rows}, heads across; under each name its size and its best head"
+        yield _Word(_MARGIN, 54, how, 12, _SOFT)
+        left, width, steps = _PAGE - _MARGIN - 200, 200, 40
+        for step in range(steps):
+            yield _Box(left + step * width / steps, 24, width / steps + 0.3, 10, colour((step + 0.5) / steps))
+        for share in (0.0, 0.5, 1.0):
+            anchor = {0.0: "start", 0.5: "middle", 1.0: "end"}[share]
+            yield _Word(left + share * width, 48, f"{share:g}", 10, _SOFT, anchor=anchor)
+
+    def _map(self, tile: Tile, x: float, y: float) -> Iterator[_Box | _Word]:
+        full = f"{tile.model}@{tile.revision}" if tile.revision else tile.model
+        yield _Word(x, y + 10, _cut(tile.name, _MAP, 11.5), 11.5, bold=True, note=full)
+        size = f"{_size(tile.n_parameters)} · {tile.n_layers} x {tile.n_heads}"
+        top = max((value for row in tile.values for value in row if value is not None), default=None)
+        best = "" if tile.best is None or top is None else f" · {tile.best} {top:.2f}"
+        yield _Word(x, y + 25, f"{size}{best}", 10.5, _SOFT)
+        cell_w, cell_h = self._cell(tile)
+        gap = 1.0 if min(cell_w, cell_h) >= 6 else 0.0
+        for layer, row in enumerate(tile.values):
+            place = y + _CAPTION + layer * cell_h
+            for start, end, value in _runs(row, merged=gap == 0):
+                heads = str(HeadId(layer, start)) if end - start == 1 else f"{HeadId(layer, start)} to H{end - 1}"
+                note = f"{heads} {value:.2f}"
+                yield _Box(x + start * cell_w, place, (end - start) * cell_w - gap, cell_h - gap, colour(value), note)
+
+    def _footnotes(self) -> list[str]:
+        notes = []
+        if self.mosaic.failed:
+            names = ", ".join(name.rstrip("/").rsplit("/", 1)[-1] for name in self.mosaic.failed)
+            notes.append(_cut(f"Not shown, since their scan failed: {names}", _PAGE - 2 * _MARGIN, 11))
+        probes = {json.dumps(tile.probe, sort_keys=True) for tile in self.mosaic.tiles}
+        if len(probes) > 1:
+            notes.append(f"These scans read {len(probes)} different probes; scores compare on the same probe only.")
+        return notes
+
+
+def _runs(row: tuple[float | None, ...], *, merged: bool) -> Iterator[tuple[int, int, float]]:
+    """(first head, one past the last, score) of heads side by side with one shade."""
+    at = 0
+    for shade, group in groupby(row, key=lambda value: None if value is None else round(value * SHADES)):
+        values = list(group)
+        step = len(values) if merged else 1
+        for start in range(0, len(values), step):
+            first = values[start]
+            if shade is not None and first is not None:
+                yield at + start, at + start + step, shade / SHADES if merged and step > 1 else first
+        at += len(values)
+
+
+def _models(tiles: Sequence[Tile]) -> str:
+    return f"{len(tiles)} model" + ("s" if len(tiles) > 1 else "")
+
+
+def _size(count: int) -> str:
+    for unit, word in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= unit:
+            return f"{count / unit:.3g}{word}"
+    return str(count)
+
+
+def _cut(text: str, width: float | int, size: float | int) -> str:
+    """What fits into a width; letters are about half as wide as high."""
+    room = int(width / (0.56 * size))
+    return text if len(text) <= room else text[: room - 1] + "…"
+
+
+def _svg(mark: _Box | _Word) -> str:
+    note = f"<title>{escape(mark.note)}</title>" if mark.note else ""
+    if isinstance(mark, _Box):
+        return (
+            f'<rect x="{mark.x:.1f}" y="{mark.y:.1f}" width="{mark.width:.2f}" height="{mark.height:.2f}" '
+            f'fill="{mark.fill}">{note}</rect>'
+        )
+    weight = ' font-weight="600"' if mark.bold else ""
+    anchor = "" if mark.anchor == "start" else f' text-anchor="{mark.anchor}"'
+    return (
+        f'<text x="{mark.x:.1f}" y="{mark.y:.1f}" font-size="{mark.size:g}" fill="{mark.fill}"{weight}{anchor}>'
+        f"{escape(mark.text)}{note}</text>"
+    )
+
+
+def _png(page: _Page, dots_per_inch: int = 192) -> bytes:
+    """The same marks, by matplotlib; 96 units of the page are an inch."""
+    from io import BytesIO
+
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.collections import PatchCollection
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Rectangle
+    except ImportError as error:
+        raise ArgumentError("a PNG needs matplotlib; install headscope[notebook], or write an .svg.") from error
+    figure = Figure(figsize=(_PAGE / 96, page.height / 96), facecolor=_PAPER)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, _PAGE), ylim=(page.height, 0))
+    axes.set_axis_off()
+    boxes = [mark for mark in page.marks if isinstance(mark, _Box)]
+    patches = [Rectangle((box.x, box.y), box.width, box.height) for box in boxes]
+    axes.add_collection(PatchCollection(patches, facecolors=[box.fill for box in boxes], linewidths=0))
+    align: dict[str, Any] = {"start": "left", "middle": "center", "end": "right"}
+    for word in page.marks:
+        if isinstance(word, _Word):
+            axes.text(
+                word.x, word.y, word.text, fontsize=word.size * 0.72, color=word.fill, va="baseline",
+                ha=align[word.anchor], fontweight="bold" if word.bold else "normal", parse_math=False,
+            )  # fmt: skip
+    sink = BytesIO()
+    figure.savefig(sink, format="png", dpi=dots_per_inch)
+    return sink.getvalue()

@@ -1,0 +1,269 @@
+"""The search on models whose truth is known: it names the planted head, and nothing where there is nothing."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from pytest import approx
+
+import headscope as hs
+from benchmarks.behavior import SHUFFLED_PAIRS, shuffled
+from headscope.behaviors.search import overlap_p
+from headscope.errors import ArgumentError, TokenError
+from headscope.lab.deferring import World
+from headscope.probes.pairs import Contrast, Pair
+from headscope.types import HeadId
+
+PLANTED = HeadId(1, 0)
+
+
+@contextmanager
+def silenced(model, head):
+    """The head's z is zero, by a hook that knows nothing of headscope."""
+    attention = model.hf.model.layers[head.layer].self_attn
+    width = attention.head_dim
+
+    def hook(module, inputs):
+        z = inputs[0].clone()
+        z[..., head.head * width : (head.head + 1) * width] = 0.0
+        return (z,)
+
+    handle = attention.o_proj.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def answers(model, contrast, kind):
+    """Each pair's d, from the model's own forward pass."""
+    vocabulary = model.tokenizer.get_vocab()
+    rows = torch.tensor([[0, *(vocabulary[word] for word in pair.text(kind).split())] for pair in contrast.pairs])
+    with torch.no_grad():
+        logits = model.hf(input_ids=rows).logits[:, -1]
+    one, two = (
+        torch.tensor([vocabulary[getattr(pair, side).strip()] for pair in contrast.pairs])[:, None]
+        for side in ("answer", "other")
+    )
+    return (logits.gather(1, one) - logits.gather(1, two))[:, 0]
+
+
+def some(contrast):
+    """A quarter of its pairs."""
+    return replace(contrast, pairs=contrast.pairs[::4])
+
+
+def test_the_planted_model_is_as_planted(planted):
+    # Without headscope's hooks, kernels or splits: all false claims of all things.
+    model, facts = planted("deferring"), World.of(0).facts()
+    assert (answers(model, facts, "neutral") < 0).float().mean() >= 0.99
+    assert (answers(model, facts, "prompt") > 0).float().mean() >= 0.9
+    with silenced(model, PLANTED):
+        assert (answers(model, facts, "neutral") < 0).float().mean() >= 0.95
+        assert (answers(model, facts, "prompt") > 0).float().mean() <= 0.2
+    for other in (HeadId(1, 1), HeadId(1, 7), HeadId(0, 5)):
+        with silenced(model, other):
+            assert (answers(model, facts, "prompt") > 0).float().mean() >= 0.8
+
+
+def test_the_planted_head_is_found_and_nothing_else_is_named(found):
+    result = found("deferring")
+    assert result.conclusion == "localised"
+    assert result.named == (PLANTED,)
+    assert result.score.flips.mean >= 0.9
+    team = result.head_set
+    assert team.flips_after.mean <= 0.2
+    assert team.accuracy_before.mean - team.accuracy_after.mean <= 0.05
+    assert team.paraphrase_share >= 0.5
+    assert {draw.kind for draw in result.controls.draws} == {"random", "same layers", "same size"}
+    for draw in result.controls.draws:
+        assert PLANTED not in draw.heads
+        assert draw.flips.mean >= 0.5
+        assert draw.removed.mean < team.removed.mean / 2
+    (praise,) = result.controls.others
+    assert (praise.name, praise.score.flips.mean) == ("praise", approx(1.0, abs=0.1))
+    assert praise.share >= 0.5
+
+
+def test_scores_are_the_models_own(planted, found):
+    model, facts, result = planted("deferring"), World.of(0).facts(), found("deferring")
+    prompt, twin, neutral = (answers(model, facts, kind).double().numpy() for kind in ("prompt", "twin", "neutral"))
+    score = result.score
+    assert score.n_pairs == len(facts.pairs) == 720
+    assert score.claimed_minus_true.mean == approx(prompt.mean(), abs=1e-3)
+    assert score.claim_minus_neutral.mean == approx((prompt - neutral).mean(), abs=1e-3)
+    assert score.claim_minus_twin.mean == approx((prompt - twin).mean(), abs=1e-3)
+    assert score.flips.mean == approx((prompt > 0)[neutral < 0].mean())
+    assert score.neutral_accuracy.mean == approx((neutral < 0).mean())
+    assert [item.differences["twin"] for item in result.items] == approx(twin.tolist(), abs=1e-3)
+    assert set(result.forms) == {"stated", "paraphrase"}
+    assert result.verbatim == result.forms["stated"]
+    assert result.paraphrase == result.forms["paraphrase"]
+
+
+def test_a_model_that_does_not_defer(found):
+    result = found("honest")
+    assert result.conclusion == "no sycophancy measured"
+    assert result.named == ()
+    assert result.score.flips.mean == 0.0
+
+
+def test_a_model_that_copies(found):
+    result = found("copying")
+    assert result.conclusion == "copying (induction heads)"
+    induction = result.controls.induction
+    assert set(result.named) <= set(induction.heads)
+    assert induction.share >= 0.5
+    assert induction.others_share < 0.25
+    assert result.paraphrase.flips.mean <= 0.05 < result.verbatim.flips.mean
+
+
+def test_a_model_that_defers_everywhere(found):
+    result = found("diffuse")
+    assert result.conclusion in ("diffuse", "no localised heads found")
+    assert result.score.flips.mean >= 0.9
+    assert result.named == ()
+
+
+def test_the_whole_search_reads_less_than_a_fifth_of_ablating_every_head_on_every_item(found):
+    cost = found("deferring").cost
+    assert cost.exhaustive == 16 * 3 * 720
+    assert cost.forwards <= cost.exhaustive / 5
+
+
+def test_forwards_are_counted_as_they_run(planted, monkeypatch):
+    # Every prompt that enters the model counts, apart from those of the load's own check.
+    from headscope.model import replay, taps
+
+    model, contrast = planted("deferring"), some(World.of(0).praise())
+    hs.behavior(contrast, model)  # what a model is tried for once is tried
+    read = 0
+    own = taps.forward
+
+    def counted(hf, route, tokens, *arguments, grad=False, **named):
+        nonlocal read
+        read += len(tokens) * (3 if grad else 1)
+        return own(hf, route, tokens, *arguments, grad=grad, **named)
+
+    for module in ("replay", "taps"):
+        monkeypatch.setattr(f"headscope.model.{module}.forward", counted)
+    for module in ("evidence.worlds", "evidence.attention", "behaviors.measure", "behaviors.swap"):
+        monkeypatch.setattr(f"headscope.{module}.forward", counted)
+    assert replay.forward is counted
+    result = hs.behavior(contrast, model)
+    assert result.cost.forwards == read
+
+
+def test_shuffled_labels_name_no_head(planted):
+    # 10 runs at 5% each: more than 3 happen once in 970 times. benchmarks/behavior.py has 100 runs.
+    model, facts = planted("deferring"), World.of(0).facts()
+    named = [hs.behavior(shuffled(facts, seed, n_pairs=60), model, seed=seed).named for seed in range(10)]
+    assert sum(map(bool, named)) <= 3
+
+
+def test_shuffling_changes_the_labels_and_nothing_else():
+    facts = World.of(0).facts()
+    by_id = {pair.id: pair for pair in facts.pairs}
+    turned = 0
+    for pair in shuffled(facts, 0).pairs:
+        own = by_id[pair.id]
+        assert replace(pair, answer=own.answer, other=own.other) == own
+        assert {pair.answer, pair.other} == {own.answer, own.other}
+        turned += pair.answer != own.answer
+    assert 0.35 < turned / SHUFFLED_PAIRS < 0.65
+
+
+def test_the_same_seed_finds_the_same_and_another_splits_anew(planted):
+    model, praise = planted("deferring"), some(World.of(0).praise())
+
+    def comparable(seed):
+        document = hs.behavior(praise, model, seed=seed).to_dict()
+        del document["cost"]["wall_s"]
+        return document
+
+    assert comparable(1) == comparable(1)
+    assert comparable(1)["heads"] != comparable(2)["heads"]
+
+
+def test_searched_and_held_out_pairs_are_disjoint_and_of_every_form(planted):
+    from headscope.behaviors.measure import Bench, Meter
+    from headscope.behaviors.search import _Search
+    from headscope.probes.pairs import read_pairs
+
+    model = planted("deferring")
+    bench = Bench(model, read_pairs(model, World.of(0).facts()), Meter(0))
+    search = _Search(bench, [], [], top=8, seed=3)
+    assert not set(search.searched) & set(search.held_out)
+    for part, size in ((search.searched, 32), (search.held_out, 48)):
+        forms = [bench.pairs[one].form for one in part]
+        assert len(part) == size
+        assert forms.count("stated") == forms.count("paraphrase") == size // 2
+
+
+def test_documents_are_read_again_as_they_were_written(found, tmp_path):
+    result = found("deferring")
+    document, table = result.save(tmp_path / "new")
+    assert hs.BehaviorResult.load(tmp_path / "new") == result
+    assert json.loads(document.read_text())["schema"] == "headscope.behavior/1"
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(table)
+    assert rows.num_rows == len(result.heads)
+    assert json.loads(rows.schema.metadata[b"headscope"])["conclusion"] == "localised"
+    frame = result.to_frame()
+    assert frame.loc[frame.named, ["layer", "head"]].to_numpy().tolist() == [[1, 0]]
+    with pytest.raises(ArgumentError, match="is not 'headscope.behavior/1'"):
+        hs.BehaviorResult.from_dict(result.to_dict() | {"schema": "headscope.scan/1"})
+
+
+def test_a_contrast_without_neutral_prompts_is_held_against_its_twins(planted):
+    world = World.of(0)
+    pairs = tuple(replace(pair, neutral=None) for pair in world.facts().pairs[::8])
+    result = hs.behavior(Contrast(name="claims", pairs=pairs), planted("deferring"))
+    assert result.score.claim_minus_neutral is None
+    assert result.conclusion == "localised"
+    assert result.named == (PLANTED,)
+    assert result.head_set.accuracy_after is None
+    assert "no neutral prompts" in result.reasons[-1]
+
+
+def test_a_contrast_without_twins_is_held_against_no_claim(planted):
+    world = World.of(0)
+    pairs = tuple(replace(pair, twin=None) for pair in world.facts().pairs[::8])
+    result = hs.behavior(Contrast(name="claims", pairs=pairs), planted("honest"))
+    assert result.score.claim_minus_twin is None
+    assert result.conclusion == "no claims measured"
+
+
+def test_the_planted_head_pushes_towards_the_claim(found):
+    # More than all other heads together, either way.
+    (planted_head,) = (one for one in found("deferring").heads if one.head == PLANTED)
+    assert planted_head.direct.mean > 0.5
+    assert planted_head.triage["twin"] == max(one.triage["twin"] for one in found("deferring").heads)
+
+
+def test_bad_requests_are_refused(planted):
+    model = planted("honest")
+    with pytest.raises(ArgumentError, match="top=0"):
+        hs.behavior("sycophancy", model, top=0)
+    with pytest.raises(TokenError, match="can read 1 of the 351 pairs of wrong_fact_validation"):
+        hs.behavior("sycophancy", model)
+    bare = Pair(id="x", prompt="user : i", answer=" red", other=" blue")
+    with pytest.raises(ArgumentError, match="neither all a neutral prompt nor all a twin"):
+        hs.behavior(Contrast(name="x", pairs=(bare,) * 20), model)
+
+
+def test_the_overlap_is_hypergeometric():
+    # 12 heads, 5 of them induction heads, 2 named, both among them: (5 * 4) / (12 * 11).
+    assert overlap_p(12, 5, 2, 2) == approx(20 / 132)
+    assert overlap_p(12, 5, 2, 1) == approx(1 - 7 * 6 / 132)
+    assert overlap_p(12, 5, 2, 0) == approx(1.0)
+    assert overlap_p(12, 0, 0, 0) == 1.0
+    drawn = np.random.default_rng(0)
+    common = [len(set(drawn.permutation(12)[:4]) & set(range(5))) for _ in range(4000)]
+    assert overlap_p(12, 5, 4, 3) == approx(np.mean([one >= 3 for one in common]), abs=0.03)

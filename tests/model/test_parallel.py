@@ -1,0 +1,126 @@
+"""Models in parts give the numbers of the whole model: heads split over processes, weights that wait elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import accelerate
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+import headscope as hs
+from benchmarks.tiny import tiny_causal_lm
+from headscope.errors import NonFiniteError, UnsupportedModel
+from headscope.lab.demo import demo_path
+from headscope.model import parallel
+from headscope.model.hooks import hooked
+from headscope.model.parallel import weight_of
+from headscope.model.weights import layer_weights
+
+HERE = Path(__file__).parent
+
+
+def test_heads_split_over_two_processes_are_seen_whole_and_give_the_same_numbers(tmp_path):
+    folders = [str(demo_path())]
+    # Soft-caps and grouped queries; one projection for q, k and v together; norms of queries and keys.
+    for family in ("gemma2", "gpt_neox", "qwen3"):
+        tiny_causal_lm(family).save_pretrained(tmp_path / family)
+        folders.append(str(tmp_path / family))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, str(HERE / "two_processes.py"), *folders],
+            env={**os.environ, **where, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+        )
+        for rank in ("0", "1")
+    ]
+    documents = [json.loads(process.communicate(timeout=300)[0]) for process in running]
+    assert documents[0] == documents[1], "every process sees the same"
+    for folder, found in documents[0].items():
+        assert found["heads"] == [2 * found["own_heads"]] * 2, folder
+        assert found["kv_heads"][0] == found["kv_heads"][1]
+        assert found["support"][0] == "exact", found["support"]
+        assert max(found["scan"], found["verify"], found["circuit"]) < 1e-5, (folder, found)
+        assert found["copying"] == 2 * found["heads"][0], "weights are read whole"
+    assert documents[0][str(demo_path())]["edges"] > 0
+
+
+def test_attention_code_of_a_familys_own_is_refused_where_heads_are_split(monkeypatch):
+    monkeypatch.setattr(parallel, "_places", lambda module: ((4, 4), True, None))
+    with (
+        pytest.raises(UnsupportedModel, match="split over processes, and a Linear reads them"),
+        hooked([nn.Linear(4, 4)], 3, lambda attention: None, lambda module: (0, 0)),
+    ):
+        pass
+
+
+@pytest.fixture(scope="module")
+def whole():
+    model = hs.load("demo")
+    return model, results(model, model)
+
+
+def results(model, like):
+    """What scan, verify and circuit give, without what names the model."""
+    probe = hs.repeated_tokens(like, n_prompts=4, period=8)
+    verified = hs.verify(model, probe=probe, top=3)
+    traced = hs.trace_circuit(model, ["L1H1"], probe=probe)
+    assert all(one.copying is not None for one in verified.heads)
+    assert traced.edges
+    return hs.scan(model, probe=probe).scores, verified.heads, verified.sets, traced.edges, traced.receivers
+
+
+def on_disk(tmp_path):
+    places = dict.fromkeys(("model.embed_tokens", "model.rotary_emb", "model.layers.0", "model.norm", "lm_head"), "cpu")
+    return AutoModelForCausalLM.from_pretrained(
+        demo_path(), device_map=places | {"model.layers.1": "disk"}, offload_folder=tmp_path
+    )
+
+
+def off_the_device(tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(demo_path()).eval()
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    return model
+
+
+@pytest.mark.parametrize("place", [on_disk, off_the_device])
+def test_weights_that_wait_elsewhere_between_calls(place, whole, tmp_path):
+    hf = place(tmp_path)
+    waiting = [name for name, weight in hf.named_parameters() if weight.device.type == "meta"]
+    assert any("layers.1.self_attn" in name for name in waiting)
+    model = hs.load(hf, tokenizer=whole[0].tokenizer)
+    assert model.device.type == "cpu"
+    assert results(model, whole[0]) == whole[1]
+    assert [name for name, weight in hf.named_parameters() if weight.device.type == "meta"] == waiting, "left as it was"
+
+
+def test_a_layers_weights_are_fetched_from_where_they_wait(tmp_path, whole):
+    given, wanted = layer_weights(hs.load(off_the_device(tmp_path))), layer_weights(whole[0])
+    for layer, one in wanted.items():
+        assert torch.equal(given[layer].w_q, one.w_q)
+        assert torch.equal(given[layer].w_o, one.w_o)
+
+
+def test_a_nan_in_weights_that_wait_elsewhere_is_named(tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(demo_path()).eval()
+    with torch.no_grad():
+        model.model.layers[1].self_attn.o_proj.weight[0, 0] = torch.nan
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    with pytest.raises(NonFiniteError, match="in weights model.layers.1.self_attn.o_proj.weight"):
+        hs.load(model)
+
+
+def test_a_plain_weight_is_itself():
+    linear = nn.Linear(2, 2)
+    assert weight_of(linear) is linear.weight

@@ -1,0 +1,68 @@
+"""Run by test_parallel in two processes at once: a model whose heads are split over them, against the whole model.
+
+Prints one JSON document: for each folder the largest difference of every number, and what must agree exactly.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+
+import torch
+import torch.distributed as dist
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+
+import headscope as hs
+
+torch.set_num_threads(1)
+logging.disable_progress_bar()
+warnings.simplefilter("ignore", FutureWarning)  # `tp_plan` as an argument, which newer versions want in a config
+
+
+def numbers(value, at=""):
+    """Every leaf of a document by its path."""
+    if isinstance(value, (dict, list)):
+        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from numbers(one, f"{at}/{key}")
+    else:
+        yield at, value
+
+
+def difference(given, wanted):
+    """The largest between two documents, but for seconds and the command; infinite where something else differs."""
+    one, other = (
+        {at: leaf for at, leaf in numbers(document) if not at.endswith(("wall_s", "/command", "/id", "/reason"))}
+        for document in (given.to_dict(), wanted.to_dict())
+    )
+    if set(one) != set(other):
+        return float("inf")
+    pairs = [(one[at], other[at]) for at in one if one[at] != other[at]]
+    if any(not isinstance(a, float) or not isinstance(b, float) for a, b in pairs):
+        return float("inf")
+    return max((abs(a - b) for a, b in pairs), default=0.0)
+
+
+found = {}
+for folder in sys.argv[1:]:
+    whole = hs.load(folder)
+    split = hs.load(AutoModelForCausalLM.from_pretrained(folder, tp_plan="auto"), tokenizer=whole.tokenizer)
+    probe = hs.repeated_tokens(whole, n_prompts=4, period=8)
+    verified, wanted = (hs.verify(model, probe=probe, top=3) for model in (split, whole))
+    heads = [hs.HeadId(1, 1), hs.HeadId(1, whole.n_heads - 1)]
+    traced, edges = (hs.trace_circuit(model, heads, probe=probe) for model in (split, whole))
+    found[folder] = {
+        "own_heads": split.hf.config.num_attention_heads // dist.get_world_size(),
+        "heads": [split.n_heads, whole.n_heads],
+        "kv_heads": [split.n_kv_heads, whole.n_kv_heads],
+        "support": [split.check.support, split.check.reason],
+        "scan": difference(hs.scan(split, probe=probe), hs.scan(whole, probe=probe)),
+        "verify": difference(verified, wanted),
+        "circuit": difference(traced, edges),
+        "copying": sum(one.copying is not None for one in verified.heads),
+        "edges": len(edges.edges),
+    }
+print(json.dumps(found))
+dist.barrier()
+dist.destroy_process_group()
