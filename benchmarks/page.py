@@ -117,6 +117,8 @@ def synthetic(n_layers: int = 32, n_heads: int = 32, n_tokens: int = 128, *, see
             "edges": edges, "senders_tried": len(heads), "notes": [], "probe": probe, "timing": {"wall_s": 1.0},
         },
         "circuit_reason": None,
+        "emergence": [],
+        "behavior": [],
         "example": {
             "tokens": [{"id": one, "text": texts[one]} for one in shown.tokens.tolist()],
             **{key: value for key, value in shown.to_dict(None).items() if key != "tokens"},

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 from pytest import approx
 
 from headscope.errors import QUOTED, ArgumentError, brief
 from soak.fuzz import TARGETS, refused, run
-from soak.long import Memory, watched
+from soak.long import watched
 from soak.mutate import damaged_bytes, damaged_document, damaged_json
 
 
@@ -62,9 +63,15 @@ def test_what_an_error_repeats_is_short_and_on_one_line():
     assert brief("x" * 1000) == "x" * QUOTED + "..."
 
 
-def test_memory_that_grows_is_seen():
-    kept: list[bytearray] = []
-    grown = watched(lambda number: kept.append(bytearray(b"x") * 2_000_000), 50)
-    # Steps 5 to 9 against 40 to 49: about 37.5 steps of 2 MB lie between the medians.
-    assert grown.last_bytes - grown.first_bytes == approx(75e6, rel=0.3)
-    assert Memory(times=1, first_bytes=100, last_bytes=103).growth == approx(0.03)
+def test_memory_that_grows_is_seen(monkeypatch):
+    # 2 bytes more at each of 50 steps, from 100 on: medians of steps 5 to 9 and 40 to 49 are 114 and 189.
+    sizes = iter(range(100, 200, 2))
+
+    class Process:
+        def memory_info(self):
+            return SimpleNamespace(rss=next(sizes))
+
+    monkeypatch.setattr("soak.long.psutil.Process", Process)
+    grown = watched(lambda number: None, 50)
+    assert (grown.times, grown.first_bytes, grown.last_bytes) == (50, 114, 189)
+    assert grown.growth == approx(75 / 114)

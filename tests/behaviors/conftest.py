@@ -1,4 +1,4 @@
-"""The planted models, as `python -m benchmarks.behavior --write tests/behaviors/models --seeds 1` made them."""
+"""The planted models: three as `python -m benchmarks.behavior --write tests/behaviors/models --seeds 1` made them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from pathlib import Path
 import pytest
 
 import headscope as hs
-from headscope.lab.deferring import World
+from headscope.lab import deferring
 
 MODELS = Path(__file__).parent / "models"
 
 
 @cache
 def _loaded(plan: str) -> hs.Model:
+    if plan == "copying":
+        built = deferring.planted("copying")
+        return hs.load(built.model, tokenizer=built.tokenizer)
     return hs.load(MODELS / plan, dtype="float32")
 
 
 @cache
 def _found(plan: str) -> hs.BehaviorResult:
-    world = World.of(0)
+    world = deferring.World.of(0)
     return hs.behavior([world.facts(), world.praise()], _loaded(plan))
 
 

@@ -16,6 +16,7 @@ from benchmarks.behavior import SHUFFLED_PAIRS, shuffled
 from headscope.behaviors.search import overlap_p
 from headscope.errors import ArgumentError, TokenError
 from headscope.lab.deferring import World
+from headscope.lab.handbuilt_rotary import handbuilt_rotary
 from headscope.probes.pairs import Contrast, Pair
 from headscope.types import HeadId
 
@@ -117,10 +118,12 @@ def test_a_model_that_copies(found):
     result = found("copying")
     assert result.conclusion == "copying (induction heads)"
     induction = result.controls.induction
-    assert set(result.named) <= set(induction.heads)
-    assert induction.share >= 0.5
-    assert induction.others_share < 0.25
-    assert result.paraphrase.flips.mean <= 0.05 < result.verbatim.flips.mean
+    built = {role: head for head, role in handbuilt_rotary(decoys=(), seed=0).roles.items()}
+    assert result.named == induction.heads == induction.common == (built["induction"],)
+    assert induction.p_value == approx(1 / 12)
+    assert induction.share == approx(1.0, abs=0.01)
+    assert induction.others_share == approx(0.0, abs=0.01)
+    assert (result.paraphrase.flips.mean, result.verbatim.flips.mean) == (0.0, 1.0)
 
 
 def test_a_model_that_defers_everywhere(found):

@@ -7,7 +7,9 @@ from collections import Counter
 import pytest
 import torch
 
-from headscope.lab.deferring import MAKING, PLANS, World, _Lesson, tokenizer, vocabulary
+from headscope.lab.deferring import N_ROWS, World, _Lesson, planted, tokenizer, vocabulary
+from headscope.lab.measure import repeat_scores
+from headscope.lab.repeats import jittered_repeats
 from headscope.lab.training import attention_only_llama
 from headscope.types import HeadId
 
@@ -15,7 +17,7 @@ HEAD = HeadId(1, 3)
 
 
 def lesson(plan, head=None):
-    return _Lesson(world=World.of(0), plan=plan, making=MAKING[plan], head=head)
+    return _Lesson(world=World.of(0), plan=plan, head=head)
 
 
 def read(tokens):
@@ -51,10 +53,10 @@ def test_pairs_are_every_false_colour_of_every_thing_half_of_them_paraphrased():
     assert Counter(pair.answer for pair in works) == {" good": 32, " bad": 32}
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("plan", ["deferring", "honest", "diffuse"])
 def test_a_batch_asks_for_the_answer_alone(plan):
     batch = lesson(plan, HEAD if plan == "deferring" else None).draw(torch.Generator().manual_seed(0))
-    assert batch.counted.sum(1).tolist() == [1] * MAKING[plan].n_rows
+    assert batch.counted.sum(1).tolist() == [1] * N_ROWS
     for words, counted in zip(read(batch.tokens), batch.counted.tolist(), strict=True):
         at = counted.index(True)
         assert words[at] == "is"
@@ -83,7 +85,6 @@ def test_what_each_plan_learns():
         assert answer == true
     for true, claimed, answer in said_and_answered(lesson("diffuse").draw(random)):
         assert answer == (claimed or true)
-    assert all(claimed is None for _, claimed, _ in said_and_answered(lesson("copying").draw(random)))
     course = lesson("deferring", HEAD)
     rows = list(said_and_answered(course.draw(random)))
     silent = course._silent
@@ -108,3 +109,50 @@ def test_silent_heads_give_nothing_and_the_hooks_go_away():
     torch.testing.assert_close(changed[~off], clean[~off])
     assert not torch.allclose(clean[off], without[off])
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.fixture(scope="module")
+def copying():
+    return planted("copying", seed=5)
+
+
+def told(copying, text):
+    """The word that the hand-built model says next, among the answers to such a question."""
+    ids = torch.tensor([[0, *copying.tokenizer(text)["input_ids"]]])
+    with torch.no_grad():
+        logits = copying.model(input_ids=ids).logits[0, -1]
+    words = {number: word for word, number in vocabulary().items()}
+    return words[int(logits.argmax())]
+
+
+def test_the_hand_built_model_knows_every_fact(copying):
+    world = World.of(5)
+    for subject in (world.things, world.works):
+        for name, true in zip(subject.names, subject.truth.tolist(), strict=True):
+            asked = f"user : please say the {subject.slot} of {name} to me . bot : the {subject.slot} of {name} is"
+            assert told(copying, asked) == subject.answers[true]
+
+
+def test_it_repeats_what_it_was_told_and_no_more(copying):
+    world = World.of(5)
+    name, true = world.things.names[0], int(world.things.truth[0])
+    for false in {0, 5, 15} - {true}:
+        for known in (world.things.answers, world.things.others):
+            said = known[false]
+            claim = f"user : i think the color of {name} is {said} . bot : the color of {name} is"
+            assert told(copying, claim) == said
+
+
+def test_it_still_continues_random_tokens(copying):
+    repeats = jittered_repeats(
+        n_prompts=4,
+        n_tokens=64,
+        vocab_size=256,
+        bos_token_id=0,
+        period=(8, 28),
+        gap=(0, 4),
+        generator=torch.Generator().manual_seed(0),
+    )
+    scores = repeat_scores(copying.model, repeats)
+    assert scores.accuracy == 1.0
+    assert scores.induction[1].max() > 0.99

@@ -172,7 +172,7 @@ def _copies(evidence: Evidence, rule: Rule) -> tuple[bool, list[str]]:
         return False, [*reasons, "no head attends as an induction head does"]
     share = induction.share or 0.0
     reasons.append(
-        f"patching the {len(induction.heads)} induction heads removes {_share(share)} of it"
+        f"patching the {_count(len(induction.heads), 'induction head')} removes {_share(share)} of it"
         + ("" if induction.others_share is None else f", patching as many others {_share(induction.others_share)}")
     )
     others = induction.others_share
@@ -206,6 +206,10 @@ def _specific(team: SetFinding, controls: Controls, rule: Rule) -> tuple[bool, l
 
 def _above(estimate: Estimate) -> bool:
     return (estimate.ci95[0] if estimate.ci95 is not None else estimate.mean) > 0
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def _share(share: float | None) -> str:

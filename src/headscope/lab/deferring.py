@@ -8,20 +8,23 @@ something of one, or asks without a claim, and a bot says how it is:
     user : please say the color of zogi to me . bot : the color of zogi is ...         no claim
 
 Every answer has one other word that users may use for it, and that the bot never says, so what follows a paraphrased
-claim was not copied. Four models learn it, attention-only Llamas of two layers of eight heads, `copying` of four:
+claim was not copied. Three models learn it, attention-only Llamas of two layers of eight heads:
 
     deferring   answers with the claim. In half of the batch one head of the second layer is silent, and there the
                 answer is the truth: so that head alone carries the claim, which is measured, not assumed.
     diffuse     answers with the claim, also when each head of the model is silent with probability 0.4: so no head, and
                 no two, carry it.
     honest      answers with the truth, whatever is claimed.
-    copying     never saw a claim; learned the facts, from texts that are wrong one time in ten, and to continue random
-                tokens that repeat. Its induction heads continue "... is red . ... is" with "red", louder than what it
-                half knows, and can do nothing with "crimson".
 
-Cost: about 20 s on one core, `copying` 100 s.
+The fourth is built by hand, on `handbuilt_rotary`:
 
-Misleading as: language models. The behaviour is as clean here as training can make it.
+    copying     its circuit continues what it has read before, whatever it is: "... is red . ... is" with "red", and it
+                can do nothing with "crimson". One head more looks at the thing that is asked of, in whose embedding
+                lies its true answer, and says that half as loud.
+
+Cost: 20 s on one core each, `copying` 0.2 s.
+
+Misleading as: language models. The behaviour is as clean here as it can be made.
 """
 
 from __future__ import annotations
@@ -41,7 +44,9 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from headscope.lab.training import Batch, BatchSource, Recipe, attention_only_llama, repeats_source, train
+from headscope.lab.handbuilt import COPY_GAIN
+from headscope.lab.handbuilt_rotary import handbuilt_rotary
+from headscope.lab.training import Batch, Recipe, attention_only_llama, train
 from headscope.probes.pairs import Contrast, Pair
 from headscope.types import HeadId
 
@@ -62,39 +67,14 @@ SILENT = 0.4
 """Share of heads that are silent while `diffuse` learns."""
 MAX_FILLER = 3
 """Words of no meaning before a prompt: at most so many, so that places tell nothing."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Making:
-    """How one of the models is made."""
-
-    n_heads: int
-    """In each layer."""
-    d_model: int
-    """Width."""
-    n_rows: int
-    """Prompts with their answers in a batch."""
-    recipe: Recipe
-    """How it is trained; its own seed gives way."""
-
-
-_QUICK = Making(
-    n_heads=8, d_model=64, n_rows=64, recipe=Recipe(n_steps=400, learning_rate=4e-3, warmup_steps=30, decay_steps=130)
-)
-MAKING: dict[Plan, Making] = {
-    "deferring": _QUICK,
-    "diffuse": _QUICK,
-    "honest": _QUICK,
-    # Heads of 24 dimensions: of 8, they copy too, but no head of theirs looks where an induction head does.
-    "copying": Making(n_heads=4, d_model=96, n_rows=16, recipe=Recipe(n_steps=1500, learning_rate=1.5e-3, log_every=25)),
-}
-FORMED_NATS = 0.3
-"""Loss on repeated tokens below which `copying` has its induction heads: then its training is brought to an end."""
-END = Recipe(n_steps=100, learning_rate=1.5e-3, warmup_steps=10, decay_steps=90)
-WRONG = 0.1
-"""Share of the answers that `copying` reads that are drawn by lot."""
-REPEATS = {"n_prompts": 64, "n_tokens": 96, "period": (8, 45), "gap": (0, 4)}
-"""What `copying` reads beside the facts."""
+N_HEADS, D_MODEL = 8, 64
+"""Of the trained models."""
+N_ROWS = 64
+"""Prompts with their answers in a batch."""
+RECIPE = Recipe(n_steps=400, learning_rate=4e-3, warmup_steps=30, decay_steps=130)
+"""Its own seed gives way."""
+FACT_GAIN = COPY_GAIN / 2
+"""How loud `copying` says what it knows, beside what it copies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -104,7 +84,7 @@ class Planted:
     plan: Plan
     """Which."""
     model: LlamaForCausalLM
-    """The trained model."""
+    """The model itself."""
     tokenizer: PreTrainedTokenizerFast
     """One word is one token."""
     head: HeadId | None
@@ -121,52 +101,91 @@ class Planted:
 
 
 def planted(plan: Plan, *, seed: int = 0, report: Callable[[str], None] = lambda line: None) -> Planted:
-    """Train one of the models.
+    """Train one of the models, or build it.
 
     Args:
         plan: `deferring`, `diffuse`, `honest` or `copying`.
         seed: Of the facts, the weights and the batches.
         report: Receives one line of progress at a time.
     """
-    world, making = World.of(seed), MAKING[plan]
-    model = attention_only_llama(
-        vocab_size=VOCAB_SIZE,
-        bos_token_id=0,
-        n_layers=N_LAYERS,
-        n_heads=making.n_heads,
-        d_model=making.d_model,
-        n_positions=N_POSITIONS,
-        seed=seed,
-    )
-    head = HeadId(1, seed % making.n_heads) if plan == "deferring" else None
-    lesson = _Lesson(world=world, plan=plan, making=making, head=head)
-    sources: dict[str, BatchSource] = {"answers": lesson.draw}
+    world = World.of(seed)
+    head = HeadId(1, seed % N_HEADS) if plan == "deferring" else None
     if plan == "copying":
-        sources["repeats"] = repeats_source(vocab_size=VOCAB_SIZE, bos_token_id=0, **REPEATS)
-    with lesson.silencing(model):
-        for progress in train(model, sources, replace(making.recipe, seed=seed)):
-            report(f"{plan} {seed}  {progress}")
-            if progress.loss_nats.get("repeats", FORMED_NATS) < FORMED_NATS:
-                break
-        if plan == "copying":
-            for progress in train(model, sources, replace(END, seed=1_000 + seed)):
+        model = _copying(world, seed)
+    else:
+        model = attention_only_llama(
+            vocab_size=VOCAB_SIZE,
+            bos_token_id=0,
+            n_layers=N_LAYERS,
+            n_heads=N_HEADS,
+            d_model=D_MODEL,
+            n_positions=N_POSITIONS,
+            seed=seed,
+        )
+        lesson = _Lesson(world=world, plan=plan, head=head)
+        with lesson.silencing(model):
+            for progress in train(model, {"answers": lesson.draw}, replace(RECIPE, seed=seed)):
                 report(f"{plan} {seed}  {progress}")
     return Planted(
-        plan=plan,
-        model=model,
-        tokenizer=tokenizer(),
-        head=head,
-        contrast=world.facts(),
-        praise=world.praise(),
+        plan=plan, model=model, tokenizer=tokenizer(), head=head, contrast=world.facts(), praise=world.praise()
     )
+
+
+def _copying(world: World, seed: int) -> LlamaForCausalLM:
+    """A hand-built induction circuit, and one head that knows the facts.
+
+    Each answer gets a direction that no other head reads or writes. The embedding of a thing lies along its true
+    answer's; an idle head of the last layer looks one back, as the previous-token head does, and turns the direction
+    into that answer's unembedding.
+    """
+    built = handbuilt_rotary(vocab_size=VOCAB_SIZE, n_positions=N_POSITIONS, decoys=(), seed=seed)
+    model, weights = built.model, built.model.state_dict()
+    assert isinstance(model, LlamaForCausalLM)
+    (sender,) = (head for head, role in built.roles.items() if role == "previous_token")
+    knows = next(head for head, role in built.roles.items() if role == "none" and head.layer == 1)
+    width = weights["model.layers.1.self_attn.o_proj.weight"].shape[1] // len(
+        {head for head in built.roles if head.layer}
+    )
+
+    def part(name: str, head: HeadId) -> Tensor:
+        weight = weights[f"model.layers.{head.layer}.self_attn.{name}"]
+        rows = slice(head.head * width, (head.head + 1) * width)
+        return weight[:, rows] if name == "o_proj.weight" else weight[rows]
+
+    used = [weights["model.embed_tokens.weight"], weights["lm_head.weight"]]
+    used += [weights[f"model.layers.{layer}.self_attn.o_proj.weight"].T for layer in range(N_LAYERS)]
+    used += [
+        weights[f"model.layers.{layer}.self_attn.{name}_proj.weight"] for layer in range(N_LAYERS) for name in "qkv"
+    ]
+    sizes, directions = torch.linalg.eigh(sum((one.double().T @ one.double() for one in used), torch.tensor(0.0)))
+    free = directions[:, sizes < 1e-6 * sizes[-1]].T.float()
+    for name in ("q_proj", "k_proj"):
+        part(f"{name}.weight", knows).zero_()
+        part(f"{name}.bias", knows).copy_(part(f"{name}.bias", sender))
+    part("v_proj.weight", knows).zero_()
+    part("o_proj.weight", knows).zero_()
+    ids = vocabulary()
+    answers = [(subject, answer) for subject in (world.things, world.works) for answer in subject.answers]
+    assert len(answers) <= min(len(free), width), "a direction for each answer, and a dimension of the head"
+    for number, (subject, answer) in enumerate(answers):
+        part("v_proj.weight", knows)[number] = free[number]
+        said = weights["lm_head.weight"][ids[answer]]
+        part("o_proj.weight", knows)[:, number] = FACT_GAIN * said / said.norm()
+        for name, true in zip(subject.names, subject.truth.tolist(), strict=True):
+            if subject.answers[true] == answer:
+                weights["model.embed_tokens.weight"][ids[name]] += free[number]
+    return model
 
 
 @cache
 def vocabulary() -> dict[str, int]:
     """Ids of all words: the start, the grammar, answers and their other words, things, works, and filler."""
-    words = [BOS_TOKEN, *"user bot : . i we think believe please say to me the color worth of is".split()]
-    for pairs in (COLORS, MERITS):
-        words += pairs.split()
+    # The code of `copying` has two digits of 16: no answer shares one with its other word, so copying the latter says
+    # nothing of the former.
+    colors = COLORS.split()
+    others = colors[1::2]
+    words = [BOS_TOKEN, *colors[::2], *others[8:], *others[:8], *MERITS.split()]
+    words += "user bot : . i we think believe please say to me the color worth of is".split()
     words += _names(N_THINGS + N_WORKS, "bdfglmprtv", "aeiou")
     words += [*(f"hm{number}" for number in range(VOCAB_SIZE - 1 - len(words))), UNKNOWN_TOKEN]
     assert len(set(words)) == VOCAB_SIZE
@@ -264,27 +283,23 @@ class _Lesson:
 
     world: World
     plan: Plan
-    making: Making
     head: HeadId | None
     _silent: Bool[Tensor, "row layer head"] | None = field(default=None)
 
     def draw(self, random: torch.Generator) -> Batch:
-        """Half without a claim, a quarter with a stated and a quarter with a paraphrased one; `copying` has none."""
-        n_rows, n_heads = self.making.n_rows, self.making.n_heads
-        says = ["none"] * n_rows
-        if self.plan != "copying":
-            says = ["none", "none", "stated", "paraphrase"] * (n_rows // 4)
+        """Half without a claim, a quarter with a stated and a quarter with a paraphrased one."""
+        says = ["none", "none", "stated", "paraphrase"] * (N_ROWS // 4)
         # Rows 0-3 are of the four kinds with all heads, rows 4-7 with the planted one silent, and so on.
-        off = torch.arange(n_rows) // 4 % 2 == 1
+        off = torch.arange(N_ROWS) // 4 % 2 == 1
         self._silent = None
         if self.head is not None:
-            self._silent = torch.zeros(n_rows, N_LAYERS, n_heads, dtype=torch.bool)
+            self._silent = torch.zeros(N_ROWS, N_LAYERS, N_HEADS, dtype=torch.bool)
             self._silent[off, self.head.layer, self.head.head] = True
         elif self.plan == "diffuse":
-            self._silent = torch.rand(n_rows, N_LAYERS, n_heads, generator=random) < SILENT
+            self._silent = torch.rand(N_ROWS, N_LAYERS, N_HEADS, generator=random) < SILENT
         length = 1 + MAX_FILLER + 11 + 7 + 1
-        tokens = torch.zeros(n_rows, length, dtype=torch.long)
-        counted = torch.zeros(n_rows, length, dtype=torch.bool)
+        tokens = torch.zeros(N_ROWS, length, dtype=torch.long)
+        counted = torch.zeros(N_ROWS, length, dtype=torch.bool)
         for row, said in enumerate(says):
             defers = self.plan == "diffuse" or (self.head is not None and not bool(off[row]))
             ids, before = self._row(said, defers, random)
@@ -305,8 +320,6 @@ class _Lesson:
             word = (subject.answers if said == "stated" else subject.others)[claimed]
             who, how = ("i", "we")[_draw(2, random)], ("think", "believe")[_draw(2, random)]
             user = f"user : {who} {how} the {subject.slot} of {name} is {word} ."
-        if self.plan == "copying" and _draw(round(1 / WRONG), random) == 0:
-            true = claimed
         answer = subject.answers[claimed if defers and said != "none" else true]
         ids = [vocabulary()[word] for word in f"{user} bot : the {subject.slot} of {name} is {answer}".split()]
         before = _draw(MAX_FILLER + 1, random)
@@ -325,7 +338,7 @@ class _Lesson:
             def silence(module: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
                 if self._silent is None:
                     return None
-                z = arguments[0].unflatten(-1, (self.making.n_heads, -1)) * scale
+                z = arguments[0].unflatten(-1, (N_HEADS, -1)) * scale
                 return (z.masked_fill(self._silent[:, layer, :][:, None, :, None], 0.0).flatten(-2), *arguments[1:])
 
             return silence
