@@ -51,12 +51,13 @@ def gpt2_small() -> transformers.GPT2LMHeadModel:
     return hf
 
 
-def bridge(hf: transformers.GPT2LMHeadModel) -> Any:
+def bridge(hf: transformers.GPT2LMHeadModel, *, compatible: bool = True) -> Any:
     """TransformerLens's model around a copy, since it rewrites the weights in place; nothing is fetched."""
     from transformer_lens.model_bridge.sources import build_bridge_from_module  # pyright: ignore
 
     made = build_bridge_from_module(copy.deepcopy(hf), "GPT2LMHeadModel", hf_config=hf.config)
-    made.enable_compatibility_mode(disable_warnings=True)
+    if compatible:
+        made.enable_compatibility_mode(disable_warnings=True)
     return made
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -25,6 +26,7 @@ from headscope.errors import (
     UnsupportedModel,
 )
 from headscope.model import load as load_module
+from headscope.model.bounds import bounded
 from headscope.model.load import Model, load, open_model
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:.*weights_only=False.*:FutureWarning")
@@ -311,6 +313,32 @@ def test_weights_of_other_shapes_are_named(folder):
     message = refusal(ModelError, edit_config(folder, intermediate_size=80))
     # 2 layers of up, gate and down
     assert "has 6 weights of other shapes than its config says (model.layers.0.mlp.down_proj.weight, " in message
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"num_hidden_layers": 2_000_000}, "says num_hidden_layers=2000000, and no model has more than 10,000 layers"),
+        ({"num_hidden_layers": 9_999}, "describes a model of more than"),
+        ({"vocab_size": 2**31}, "describes a model of more than"),
+        ({"hidden_size": 2**16, "intermediate_size": 2**20}, "describes a model of more than"),
+    ],
+)  # fmt: skip
+def test_a_config_of_a_far_larger_model_is_refused_before_it_is_built(fields, words, folder):
+    assert words in refusal(ModelError, edit_config(folder, **fields))
+
+
+def test_what_another_thread_builds_meanwhile_is_not_counted():
+    def build():
+        torch.nn.Linear(2_000, 2_000, bias=False, device="meta")  # 4,000,000 numbers, more than 16 x 10 + 2^20
+
+    with bounded("mine", 10):
+        other = threading.Thread(target=build)
+        other.start()
+        other.join()
+    with pytest.raises(ModelError, match="more than 4,000,000 numbers in 1 tensors"), bounded("mine", 10):
+        build()
+    build()
 
 
 def test_nan_weights_are_named(tmp_path):

@@ -34,7 +34,7 @@ _GROUPS = (
 """Control groups of version 2 and 1: folder, limit, use, and the part of the use that the kernel gives up."""
 
 
-def refuse_too_large(source: str, revision: str | None, *, device: str, dtype: str) -> None:
+def refuse_too_large(source: str, revision: str | None, *, device: str, dtype: str) -> int | None:
     """Raise if a model's weights need more memory than there is.
 
     Args:
@@ -43,12 +43,15 @@ def refuse_too_large(source: str, revision: str | None, *, device: str, dtype: s
         device: Where it will be: a device, or `auto` for all GPUs and the machine's memory together.
         dtype: `auto`, or the precision it is loaded in.
 
+    Returns:
+        How many numbers the checkpoint holds; None where that cannot be told.
+
     Raises:
         ModelTooLarge: with both numbers.
     """
     numbers = _numbers(source, revision)
     if numbers is None:
-        return
+        return None
     needed = sum(count * _bits(kind, dtype) // 8 for kind, count in numbers.items())
     for place, free in _free(device).items():
         if needed > free:
@@ -56,6 +59,7 @@ def refuse_too_large(source: str, revision: str | None, *, device: str, dtype: s
                 f"{source!r} needs {_gigabytes(needed)} for its weights, but {place} has {_gigabytes(free)} free; use "
                 "a smaller --dtype, --device auto to spread it over GPUs, or a larger machine."
             )
+    return numbers.total()
 
 
 def header_numbers(path: Path) -> Counter[str]:

@@ -16,7 +16,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headscope.errors import ArgumentError, ModelError, ModelNotFound, UnsafeWeights, UnsupportedModel, brief
+from headscope.errors import (
+    ArgumentError,
+    HeadscopeError,
+    ModelError,
+    ModelNotFound,
+    UnsafeWeights,
+    UnsupportedModel,
+    brief,
+)
+from headscope.model.bounds import bounded, refuse_endless
 from headscope.model.budget import refuse_too_large
 from headscope.types import HeadId
 
@@ -259,14 +268,17 @@ def _from_pretrained(
     elif folder.exists() or source.startswith(("/", "./", "../", "~")):
         raise ModelNotFound(f"{source!r} is not a folder; give a folder with config.json and weights, or a hub id.")
     import torch
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     device = _available(device)
     common: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     try:
+        refuse_endless(source, PreTrainedConfig.get_config_dict(source, **common)[0])
         config = AutoConfig.from_pretrained(source, **common)
         headless = _headless(config)
+    except HeadscopeError:
+        raise
     except Exception as error:  # what transformers raises on a file it cannot read is not one kind
         raise _config_error(source, error) from error
     if not folder.is_dir():
@@ -276,21 +288,24 @@ def _from_pretrained(
             f"{source!r} is a {brief(config.model_type)} model, which is not a decoder-only language model; "
             "choose one that is."
         )
-    refuse_too_large(source, revision, device=device, dtype=dtype)
+    numbers = refuse_too_large(source, revision, device=device, dtype=dtype)
     auto: Any = AutoModel if headless else AutoModelForCausalLM
     try:
-        hf, info = auto.from_pretrained(
-            source,
-            config=config,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            use_safetensors=None if allow_pickle else True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, with their names
-            device_map="auto" if device == "auto" else None,
-            **common,
-        )
+        with bounded(source, numbers):
+            hf, info = auto.from_pretrained(
+                source,
+                config=config,
+                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                use_safetensors=None if allow_pickle else True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, with their names
+                device_map="auto" if device == "auto" else None,
+                **common,
+            )
         if device != "auto":
             hf.to(device)
+    except HeadscopeError:
+        raise
     except OSError as error:
         raise _weights_error(source, revision, error) from error
     except Exception as error:  # as above
