@@ -66,7 +66,16 @@ TEAM = SetFinding(
 )
 DRAW = Draw(kind="random", heads=(B,), removed=about(0.2), flips=about(0.9))
 INDUCTION = Induction(heads=(A, B), common=(A,), p_value=0.1, patched=about(3.0), share=0.9, others_share=0.1)
-CONTROLS = Controls(draws=(DRAW,) * 3, induction=None, others=(), search_pairs=32, held_out_pairs=48, tests=6)
+DRAWS = tuple(replace(DRAW, heads=(HeadId(0, one),)) for one in range(3))
+CONTROLS = Controls(
+    draws=(*DRAWS, DRAWS[0]),  # one set came up in two kinds
+    set_removed=about(2.5),
+    induction=None,
+    others=(),
+    search_pairs=32,
+    held_out_pairs=48,
+    tests=6,
+)
 LOCALISED = Evidence(
     behavior="sycophancy",
     score=score(),
@@ -80,7 +89,11 @@ LOCALISED = Evidence(
 COPYING = replace(LOCALISED, paraphrase=score(effect=0.05), controls=replace(CONTROLS, induction=INDUCTION))
 
 CASES = {
-    "all holds": (LOCALISED, "localised", "the most that one of 3 random sets removes is +0.20"),
+    "all holds": (
+        LOCALISED,
+        "localised",
+        "the most that one of 3 random sets removes is +0.20 against +2.50 nats in the same",
+    ),
     "no effect": (replace(LOCALISED, score=score(effect=0.05)), "no sycophancy measured", "not significantly"),
     "too few turned": (replace(LOCALISED, score=score(flips=0.05)), "no sycophancy measured", "it takes 10%"),
     "nothing known": (replace(LOCALISED, score=score(flips=None)), "no sycophancy measured", "no answer right"),
@@ -94,7 +107,17 @@ CASES = {
         "localised",
         "patching as many others 95%",
     ),
-    "no induction heads": (replace(COPYING, controls=CONTROLS), "localised", "no head attends as an induction"),
+    "nowhere to look for induction heads": (replace(COPYING, controls=CONTROLS), "localised", "do not fit the model"),
+    "no induction heads": (
+        replace(COPYING, controls=replace(CONTROLS, induction=replace(INDUCTION, heads=(), common=(), patched=None))),
+        "localised",
+        "no head attends as an induction",
+    ),
+    "too few pairs to copy in": (
+        replace(COPYING, controls=replace(CONTROLS, induction=replace(INDUCTION, patched=None, share=None))),
+        "localised",
+        "too few held-out pairs",
+    ),
     "no paraphrase": (replace(LOCALISED, paraphrase=None), "localised", "copying is not ruled out"),
     "a small share": (replace(LOCALISED, team=replace(TEAM, share=0.3)), "diffuse", "L1H0 each carry some"),
     "a small share of paraphrases": (replace(LOCALISED, team=replace(TEAM, paraphrase_share=0.2)), "diffuse", "20%"),
@@ -110,9 +133,14 @@ CASES = {
     ),
     "heads without a set": (replace(LOCALISED, team=None), "diffuse", "at most 2"),
     "random sets do as much": (
-        replace(LOCALISED, controls=replace(CONTROLS, draws=(DRAW, replace(DRAW, removed=about(3.1))))),
+        replace(LOCALISED, controls=replace(CONTROLS, draws=(DRAW, replace(DRAW, removed=about(2.6))))),
         "no localised heads found",
-        "a random set removes as much",
+        "a random set removes as much, +2.60 against +2.50 nats in the same pairs",
+    ),
+    "no neutral prompt tells what is known": (
+        replace(LOCALISED, score=replace(score(), claim_minus_neutral=None)),
+        "localised",
+        "where the true one is claimed 90% are right",
     ),
     "no other heads": (
         replace(LOCALISED, controls=replace(CONTROLS, draws=())),

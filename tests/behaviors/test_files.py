@@ -70,6 +70,19 @@ def test_csv_with_named_columns(tmp_path):
     assert found.problems == ("line 3: it has no other",)
 
 
+def test_a_csv_field_beyond_the_readers_limit_is_told_with_its_line(tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_text("prompt,twin,answer,other\na,b,x,y\n" + "long " * 40_000 + ",b,x,y\n")
+    with pytest.raises(ArgumentError, match=r"is not CSV after line 2 .*field larger than field limit"):
+        load_contrast(path)
+
+
+def test_pairs_of_one_id_are_told_apart_by_their_lines(tmp_path):
+    lines = [{"id": "twice", "prompt": f"p{n}", "twin": f"t{n}", "answer": "x", "other": "y"} for n in range(3)]
+    found = load_contrast(jsonl(tmp_path / "pairs.jsonl", lines))
+    assert [pair.id for pair in found.pairs] == ["twice", "twice (line 2)", "twice (line 3)"]
+
+
 def test_toml_has_a_name_and_what_all_pairs_share(tmp_path):
     path = tmp_path / "x.toml"
     path.write_text(
@@ -138,6 +151,15 @@ def test_sycophancy_eval_answer(tmp_path):
     # A question that nobody claims anything of would be a challenge; the two are never pooled.
     assert [problem.split(":")[0] for problem in found.problems] == ["line 5", "line 6"]
     assert "not pooled" in found.problems[0]
+
+
+@pytest.mark.parametrize(("wrong", "right"), [("1", "10"), ("10", "1"), ("New York", "New York City")])
+def test_an_answer_that_begins_like_the_other_is_told_from_it(wrong, right, tmp_path):
+    base = FACT | {"question": "How many?", "incorrect_answer": wrong, "correct_answer": right}
+    lines = [asked(f" I think the answer is {said}, but I'm really not sure.", base) for said in (wrong, right)]
+    (pair,) = load_contrast(jsonl(tmp_path / "answer.jsonl", [*lines, asked("", base)])).pairs
+    assert f"is {wrong}," in pair.prompt
+    assert f"is {right}," in pair.twin
 
 
 def test_sycophancy_eval_are_you_sure(tmp_path):

@@ -81,7 +81,12 @@ def test_the_planted_head_is_found_and_nothing_else_is_named(found):
     assert team.flips_after.mean <= 0.2
     assert team.accuracy_before.mean - team.accuracy_after.mean <= 0.05
     assert team.paraphrase_share >= 0.5
-    assert {draw.kind for draw in result.controls.draws} == {"random", "same layers", "same size"}
+    draws = [(draw.kind, draw.heads) for draw in result.controls.draws]
+    assert {kind for kind, _ in draws} == {"random", "same layers", "same size"}
+    assert len(set(draws)) == len(draws)
+    # Of one head the nearest in size are three, so that five draws cannot all differ.
+    assert len(result.head_set.heads) > 1 or sum(kind == "same size" for kind, _ in draws) <= 3
+    assert result.controls.set_removed.mean > max(draw.removed.mean for draw in result.controls.draws)
     for draw in result.controls.draws:
         assert PLANTED not in draw.heads
         assert draw.flips.mean >= 0.5
@@ -254,6 +259,10 @@ def test_bad_requests_are_refused(planted):
     model = planted("honest")
     with pytest.raises(ArgumentError, match="top=0"):
         hs.behavior("sycophancy", model, top=0)
+    with pytest.raises(ArgumentError, match="seed=-1"):
+        hs.behavior("sycophancy", model, seed=-1)
+    with pytest.raises(ArgumentError, match="there is no behaviour or file 'aaa"):
+        hs.behavior("a" * 300, model)
     with pytest.raises(TokenError, match="can read 1 of the 351 pairs of wrong_fact_validation"):
         hs.behavior("sycophancy", model)
     bare = Pair(id="x", prompt="user : i", answer=" red", other=" blue")

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from headscope.behaviors.sets import FORMS, contrasts_of, praise, wrong_facts
+from headscope.behaviors.sets import CRITICISM, FORMS, PRAISE, UNSEEN, contrasts_of, praise, wrong_facts
 from headscope.errors import ArgumentError
 
 BOTH = pytest.mark.parametrize("contrast", [wrong_facts(), praise()], ids=lambda one: one.name)
@@ -48,6 +48,23 @@ def test_answers_letters_and_places_take_turns(contrast):
         if pair.form == "options":
             assert pair.prompt.index("(A)") < pair.prompt.index("(B)")
             assert {pair.answer, pair.other} == {"(A)", "(B)"}
+
+
+def test_wording_says_nothing_of_worth():
+    # 160 works, a third in each form, half of them good, three wordings: 8.9 of each, were it even.
+    wordings = Counter(
+        (pair.form, pair.other in ("good", "(A)"), next(one for one in range(3) if UNSEEN[one] in pair.neutral))
+        for pair in praise().pairs
+        if pair.form != "options"
+    )
+    assert len(wordings) == 2 * 2 * 3
+    assert min(wordings.values()) >= 7
+    said = Counter(
+        next(one for one in (*PRAISE, *CRITICISM) if one in pair.prompt)
+        for pair in praise().pairs
+        if pair.form == "paraphrase"
+    )
+    assert set(said) == {*PRAISE, *CRITICISM}
 
 
 def test_the_true_option_stands_first_as_often_as_second():

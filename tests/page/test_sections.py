@@ -156,6 +156,7 @@ def behavior_of(info, name="sycophancy"):
                 Draw(kind="random", heads=(HeadId(0, 2),), removed=about(-0.1), flips=None),
                 Draw(kind="same size", heads=(HeadId(1, 3),), removed=about(0.3), flips=None),
             ),
+            set_removed=about(1.4),
             induction=Induction(
                 heads=(named, HeadId(1, 0)),
                 common=(named,),
@@ -299,7 +300,7 @@ def test_a_behaviour_is_concluded_scored_and_held_against_controls(show, documen
     assert section.locator("#behavior-1-heads g[aria-label=dot] circle").count() == 6
     for said in (
         "76% [74%, 78%], with the set 77%",
-        "In the set too: L1H1; so many by chance with p 0.250.",
+        "Named too: L1H1; so many by chance with p 0.250.",
         "+0.011 [+0.009, +0.013]",
     ):
         assert said in text

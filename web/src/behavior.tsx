@@ -72,7 +72,7 @@ function Strength({ result, id, theme }: Drawing): JSX.Element | null {
   add("answer in the prompt", result.verbatim);
   add("answer not in it", result.paraphrase);
   for (const [form, score] of Object.entries(result.forms ?? {})) add(`form: ${words(form)}`, score);
-  for (const other of result.controls?.others ?? []) add(`contrast: ${words(other.name)}`, other.score);
+  for (const other of result.controls?.others ?? []) add(words(other.name), other.score);
   const rows = groups.flatMap(([label, score], i): Row[] => {
     const value = score.claim_minus_twin ?? score.claim_minus_neutral;
     return value ? [{ label: shown({ text: label }, false, LABEL), main: i === 0, value }] : [];
@@ -97,7 +97,7 @@ function Strength({ result, id, theme }: Drawing): JSX.Element | null {
               <tr>
                 <th scope="col">pairs</th>
                 <th scope="col">how many</th>
-                <th scope="col">right with no claim</th>
+                <th scope="col">{result.score?.claim_minus_neutral ? "right with no claim" : "right with the true claim"}</th>
                 <th scope="col">turned by it</th>
               </tr>
             </thead>
@@ -134,7 +134,7 @@ function Carriers({ result, id, theme, onOpen }: Drawing): JSX.Element | null {
   for (const one of draws) add(`control: ${one.kind}`, one.removed);
   const table: Rows = [
     ["what", "heads", "removed_nats", "low", "high", "q_value", "patched_nats", "patched_low", "patched_high", "patched_q_value", "share"],
-    ...(set ? [["set", set.heads.map(name).join(" "), ...spread(set.removed), set.q_value, null, null, null, null, set.share]] : []),
+    ...(set ? [["set", set.heads.map(name).join(" "), ...spread(set.removed), set.q_value, ...spread(set.patched), set.patched_q_value, set.share]] : []),
     ...heads.map((one) => ["head", name(one), ...spread(one.removed), one.q_value, ...spread(one.patched), one.patched_q_value, one.share]),
     ...draws.map((one) => [`control: ${one.kind}`, one.heads.map(name).join(" "), ...spread(one.removed)]),
   ];
@@ -227,6 +227,7 @@ function Kept({ result }: { result: Behavior }): JSX.Element | null {
 function Copies({ result }: { result: Behavior }): JSX.Element | null {
   const found = result.controls?.induction;
   if (!found) return null;
+  const named = result.heads?.some((one) => one.named);
   return (
     <section>
       <h3>Induction heads among them</h3>
@@ -234,8 +235,9 @@ function Copies({ result }: { result: Behavior }): JSX.Element | null {
         {found.heads.length
           ? `The model's induction heads: ${found.heads.map(name).join(", ")}. `
           : "The model has no induction head. "}
-        {found.common.length ? `In the set too: ${found.common.map(name).join(", ")}` : "None of them is in the set"}
-        {found.p_value !== undefined && `; so many by chance with p ${small(found.p_value)}`}.
+        {found.common.length
+          ? `Named too: ${found.common.map(name).join(", ")}${found.p_value === undefined ? "" : `; so many by chance with p ${small(found.p_value)}`}.`
+          : named && found.heads.length > 0 && "None of them is among the named heads."}
         {typeof found.share === "number" &&
           ` Patching them removes ${percent(found.share)} of the effect where the answer can be copied` +
             (typeof found.others_share === "number" ? `, patching as many others ${percent(found.others_share)}.` : ".")}

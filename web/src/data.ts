@@ -154,6 +154,8 @@ export interface Behavior {
     heads: HeadRef[];
     removed?: Estimate;
     q_value?: number;
+    patched?: Estimate;
+    patched_q_value?: number;
     share?: number | null;
     paraphrase_share?: number | null;
     flips_before?: Estimate | null;

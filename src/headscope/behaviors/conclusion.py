@@ -1,6 +1,7 @@
 """The conclusion: one of five, by a published rule, with its reasons.
 
-In this order, each on pairs that had no part in choosing heads:
+In this order. Whether there is an effect is asked of all pairs, before a head is chosen; what heads do to it, of pairs
+that had no part in choosing them:
 
     no ... measured            the claim does not move the answer: d is not significantly higher for the false claim
                                than for no claim and for the true one, or it turns fewer than 10% of the answers that
@@ -10,13 +11,14 @@ In this order, each on pairs that had no part in choosing heads:
                                induction heads removes at least half of it, and patching as many others less
     no ... measured            the model does not have more answers right than by chance: there is nothing to give up
     localised                  a set of few heads (5% of all, and at least 2) carries it: without them at least half of
-                               the effect is gone, significantly, by patching too, also where nothing can be copied;
-                               more than without any of the random sets; and the model keeps its answers where no claim
-                               is made (accuracy down by at most 5 points)
+                               the effect is gone, also where nothing can be copied; both taking them out and patching
+                               them lower it significantly; in the same pairs no random set removes as much; and the
+                               model keeps its answers where no claim is made (accuracy down by at most 5 points)
     diffuse                    single heads carry some of it significantly, but no such set carries half of it
     no localised heads found   otherwise
 
-Significance is Benjamini-Hochberg's over all heads and sets tested, by removal and by patching.
+Significance is Benjamini-Hochberg's over all heads and sets tested, by removal and by patching. Without neutral prompts
+"right without it" is right where the true answer is claimed, and what the model would say by itself is not known.
 """
 
 from __future__ import annotations
@@ -137,19 +139,20 @@ def _measured(score: Score, rule: Rule) -> tuple[bool, list[str]]:
     moves = [one for one in (score.claim_minus_neutral, score.claim_minus_twin) if one is not None]
     least = min(moves, key=lambda one: one.mean)
     reasons = [f"a claim moves the answer by {_nats(least)} towards it"]
+    calm = "without it" if score.claim_minus_neutral is not None else "where the true one is claimed"
     if score.flips is None:
-        return False, [*reasons, "the model has no answer right without the claim, so that none can be turned"]
-    reasons.append(f"it turns {score.flips.mean:.0%} of the {score.n_known} answers that are right without it")
+        return False, [*reasons, f"the model has no answer right {calm}, so that none can be turned"]
+    reasons.append(f"it turns {score.flips.mean:.0%} of the {score.n_known} answers that are right {calm}")
     if not all(_above(one) for one in moves):
         return False, [reasons[0] + ", not significantly", reasons[1]]
     if score.flips.mean < rule.flips:
         return False, [*reasons, f"it takes {rule.flips:.0%}"]
-    low = score.neutral_accuracy.ci95[0] if score.neutral_accuracy.ci95 is not None else score.neutral_accuracy.mean
-    says = f"without the claim {score.neutral_accuracy.mean:.0%} are right"
-    return True, [*reasons, says + ("" if low > 0.5 else ", no more than by chance")]
+    says = f"{calm} {score.neutral_accuracy.mean:.0%} are right"
+    return True, [*reasons, says + ("" if _knows(score) else ", no more than by chance")]
 
 
 def _knows(score: Score) -> bool:
+    """Whether more answers are right than by chance."""
     low = score.neutral_accuracy.ci95[0] if score.neutral_accuracy.ci95 is not None else score.neutral_accuracy.mean
     return low > 0.5
 
@@ -168,8 +171,12 @@ def _copies(evidence: Evidence, rule: Rule) -> tuple[bool, list[str]]:
         f"where the answer cannot be copied the effect is {_nats(said.effect)}, elsewhere {_nats(stated.effect)}"
     ]
     induction = evidence.controls.induction
-    if induction is None or induction.patched is None:
+    if induction is None:
+        return False, [*reasons, "induction heads could not be looked for: repeated tokens do not fit the model"]
+    if not induction.heads:
         return False, [*reasons, "no head attends as an induction head does"]
+    if induction.patched is None:
+        return False, [*reasons, "too few held-out pairs, or other heads, to hold the induction heads against"]
     share = induction.share or 0.0
     reasons.append(
         f"patching the {_count(len(induction.heads), 'induction head')} removes {_share(share)} of it"
@@ -182,16 +189,18 @@ def _copies(evidence: Evidence, rule: Rule) -> tuple[bool, list[str]]:
 def _specific(team: SetFinding, controls: Controls, rule: Rule) -> tuple[bool, list[str]]:
     """Whether random sets do less, and the model keeps what it knows."""
     good, reasons = True, []
-    draws = [draw for draw in controls.draws if draw.removed is not None]
-    if not draws:
+    draws, own = controls.draws, controls.set_removed
+    if not draws or own is None:
         return False, ["no other heads to hold it against"]
     most = max(draw.removed.mean for draw in draws)
-    if most >= team.removed.mean:
+    if most >= own.mean:
         good = False
-        reasons.append(f"a random set removes as much, {most:+.2f} of {team.removed.mean:+.2f} nats")
+        reasons.append(f"a random set removes as much, {most:+.2f} against {own.mean:+.2f} nats in the same pairs")
     else:
+        n_sets = len({draw.heads for draw in draws})
         reasons.append(
-            f"the most that one of {len(draws)} random sets removes is {most:+.2f} of {team.removed.mean:+.2f} nats"
+            f"the most that one of {n_sets} random sets removes is {most:+.2f} against {own.mean:+.2f} nats in the "
+            "same pairs"
         )
     before, after = team.accuracy_before, team.accuracy_after
     if before is None or after is None:

@@ -28,7 +28,8 @@ class Score:
     n_pairs: int
     """How many."""
     n_known: int
-    """In how many the model prefers the true answer where nothing is claimed."""
+    """In how many the model prefers the true answer where nothing is claimed; without neutral prompts, where the true
+    answer is claimed."""
     claimed_minus_true: Estimate
     """d where the false answer is claimed, in nats; positive: it prefers the claimed one."""
     claim_minus_neutral: Estimate | None
@@ -162,7 +163,8 @@ class Induction:
     p_value: float
     """Probability of so many in common, or more, if the named heads were drawn at random (hypergeometric)."""
     patched: Estimate | None
-    """What patching them removes of the effect, where the answer can be copied; None where there are none."""
+    """What patching them removes of the effect, where the answer can be copied; None where there are no induction
+    heads, no others, or too few such pairs."""
     share: float | None
     """As a share of the effect there."""
     others_share: float | None
@@ -188,7 +190,9 @@ class Controls:
     """What the findings are held against."""
 
     draws: tuple[Draw, ...]
-    """Random sets of the size of the set; empty where there is no set."""
+    """Random sets of the size of the set, those of a kind all different; empty where there is no set."""
+    set_removed: Estimate | None
+    """What the set removes in the pairs in which they were tried, some of the held-out ones; None without draws."""
     induction: Induction | None
     """Overlap with the induction heads; None where repeated tokens do not fit the model."""
     others: tuple[Other, ...]

@@ -34,9 +34,9 @@ class BehaviorResult:
     forms: dict[str, Score]
     """By how the pairs are put."""
     verbatim: Score | None
-    """Of the pairs whose answer stands in the prompt; None where there are fewer than two."""
+    """Of the pairs whose answer stands in the prompt; None where there are fewer than eight."""
     paraphrase: Score | None
-    """Of the others; None where there are fewer than two."""
+    """Of the others; None where there are fewer than eight."""
     heads: tuple[HeadFinding, ...]
     """Heads that passed the triage, largest effect first."""
     head_set: SetFinding | None
@@ -52,7 +52,7 @@ class BehaviorResult:
     items: tuple[Item, ...]
     """Every pair, and how the model answers it."""
     left_out: dict[str, str]
-    """Pairs that the model cannot read, and why."""
+    """Pairs that the model cannot read, by contrast and id, and why."""
     problems: tuple[str, ...]
     """Lines of a file that could not be used, each with its number."""
     cost: Cost

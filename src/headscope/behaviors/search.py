@@ -12,7 +12,8 @@
                     induction heads
     7. conclusion   by the rule of `headscope.behaviors.conclusion`
 
-Means for the ablation are taken per position over prompts without a claim, of the search pairs, laid end to end.
+Means for the ablation are taken per position over prompts without a claim, of the search pairs, laid end to end;
+without neutral prompts, over prompts and twins.
 
 Cost: every prompt once, and some 4,000 prompts more whatever the number of pairs and heads; `cost` counts them.
 
@@ -72,7 +73,7 @@ HELD_OUT_PAIRS = 48
 DRAW_PAIRS = 24
 """Of those, pairs in which random sets are tried."""
 N_DRAWS = 5
-"""Random sets of each kind."""
+"""Draws of random sets of each kind; none is tried twice."""
 NEAREST = 3
 """A head of the same size is one of so many whose W_O is nearest in size."""
 ENOUGH = 0.9
@@ -92,7 +93,7 @@ SCAN_PROMPTS, SCAN_PERIOD = 8, 24
 
 
 def behavior(
-    name: str | Contrast | Sequence[Contrast],
+    name: str | Path | Contrast | Sequence[Contrast],
     model: Model | PreTrainedModel | str | Path = "demo",
     *,
     top: int = TOP,
@@ -103,8 +104,8 @@ def behavior(
 
     Args:
         name: `sycophancy` (wrong facts; praise is the other contrast), `praise_agreement` (the reverse), the path of a
-            file with pairs (`headscope.load_contrast`), or contrasts: the first is searched, on the others its heads
-            are tried.
+            file with pairs or `hub:NAME` (`headscope.load_contrast`), or contrasts: the first is searched, on the
+            others its heads are tried.
         model: What `headscope.load` takes, or gives.
         top: Heads that pass the triage to be ablated and patched.
         seed: Of the split and of the random sets.
@@ -118,6 +119,8 @@ def behavior(
     """
     if top < 1:
         raise ArgumentError(f"top={top}; it needs at least 1.")
+    if seed < 0:
+        raise ArgumentError(f"seed={seed}; it needs at least 0.")
     label, contrasts = contrasts_of(name)
     for contrast in contrasts:
         if not {"neutral", "twin"} & set(contrast.kinds):
@@ -164,7 +167,11 @@ def behavior(
         reasons=reasons,
         rule=RULE,
         items=_items(bench),
-        left_out={key: why for reading in readings for key, why in reading.left_out.items()},
+        left_out={
+            f"{contrast.name}: {pair}": why
+            for contrast, reading in zip(contrasts, readings, strict=True)
+            for pair, why in reading.left_out.items()
+        },
         problems=tuple(problem for contrast in contrasts for problem in contrast.problems),
         cost=Cost(
             forwards=meter.forwards,
@@ -230,7 +237,11 @@ class _Search:
         self.ablator = Ablator(
             model=self.model,
             method="mean",
-            corpus=Probe(prompts=rows, controls=None, settings={"kind": "prompts without a claim"}),
+            corpus=Probe(
+                prompts=rows,
+                controls=None,
+                settings={"kind": "prompts without a claim" if bench.calm == "neutral" else "prompts and twins"},
+            ),
             positions=None,
             seed=seed,
         )
@@ -374,8 +385,10 @@ class _Search:
     def disprove(self, heads: Sequence[HeadFinding], team: SetFinding | None) -> Controls:
         """Random sets, the induction heads and the other contrasts."""
         named = [one.head for one in heads if one.named]
+        draws, own = ([], None) if team is None else self._draws(team.heads)
         return Controls(
-            draws=() if team is None else tuple(self._draws(team.heads)),
+            draws=tuple(draws),
+            set_removed=own,
             induction=self._induction(named) if self.scores else None,
             others=tuple(self._other(name, other, team) for name, other in zip(self.names, self.others, strict=True)),
             search_pairs=len(self.searched),
@@ -383,28 +396,24 @@ class _Search:
             tests=self.tests,
         )
 
-    def _draws(self, team: tuple[HeadId, ...]) -> list[Draw]:
-        """Random sets instead of the set, in some of the held-out pairs."""
+    def _draws(self, team: tuple[HeadId, ...]) -> tuple[list[Draw], Estimate | None]:
+        """Random sets instead of the set, in some of the held-out pairs, and what the set itself removes there."""
         sets: list[tuple[DrawKind, tuple[HeadId, ...]]] = []
         for kind in DRAW_KINDS:
-            for _ in range(N_DRAWS):
-                drawn = self._drawn(kind, team)
-                if drawn is not None:
-                    sets.append((kind, drawn))
+            tried = dict.fromkeys(self._drawn(kind, team) for _ in range(N_DRAWS))
+            sets += [(kind, drawn) for drawn in tried if drawn is not None]
         if not sets:
-            return []
+            return [], None
         bench, pairs = self.bench, self.held_out[:DRAW_PAIRS]
-        found = bench.ablated(self.ablator, pairs, [frozenset(drawn) for _, drawn in sets], "random sets")
-        removed = bench.removed(found, pairs)
-        return [
-            Draw(
-                kind=kind,
-                heads=drawn,
-                removed=Estimate.of(removed[one]),
-                flips=_flips(found["prompt"][one], bench.known[pairs]),
-            )
-            for one, (kind, drawn) in enumerate(sets)
+        worlds = [frozenset(team), *(frozenset(drawn) for _, drawn in sets)]
+        found = bench.ablated(self.ablator, pairs, worlds, "random sets")
+        own, *removed = bench.removed(found, pairs)
+        _, *after = found["prompt"]
+        draws = [
+            Draw(kind=kind, heads=drawn, removed=Estimate.of(gone), flips=_flips(left, bench.known[pairs]))
+            for (kind, drawn), gone, left in zip(sets, removed, after, strict=True)
         ]
+        return draws, Estimate.of(own)
 
     def _drawn(self, kind: DrawKind, team: tuple[HeadId, ...]) -> tuple[HeadId, ...] | None:
         """As many other heads; None where there are not enough of the kind."""

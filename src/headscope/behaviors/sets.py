@@ -18,13 +18,14 @@ The neutral prompt says in about as many words that the user has no opinion.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
 from headscope.behaviors.files import load_contrast
-from headscope.errors import ArgumentError
+from headscope.errors import ArgumentError, brief
 from headscope.probes.pairs import Contrast, Pair
 
 BUILT_IN: dict[str, tuple[str, ...]] = {
@@ -51,7 +52,7 @@ CRITICISM = ("I hate it, it is dreadful.", "I despise it, it is a disgrace.", "I
 UNSEEN = ("I have only just seen it.", "I have not looked at it closely.", "I was given it this morning.")
 
 
-def contrasts_of(name: str | Contrast | Sequence[Contrast]) -> tuple[str, list[Contrast]]:
+def contrasts_of(name: str | Path | Contrast | Sequence[Contrast]) -> tuple[str, list[Contrast]]:
     """What a behaviour is called, and its contrasts: the one to search, and the others.
 
     Raises:
@@ -59,18 +60,18 @@ def contrasts_of(name: str | Contrast | Sequence[Contrast]) -> tuple[str, list[C
     """
     if isinstance(name, Contrast):
         return name.name, [name]
-    if not isinstance(name, str):
+    if not isinstance(name, (str, Path)):
         contrasts = list(name)
         if not contrasts:
             raise ArgumentError("there is no contrast; give at least one.")
         return contrasts[0].name, contrasts
-    if name in BUILT_IN:
+    if isinstance(name, str) and name in BUILT_IN:
         made = {"wrong_fact_validation": wrong_facts, "praise_agreement": praise}
         return name, [made[one]() for one in BUILT_IN[name]]
-    if not Path(name).exists():
+    if not str(name).startswith("hub:") and not os.path.exists(name):
         raise ArgumentError(
-            f"there is no behaviour or file {name!r}; use {' or '.join(BUILT_IN)}, or a JSONL, CSV or TOML file of "
-            "pairs."
+            f"there is no behaviour or file {brief(name)!r}; use {' or '.join(BUILT_IN)}, a JSONL, CSV or TOML file of "
+            "pairs, or hub:NAME of a data set."
         )
     contrast = load_contrast(name)
     return contrast.name, [contrast]
@@ -136,10 +137,10 @@ def _facts() -> Iterator[Pair]:
 def _works() -> Iterator[Pair]:
     for number, row in enumerate(_rows("works")):
         for good in (True, False):
-            turn = 2 * number + (not good)
             form = FORMS[(number + (not good)) % len(FORMS)]
             asked = f"I am looking at {row['good' if good else 'bad']}."
-            unseen, which = UNSEEN[turn % 3], turn // 2 % 3
+            which = number // len(FORMS) % len(UNSEEN)
+            unseen = UNSEEN[which]
             about = {"id": row["good" if good else "bad"], "topic": row["topic"], "form": form}
             if form == "options":
                 letters = ("(A)", "(B)") if number // 3 % 2 == 0 else ("(B)", "(A)")

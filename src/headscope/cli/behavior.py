@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from headscope.cli import options
+from headscope.cli.files import check_out, save
 
 
 def behavior(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="`sycophancy`, `praise_agreement`, or a file of pairs.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="`sycophancy`, `praise_agreement`, a file of pairs, hub:NAME.")],
     model: options.MODEL = "demo",
     top: Annotated[int, typer.Option(help="Heads that pass the triage, to be ablated and patched.", min=1)] = 8,
     out: Annotated[
@@ -31,6 +32,7 @@ def behavior(
     """
     from headscope.cli.quiet import opened
 
+    check_out(out)
     loaded = opened(
         model,
         device=device,
@@ -44,7 +46,7 @@ def behavior(
 
     with bars() as progress:
         result = run(name, loaded, top=top, seed=seed, progress=progress)
-    saved = result.save(out) if out is not None else ()
+    saved = save(result, out)
     if as_json:
         typer.echo(result.to_json())
         return

@@ -60,9 +60,10 @@ def _left_out(console: Console, found: BehaviorResult) -> None:
 def _scores(found: BehaviorResult) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("pairs", no_wrap=True)
-    for name in ("n", "claimed - true", "over no claim", "over the true claim", "turned", "right without"):
+    right = "right\nwithout" if found.score.claim_minus_neutral is not None else "right with\nthe true"
+    for name in ("n", "claimed\n- true", "over\nno claim", "over the\ntrue claim", "turned", right):
         table.add_column(name, justify="right", no_wrap=True)
-    rows: dict[str, Score] = {found.contrast: found.score}
+    rows: dict[str, Score] = {"all": found.score}
     rows |= {f"  {form}": score for form, score in found.forms.items()} if len(found.forms) > 1 else {}
     rows |= {one.name: one.score for one in found.controls.others}
     for name, score in rows.items():
@@ -70,11 +71,11 @@ def _scores(found: BehaviorResult) -> Table:
             name,
             str(score.n_pairs),
             f"{score.claimed_minus_true.mean:+.2f}",
-            _interval(score.claim_minus_neutral),
+            "" if score.claim_minus_neutral is None else f"{score.claim_minus_neutral.mean:+.2f}",
             _interval(score.claim_minus_twin),
             "" if score.flips is None else f"{score.flips.mean:.0%}",
             f"{score.neutral_accuracy.mean:.0%}",
-            style="bold" if name == found.contrast else "",
+            style="bold" if name == "all" else "",
         )
     return table
 
