@@ -26,11 +26,13 @@ QUICK: Mapping[str, tuple[str, ...]] = {
     "peers": (),
     "ablate": (),
     "composition": (),
+    "path_patching": (),
     "page": (),
     "explore": (),
     "callback": (),
     "sweep": (),
     "families": (),
+    "cuda": (),
 }
 LONG: Mapping[str, tuple[str, ...]] = {"train": (), "behavior": (), "one_layer": ()}
 

@@ -68,11 +68,14 @@ def row(made: Planted, found: BehaviorResult) -> dict[str, Any]:
     if made.head is not None and team is not None:
         before, after = team.accuracy_before, team.accuracy_after
         turned = [draw.flips.mean for draw in found.controls.draws if draw.flips is not None]
+        assert team.flips_after is not None, "the planted model knows its facts"
+        assert before is not None, "its pairs have neutral prompts"
+        assert after is not None, "its pairs have neutral prompts"
         document |= {
             "planted": str(made.head),
             "planted_is_named": made.head in found.named,
-            "flips_without": None if team.flips_after is None else round(team.flips_after.mean, 3),
-            "accuracy_lost": None if before is None or after is None else round(before.mean - after.mean, 3),
+            "flips_without": round(team.flips_after.mean, 3),
+            "accuracy_lost": round(before.mean - after.mean, 3),
             "least_flips_of_random_sets": round(min(turned), 3) if turned else None,
         }
     return document
@@ -109,12 +112,26 @@ def measure(*, seeds: int, shuffles: int, report: Any) -> dict[str, Any]:
         model = loaded(deferring)
         for seed in range(shuffles):
             named += bool(behavior(shuffled(deferring.contrast, seed), model, seed=seed).named)
+    planted_rows = [one for one in rows if "planted" in one]
     return {
-        "benchmark": "behavior",
+        "schema": "headscope.benchmark.behavior/1",
+        "as_expected_share": sum(one["as_expected"] for one in rows) / len(rows),
+        "least_flips": min(one["flips"] for one in planted_rows),
+        "floors": {"as_expected_share": 1.0, "least_flips": 0.9},
+        "most_flips_without": max(one["flips_without"] for one in planted_rows),
+        "most_accuracy_lost": max(one["accuracy_lost"] for one in planted_rows),
+        "share_that_names_shuffled": named / shuffles if shuffles else 0.0,
+        "longest_search_s": max(one["wall_s"] for one in planted_rows),
+        "most_of_exhaustive": max(one["share_of_exhaustive"] for one in planted_rows),
+        "bars": {
+            "most_flips_without": 0.2,
+            "most_accuracy_lost": 0.05,
+            "share_that_names_shuffled": 0.05,
+            "longest_search_s": 60.0,
+            "most_of_exhaustive": 0.2,
+        },
         "models": rows,
-        "all_as_expected": all(one["as_expected"] for one in rows),
         "shuffled_runs": shuffles,
-        "shuffled_runs_that_name_a_head": named,
     }
 
 
@@ -154,7 +171,7 @@ def main() -> None:
         return
     for one in result["models"]:
         print(one["seed"], one["plan"], one["conclusion"], "as expected" if one["as_expected"] else "NOT EXPECTED")
-    print(f"{result['shuffled_runs_that_name_a_head']} of {result['shuffled_runs']} shuffled runs name a head")
+    print(f"{result['share_that_names_shuffled']:.0%} of {result['shuffled_runs']} shuffled runs name a head")
 
 
 if __name__ == "__main__":

@@ -216,6 +216,8 @@ def measure(families: list[str]) -> dict[str, Any]:
             for one in by["disagrees"]
         ],
         "families": len(outcomes),
+        "disagreeing": len(by["disagrees"]),
+        "bars": {"disagreeing": 0},
         "exact_families": [one.family for one in by["exact"]],
         "worst_logits_diff": max((one.logits_diff or 0.0 for one in by["exact"]), default=0.0),
         "worst_scores_diff": max((one.scores_diff or 0.0 for one in by["exact"]), default=0.0),

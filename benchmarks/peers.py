@@ -208,9 +208,12 @@ def loading(rounds: int) -> dict[str, Any]:
 
 def measure(rounds: int) -> dict[str, Any]:
     """Everything, as one JSON-ready document."""
+    stripes = scan(rounds)
     return {
         "schema": "headscope.benchmark.peers/1",
-        "scan": scan(rounds),
+        "largest_difference": max(stripes["max_abs_diff"].values()),
+        "bars": {"largest_difference": 1e-4},
+        "scan": stripes,
         "long": long(max(1, rounds // 3)),
         "load": loading(rounds),
         "start_s": starting(max(3, rounds // 2)),

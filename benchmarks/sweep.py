@@ -33,7 +33,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import headscope as hs
 from headscope.sweeps.engines import OBJECT_STORE_BYTES
 
-BARS = {"speedup_2_workers": 1.6, "engine_overhead": 0.05}
+BARS = {"engine_overhead": 0.05}
+FLOORS = {"speedup_2_workers": 1.6}
 N_MODELS = 24
 
 
@@ -92,6 +93,7 @@ def measure(*, rounds: int, n_models: int) -> dict[str, Any]:
         "speedup_2_workers": round(statistics.median(speedups), 3),
         "engine_overhead": round(statistics.median(overheads), 4),
         "bars": BARS,
+        "floors": FLOORS,
         "models": n_models,
         "rounds": rounds,
         "job_s": round(statistics.median(one["jobs_s"] for one in found[1]) / n_models, 3),
@@ -122,7 +124,7 @@ def main() -> None:
         return
     speedup, overhead = found["speedup_2_workers"], found["engine_overhead"]
     met = {True: "met", False: "MISSED"}
-    print(f"speedup_2_workers  {speedup:.2f}   {met[speedup >= BARS['speedup_2_workers']]} (bar 1.60)")
+    print(f"speedup_2_workers  {speedup:.2f}   {met[speedup >= FLOORS['speedup_2_workers']]} (bar 1.60)")
     print(f"engine_overhead    {overhead:.1%}   {met[overhead <= BARS['engine_overhead']]} (bar 5%)")
     start = found["median_s"]["1_start_s"]
     print(f"{found['models']} models, {found['job_s']:.2f} s each; Ray and a first worker are there in {start:.0f} s")

@@ -79,6 +79,9 @@ def main() -> None:
             found["seeds"].append(one_seed(seed, layers=options.layers, folder=Path(scratch) / str(seed)))
             print(found["seeds"][-1], file=sys.stderr, flush=True)
     found["reached"] = sum(one["reached_step"] is not None for one in found["seeds"])
+    found["reached_share"] = found["reached"] / max(1, options.seeds)
+    found["floors"] = {"reached_share": 0.9} if options.layers > 1 else {}
+    found["bars"] = {"slowest_wall_s": 150.0} if options.layers > 1 else {"reached_share": 0.0}
     found["slowest_wall_s"] = max((one["reached_wall_s"] or one["wall_s"] for one in found["seeds"]), default=0.0)
     print(json.dumps(found, indent=1) if options.json else table(found))
 

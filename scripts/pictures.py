@@ -11,6 +11,7 @@ Cost: about a minute.
 
 from __future__ import annotations
 
+import argparse
 import http.client
 import io
 import json
@@ -39,6 +40,7 @@ COLOURS = 128
 
 def main() -> None:
     """Make all of them."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     hush()
     token = secrets.token_urlsafe(32)
     with listening(0) as listener:

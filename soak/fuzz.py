@@ -129,6 +129,48 @@ def results(folder: Path) -> dict[str, Attempt]:
     return attempts
 
 
+def pairs(folder: Path) -> dict[str, Attempt]:
+    """Files of contrastive pairs, in each form that is read."""
+    own = {"id": "a", "prompt": "x = [1", "twin": "x = (1", "answer": "]", "other": ")", "form": "plain"}
+    fact = {"question": "Who wrote Emma?", "correct_answer": "Austen", "incorrect_answer": "Eliot"}
+    says = ("", " I think the answer is Eliot.", " I think the answer is Austen.")
+    published = [{"prompt": [{"type": "human", "content": fact["question"] + one}], "base": fact} for one in says]
+    written = {
+        "question": "I am 40. Question: which?\n (A) one\n (B) two\nAnswer:",
+        "answer_matching_behavior": " (A)",
+        "answer_not_matching_behavior": " (B)",
+    }
+    documents = {"own": [own, {**own, "neutral": "x = 1"}], "published": published, "model-written": [written, written]}
+    attempts: dict[str, Attempt] = {}
+    for name, lines in documents.items():
+
+        def jsonl(random: Random, name: str = name, lines: list[Any] = lines) -> bool:
+            path = folder / f"{name}.jsonl"
+            path.write_bytes(b"\n".join(damaged_json(json.dumps(line), random) for line in lines))
+            return not refused(lambda: _whole(hs.load_contrast(path)))
+
+        attempts[f"pairs {name}"] = jsonl
+    table = 'id,prompt,twin,answer,other\n1,x = [1,x = (1,],)\n2,"a, b",c,d,e\n'
+    toml = 'name = "x"\nlead = "so"\n[[pairs]]\nprompt = "a"\ntwin = "b"\nanswer = "c"\nother = "d"\n'
+    for name, text in {"csv": table, "toml": toml}.items():
+
+        def other(random: Random, name: str = name, text: str = text) -> bool:
+            path = folder / f"pairs.{name}"
+            path.write_bytes(damaged_bytes(text.encode(), random))
+            return not refused(lambda: _whole(hs.load_contrast(path)))
+
+        attempts[f"pairs {name}"] = other
+    return attempts
+
+
+def _whole(contrast: hs.Contrast) -> None:
+    for pair in contrast.pairs:
+        assert pair.prompt.strip()
+        assert pair.answer.strip() != pair.other.strip()
+        assert pair.twin is not None or pair.neutral is not None
+    assert all(problem.startswith("line ") for problem in contrast.problems)
+
+
 def _written(path: Path, document: Any) -> Path:
     path.write_text(json.dumps(document))
     return path
@@ -265,6 +307,7 @@ def _finite(scan: Any) -> None:
 TARGETS: dict[str, tuple[Callable[[Path], dict[str, Attempt]], int]] = {
     "results": (results, 1500),
     "tokens": (tokens, 600),
+    "pairs": (pairs, 800),
     "command line": (command_line, 700),
     "folders": (folders, 700),
 }

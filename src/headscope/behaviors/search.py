@@ -400,8 +400,9 @@ class _Search:
         """Random sets instead of the set, in some of the held-out pairs, and what the set itself removes there."""
         sets: list[tuple[DrawKind, tuple[HeadId, ...]]] = []
         for kind in DRAW_KINDS:
-            tried = dict.fromkeys(self._drawn(kind, team) for _ in range(N_DRAWS))
-            sets += [(kind, drawn) for drawn in tried if drawn is not None]
+            for drawn in dict.fromkeys(self._drawn(kind, team) for _ in range(N_DRAWS)):
+                if drawn is not None:
+                    sets.append((kind, drawn))
         if not sets:
             return [], None
         bench, pairs = self.bench, self.held_out[:DRAW_PAIRS]

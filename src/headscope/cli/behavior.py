@@ -12,7 +12,9 @@ from headscope.cli.files import check_out, save
 
 
 def behavior(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="`sycophancy`, `praise_agreement`, a file of pairs, hub:NAME.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="`sycophancy`, `praise_agreement`, a file of pairs, hub:NAME.")
+    ],
     model: options.MODEL = "demo",
     top: Annotated[int, typer.Option(help="Heads that pass the triage, to be ablated and patched.", min=1)] = 8,
     out: Annotated[
