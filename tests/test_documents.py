@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import jaxtyping
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from headscope.documents import decode, encode
 from headscope.errors import ArgumentError
@@ -65,6 +67,29 @@ def document(record) -> dict[str, Any]:
 
 
 # ---- there and back
+
+HEADS = st.builds(HeadId, st.integers(0, 99), st.integers(0, 99), st.integers(0, 2))
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+INNER = st.builds(Inner, mean=NUMBERS, ci95=st.none() | st.tuples(NUMBERS, NUMBERS))
+RECORDS = st.builds(
+    Outer,
+    name=TEXT,
+    count=st.integers(),
+    exact=st.booleans(),
+    inner=INNER,
+    maybe=st.none() | INNER,
+    many=st.lists(st.builds(Placed, head=HEADS, kind=st.sampled_from(["one", "two"]))).map(tuple),
+    heads=st.lists(HEADS).map(tuple),
+    words=st.lists(TEXT).map(tuple),
+    table=st.dictionaries(TEXT, NUMBERS),
+    settings=st.dictionaries(TEXT, st.none() | st.booleans() | st.integers() | NUMBERS | TEXT | st.lists(TEXT)),
+)
+
+
+@given(RECORDS)
+def test_any_record_survives_text_and_comes_back_the_same(record):
+    assert decode(Outer, json.loads(json.dumps(encode(record), allow_nan=False))) == record
 
 
 def test_the_document_is_plain_json(document):

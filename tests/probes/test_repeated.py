@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
@@ -65,6 +67,31 @@ def test_a_prompt_is_start_prefix_run_gap_run_tail(model, n_repeats):
         assert 0 <= found.prefix <= 2
         assert 6 <= found.run <= 10
         assert max(found.gaps) <= 2
+
+
+@given(
+    n_prompts=st.integers(1, 4),
+    period=st.integers(3, 30),
+    n_repeats=st.integers(2, 4),
+    jitter=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_any_legal_probe_has_its_parts_and_its_control_none(model, n_prompts, period, n_repeats, jitter, seed):
+    given = {"n_prompts": n_prompts, "period": period, "n_repeats": n_repeats, "jitter": jitter, "seed": seed}
+    try:
+        probe = repeated_tokens(model, **given)
+    except ShapeError:
+        # 128 positions and 126 ids: too long a prompt, or too few ids to fill one and its control.
+        assert period * n_repeats > 60
+        return
+    assert len(probe.prompts) == len(probe.controls) == n_prompts
+    assert len({len(tokens) for tokens in (*probe.prompts, *probe.controls)}) == 1
+    for prompt, control in zip(probe.prompts, probe.controls, strict=True):
+        found = parts(prompt, n_repeats=n_repeats)
+        assert 3 <= found.run <= period + max(1, round(period / 4)) if jitter else found.run == period
+        assert len(set(control.tolist())) == len(control), "a token recurs in the control"
+        until = found.copies[0] + found.run
+        assert control[:until].tolist() == prompt[:until].tolist()
 
 
 def test_jitter_varies_prefix_gap_and_period_and_not_together(model):
