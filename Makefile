@@ -65,7 +65,7 @@ web/node_modules/.made: web/package.json web/package-lock.json .venv/.dev
 
 clean:
 	rm -rf web/node_modules
-	rm -rf .venv build dist results .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist results/demo .pytest_cache .ruff_cache .hypothesis
 	find . -type d -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/.made:

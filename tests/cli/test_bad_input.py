@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -51,6 +53,7 @@ def folders(tmp_path_factory):
     (root / "words.json").write_text(json.dumps({"tokens": "no"}))
     (root / "long.json").write_text(json.dumps([[1] * 65]))
     (root / "none.json").write_text("[]")
+    (root / "deep.json").write_text("[" * 100_000)
     GPT2Model(GPT2Config(**SMALL)).save_pretrained(root / "headless")
     (root / "latin1.txt").write_bytes("Müll ".encode("latin-1") * 2000)
     return root
@@ -85,6 +88,9 @@ CASES = {
     "n_prompts 0": (("scan", "demo", "--n-prompts", "0"), "n_prompts=0.* at least 1"),
     "n_repeats 1": (("scan", "demo", "--n-repeats", "1"), "n_repeats=1.* at least 2"),
     "precision 0": (("scan", "demo", "--precision", "0"), "precision=0.* positive"),
+    "precision inf": (("scan", "demo", "--precision", "inf"), "precision=inf.* positive"),
+    "a name that the system refuses": (("scan", "x" * 300), "^headscope: "),
+    "tokens nested past reading": (("scan", "demo", "--tokens", "{root}/deep.json"), "deep.json' is not JSON"),
     "an unknown detector": (("scan", "demo", "--detector", "magic"), "no detector 'magic'.* induction"),
     "an unknown dtype": (("scan", "demo", "--dtype", "float31"), "float31.* float32"),
     "a device that is not there": (("scan", "demo", "--device", "cuda:99"), "cuda:99"),
@@ -130,6 +136,48 @@ def test_one_clear_line_and_exit_code_2(case, folders, headscope, request):
     assert line.startswith("headscope: ")
 
     assert re.search(said, line), line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("scan", "no-such/model", "--out"),
+        ("verify", "no-such/model", "--out"),
+        ("circuit", "no-such/model", "--out"),
+        ("behavior", "sycophancy", "no-such/model", "--out"),
+        ("emergence", "no-such/model", "--out"),
+        ("mosaic", "no-such/store", "--out"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_where_results_cannot_be_saved_is_told_before_any_work(arguments, folders, headscope):
+    # The model is not there either, and is not even asked for.
+    for place, why in (("text.txt/sub/r.svg", "Not a directory"), ("x" * 300, "File name too long")):
+        ran = headscope(*arguments, folders / place)
+        assert (ran.code, ran.out) == (2, "")
+        told = f"{str(folders / place)!r} cannot be written: {why}; mend that, or name another place."
+        assert ran.err == f"headscope: {told}\n"
+
+
+def test_a_folder_is_no_picture_and_a_picture_no_folder(folders, headscope):
+    assert "is a folder; name a file in it" in headscope("mosaic", "no-such/store", "--out", folders).err
+    assert "cannot be written: Not a directory" in headscope("scan", "--out", folders / "text.txt").err
+
+
+def test_a_folder_that_must_not_be_written_is_told(headscope, tmp_path, monkeypatch):
+    # What the system says to all but its administrator.
+    monkeypatch.setattr("os.access", lambda path, mode: not mode & os.W_OK)
+    assert "cannot be written: Permission denied" in headscope("scan", "no-such/model", "--out", tmp_path).err
+
+
+def test_a_full_disk_is_told_in_one_line(headscope, tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("headscope.results.write_whole", full)
+    ran = headscope("scan", "demo", *SHORT, "--out", tmp_path / "out")
+    assert ran.code == 2
+    assert ran.err.endswith("out' cannot be written: No space left on device; mend that, or name another place.\n")
 
 
 def test_a_defect_of_ours_exits_with_1_and_a_traceback(monkeypatch, headscope):

@@ -63,7 +63,8 @@ def test_the_table_shows_scores_heads_controls_and_the_conclusion(headscope, pai
         assert f"{one.patched.mean:+.2f}" in row
     assert "1 lines of the file left out: line 65: it has no answer, no other" in ran.out
     for kind in ("random", "same layers", "same size"):
-        assert f"control, 5 sets, {kind}" in ran.out
+        n_sets = sum(draw.kind == kind for draw in found.controls.draws)
+        assert f"control, {n_sets} sets, {kind}" in ran.out
     assert f"Results: {out / 'behavior.json'}" in ran.out
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, LlamaConfig, LlamaForCausalLM
 
 import headscope as hs
+from headscope.cli.main import main
 from headscope.evidence.agreement import agreement
 from headscope.evidence.parameters import count_parameters
 from headscope.results import Scan
@@ -151,6 +154,37 @@ def test_params_json_and_named_circuit_share_kv_heads(headscope, tmp_path):
     assert document["share"] == pytest.approx(3072 / document["model_total"])
 
 
+def test_without_a_control_the_remark_does_not_speak_of_one(headscope, gpt2, tmp_path):
+    (tmp_path / "ids.json").write_text(json.dumps([[1, 2, 3, 1, 2, 3]]))
+    assert "half of it gone on the control." in headscope("scan", gpt2, *SMALL).out
+    own = headscope("scan", gpt2, "--tokens", tmp_path / "ids.json").out
+    assert "Found: score at least 0.4, on the score alone: without a control," in own
+    assert "gone on the control" not in own
+
+
+def test_a_precision_that_was_not_reached_is_not_claimed(headscope, gpt2, monkeypatch):
+    monkeypatch.setattr("headscope.evidence.attention.MAX_PROMPTS", 8)
+    ran = headscope("scan", gpt2, *SMALL, "--precision", "1e-200")
+    assert ran.code == 0
+    assert re.search(r"Precision 1e-200 was not reached in 8 prompts: the widest interval is ± 0\.\d+\.", ran.out)
+    assert "Precision" not in headscope("scan", gpt2, *SMALL, "--precision", "0.9").out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a closed pipe has another error number there")
+@pytest.mark.parametrize("arguments", [("scan", *SMALL, "--json"), ("scan", *SMALL), ("params",)], ids=" ".join)
+def test_a_reader_that_leaves_is_no_defect(arguments, gpt2, monkeypatch, capsys):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command, *options = arguments
+    with open(writing, "w") as pipe, capsys.disabled():
+        monkeypatch.setattr(sys, "stdout", pipe)
+        monkeypatch.setattr(sys, "argv", ["headscope", command, str(gpt2), *options])
+        with pytest.raises(SystemExit) as end:
+            main()
+        monkeypatch.undo()
+    assert end.value.code == 0
+
+
 def test_help_is_quick_and_shows_an_example_for_each_command(headscope):
     for command in ("scan", "check", "params"):
         ran = headscope(command, "--help")
@@ -167,3 +201,9 @@ def mamba(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "mamba"
     MambaForCausalLM(MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=97)).save_pretrained(folder)
     return folder
+
+
+def test_make_clean_removes_what_make_made_and_no_other_results():
+    root = Path(__file__).parents[2]
+    done = subprocess.run(["make", "--dry-run", "clean"], cwd=root, capture_output=True, text=True, check=True)
+    assert {word for word in done.stdout.split() if word.startswith("results")} == {"results/demo"}

@@ -55,6 +55,7 @@ def test_what_cannot_be_followed_is_one_line(headscope, run, tmp_path):
         ([run / "step0"], "is one model"),
         ([run, "--revision", "step7"], "no checkpoint is called 'step7'"),
         ([run, "--every", 0], "every=0"),
+        ([run, "--n-prompts", 0], "n_prompts=0; it needs a whole number from 1 up"),
         ([run, "--period", 90], "none of the 6 checkpoints"),
     ):
         ran = headscope("emergence", *arguments)

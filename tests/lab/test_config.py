@@ -28,6 +28,8 @@ def test_what_is_not_given_is_the_recipes_own():
     ("given", "said"),
     [
         ({"recipe": "copies"}, "recipe='copies' is not known; use one of copy, code, mixed, bigram"),
+        ({"recipe": ["copy"]}, "recipe=['copy'] is not known; use one of copy"),
+        ({"seed": 2**32}, "seed=4294967296 must be below 2^32 = 4294967296"),
         ({"d_modle": 64}, "'d_modle' is no setting of a training; did you mean d_model?"),
         ({"widgets": 64}, "'widgets' is no setting of a training; use recipe, layers"),
         ({"d_model": 65}, "d_model=65 does not divide among heads=4; use a multiple of 4"),
@@ -49,6 +51,10 @@ def test_what_cannot_be_trained_is_refused_in_one_line(given, said):
     with pytest.raises(ArgumentError, match=re.escape(said) if "\\" not in said else said) as told:
         train_config(**{"device": "cpu"} | given)
     assert "\n" not in str(told.value)
+
+
+def test_the_largest_seed_is_taken():
+    assert train_config(seed=2**32 - 1, device="cpu").seed == 4294967295
 
 
 def test_all_that_is_wrong_is_told_at_once():

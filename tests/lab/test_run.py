@@ -102,13 +102,13 @@ def test_a_logged_loss_is_the_mean_since_the_row_before(tiny, tmp_path):
 
 
 KILLED = """
-import json, os, random, signal, sys
+import json, os, random, signal, sys, tempfile
 sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
 import test_run
-from headscope.lab.config import train_config
+from headscope.lab.config import build_model, train_config
 from headscope.lab.recipes import RECIPES
 from headscope.lab.run import run
 
@@ -137,6 +137,9 @@ def go(folder, *, die_after=None, die_at_step=None):
             (folder.parent / f"{{folder.name}}.events").write_text(str(seen))
             os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+with tempfile.TemporaryDirectory() as scratch:
+    build_model(config).save_pretrained(scratch)  # transformers prepares itself at the first, here for all children
 
 root = Path(sys.argv[1])
 assert go(root / "whole") == 0
@@ -233,8 +236,36 @@ def test_a_damaged_state_and_a_missing_checkpoint_are_named(tiny, tmp_path):
     (tmp_path / "kept").rename(tmp_path / "step-000012")
     state = tmp_path / "state.safetensors"
     state.write_bytes(state.read_bytes()[:100])
-    with pytest.raises(ArgumentError, match=r"state\.safetensors' is damaged .* remove it to train from the start"):
+    with pytest.raises(ArgumentError, match=r"state\.safetensors' is damaged .* remove state\.safetensors to"):
         run(tiny, tmp_path, measure=look)
+
+
+def test_a_damaged_log_and_damaged_weights_are_named_in_one_line(tiny, tmp_path):
+    run(tiny, tmp_path, measure=look)
+    log = (tmp_path / "log.jsonl").read_bytes()
+    first = [
+        b"garbage",
+        b"\xff",
+        b"[0]",
+        b'{"at": 0}',
+        b'{"step": 0}',
+    ]  # not JSON, not UTF-8, no row, no step, no rest
+    short = b"".join(log.splitlines(keepends=True)[:-1])  # without step 12, which the state goes on from
+    damaged = {
+        "log.jsonl": [*(line + b"\n" + log for line in first), short, None],
+        "step-000012/model.safetensors": [b"\x08", b"", None],
+    }
+    for name, contents in damaged.items():
+        path = tmp_path / name
+        whole = path.read_bytes()
+        for content in contents:
+            path.unlink() if content is None else path.write_bytes(content)
+            with pytest.raises(ArgumentError, match=rf"{name}' is damaged \(.*\); put it back, or") as told:
+                run(tiny, tmp_path, measure=look)
+            assert "\n" not in str(told.value)
+            assert "write it anew" not in str(told.value)
+            path.write_bytes(whole)
+    assert len(run(tiny, tmp_path, measure=look)[1]) == 7, "put back, it is as before"
 
 
 def test_a_full_disk_loses_no_checkpoint_and_the_run_goes_on_afterwards(tiny, tmp_path):

@@ -65,6 +65,15 @@ def test_what_has_no_scan_or_no_step_is_told(store):
     assert store.emergence("/runs/first").missing == {}
 
 
+def test_steps_are_those_that_emergence_reads(store):
+    # Of step1000-tokens4B the last digits are 4's, of the commit 1234's: neither is a step.
+    put(store, job("org/tokens", "step1000-tokens4B"), 0.5)
+    put(store, job("org/tokens", "a" * 36 + "1234"), 0.5)
+    found = store.emergence("org/tokens")
+    assert found.steps == (1000,)
+    assert found.missing == {"a" * 36 + "1234": "its name holds no step"}
+
+
 def test_two_scans_of_one_step_are_refused(store):
     put(store, job("org/run", "step64", "another commit"), 0.5)
     with pytest.raises(ArgumentError, match="has two scans of step 64 of 'org/run'"):

@@ -104,10 +104,18 @@ def test_a_folder_may_have_an_at_in_its_name(tmp_path):
     assert (job.model, job.revision) == (str(tmp_path / "run@3"), None)
 
 
+def test_a_name_too_long_for_a_folder_is_no_folder():
+    made = make_plan(["x" * 300])
+    assert "the hub has no such id" in str(made.refused[0].error)
+
+
 @pytest.mark.parametrize(
     ("given", "why"),
     [
         ({"models": []}, "at least one model"),
+        ({"models": "gpt2"}, r"models='gpt2'; it needs a list, like \['gpt2'\]"),
+        ({"revisions": "main"}, "revisions='main'; it needs a list"),
+        ({"what": "scan"}, "what='scan'; it needs a list"),
         ({"models": ["a@"]}, "write MODEL or MODEL@REVISION"),
         ({"what": ["scam"]}, "'scam' is not known; use scan, verify, circuit, icl"),
         ({"what": []}, "is not known"),
@@ -148,6 +156,9 @@ def test_a_toml_plan(tmp_path):
     [
         ("modles = []", "unknown modles"),
         ("models = 3", "is not a plan; write models ="),
+        ('models = "gpt2"', "is not a plan; write models ="),
+        ('models = [{ id = "gpt2", revisions = "main" }]', "is not a plan; write models ="),
+        ('what = "scan"', "is not a plan; write models ="),
         ('models = [{ ids = "x" }]', "is not a plan"),
         ("scan = 3", "is not a plan"),
         ("models = [", "cannot be read as a list of models"),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 import headscope as hs
 from headscope.errors import ArgumentError, NonFiniteError
@@ -132,6 +136,56 @@ def test_writers_and_readers_at_once_see_whole_files_only(store):
         list(writes)
     frame = store.to_frame("circuit")
     assert frame.groupby("model").size().to_dict() == {f"m{number}": 50 for number in range(8)}
+
+
+def parquet(table):
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize("table", ["circuit", "jobs"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[: len(content) // 2],
+        lambda content: content.replace(b"PAR1", b"PAR2"),
+        lambda content: parquet(pa.table({"a": [1]})),
+    ],
+    ids=["empty", "truncated", "no Parquet", "another table"],
+)
+def test_a_damaged_file_is_named_in_one_line(store, table, damage):
+    store.put(outcome())
+    path = store._at(f"circuit/{JOB.identity}.parquet")
+    store._fs.pipe_file(path, damage(store._fs.cat_file(path)))
+    said = f"{JOB.identity}.parquet' is damaged .*; remove it and sweep again"
+    with pytest.raises(ArgumentError, match=said) as told:
+        store.to_frame(table)
+    assert "\n" not in str(told.value)
+    store._fs.rm_file(path)
+    assert store.state([JOB]) == {}
+
+
+def test_names_of_other_kinds_are_passed_over(store):
+    store.put(failure())
+    store._fs.pipe_file(store._at("failed/README"), b"mine")
+    assert store.state([JOB]) == {JOB.identity: "failed"}
+    assert len(store.failures()) == 1
+
+
+def test_two_sweeps_that_make_a_store_at_once_share_it(tmp_path, monkeypatch):
+    real, asked = LocalFileSystem.exists, []
+
+    def exists(self, path, **options):
+        found = real(self, path, **options)
+        if not asked:  # just after the first look, the other sweep makes the store and keeps a result
+            asked.append(path)
+            Store(tmp_path, create=True).put(outcome())
+        return found
+
+    monkeypatch.setattr(LocalFileSystem, "exists", exists)
+    assert Store(tmp_path, create=True).has(JOB)
 
 
 def test_opening_needs_a_store(tmp_path):

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 
 import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
-from headscope.errors import ArgumentError
+from headscope.errors import ArgumentError, ModelNotFound
 from headscope.evidence import circuit
-from headscope.sweeps import run
+from headscope.sweeps import plan, run
 from headscope.sweeps.tables import ABOUT
 
 SCAN = {"scan": {"n_prompts": 4, "period": 8}}
@@ -166,6 +166,39 @@ def test_a_model_that_was_mended_is_tried_again_unasked(five_bad, tmp_path):
     found = hs.sweep([five_bad["nan"]], store, settings=SCAN)
     assert (found.done, found.failed) == (1, 0)
     assert list(hs.open_store(store).to_frame("jobs")["status"]) == ["done"]
+
+
+def test_a_folder_that_changes_between_plan_and_load_fails_and_is_measured_by_the_next_sweep(
+    save_models, tmp_path, monkeypatch
+):
+    (folder,) = save_models(1)
+    real = run._load
+
+    def load_and_change(job, loading):
+        model = real(job, loading)
+        tiny_causal_lm("llama", seed=9).save_pretrained(folder)
+        return model
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_load", load_and_change)
+        found = hs.sweep([folder], tmp_path / "store", what=("scan", "icl"), settings=SMALL)
+    assert (found.done, found.failed) == (0, 2)
+    assert {one.reason for one in found.failures} == {f"{str(folder)!r} changed while the sweep ran; run it again."}
+    assert hs.sweep([folder], tmp_path / "store", settings=SCAN).done == 1
+
+
+def test_a_failure_from_when_the_model_was_out_of_reach_goes_once_the_job_is_found_done(demo, tmp_path, monkeypatch):
+    store = shutil.copytree(demo[1].path, tmp_path / "store")
+
+    def unreachable(*_):
+        raise ModelNotFound("the hub could not be reached")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plan, "content_of", unreachable)
+        assert hs.sweep(["demo"], store, settings=SCAN).failed == 1
+    assert len(hs.open_store(store).failures()) == 1
+    assert hs.sweep(["demo"], store, settings=SCAN).skipped == 1
+    assert hs.open_store(store).failures() == []
 
 
 def test_a_failure_of_the_moment_is_retried_on_request(save_models, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from headscope.errors import ArgumentError, ModelNotFound
-from headscope.tracking.checkpoints import find_checkpoints
+from headscope.tracking.checkpoints import find_checkpoints, step_of
 
 
 def folders(root, *names):
@@ -31,6 +31,21 @@ def test_folders_come_by_the_number_in_their_name(tmp_path):
     ]
     assert found.passed_over == {"final": "its name holds no step"}
     assert found.checkpoints[1].source == str(tmp_path / "checkpoint-500")
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("step1000-tokens4B", 1000),
+        ("step2-step30", 30),
+        ("ckpt-7", 7),
+        ("tokens4B", None),
+        ("main", None),
+        ("a" * 36 + "1234", None),  # a commit, whose last digits count nothing
+    ],
+)
+def test_the_step_in_a_name(name, step):
+    assert step_of(name) == step
 
 
 def test_a_trainers_output_folder_is_one_of_checkpoints_though_it_holds_a_model_too(tmp_path):
@@ -90,6 +105,8 @@ def test_what_holds_no_checkpoints_is_refused(tmp_path, monkeypatch):
         find_checkpoints("nobody/nothing")
     with pytest.raises(ModelNotFound, match="neither a folder here nor a name"):
         find_checkpoints("no/such/name")
+    with pytest.raises(ModelNotFound, match="neither a folder here nor a name"):
+        find_checkpoints("x" * 300)  # longer than the name of a file can be
     with pytest.raises(ModelNotFound, match="is not a folder"):
         find_checkpoints(tmp_path / "nowhere")
     with pytest.raises(ArgumentError, match="no checkpoint to follow: of 1 folders"):

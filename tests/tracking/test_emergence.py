@@ -14,7 +14,7 @@ import pytest
 from pytest import approx
 
 import headscope as hs
-from headscope.errors import ArgumentError, ModelError
+from headscope.errors import ArgumentError, HeadscopeError, ModelError
 from headscope.tracking import emergence as module
 from headscope.tracking.curves import Curve, CurvePanel, curves_svg
 
@@ -163,6 +163,22 @@ def test_what_is_finished_survives_and_is_measured_once(run, tmp_path, monkeypat
     (keep / f"{names[0]}.json").write_text("{")  # damaged
     hs.emergence(run, revisions=names[0], keep=keep)
     assert measured[5:] == [0, 0]
+
+
+@pytest.mark.parametrize("option", [{"n_prompts": 0}, {"period": 2}, {"seed": -1}, {"dtype": "float8"}])
+def test_an_option_that_does_not_fit_is_told_before_any_checkpoint_is_looked_for(option, monkeypatch):
+    monkeypatch.setattr(module, "find_checkpoints", None)
+    ((name, value),) = option.items()
+    with pytest.raises(ArgumentError, match=f"{name}={value!r}"):
+        hs.emergence("nobody/nothing", **option)
+
+
+def test_what_cannot_be_kept_ends_the_run_with_one_line(run, tmp_path, monkeypatch):
+    measure = hs.Tracker.measure
+    monkeypatch.setattr(hs.Tracker, "measure", lambda self, step, full: measure(self, step=step))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(HeadscopeError, match="file' cannot be written: File exists; mend that, and the same call"):
+        hs.emergence(run, revisions="step-000100", keep=tmp_path / "file")
 
 
 def test_one_model_is_held_at_a_time(run, monkeypatch):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headscope.cli import options
+from headscope.cli.files import check_out, save
 from headscope.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def circuit(
 
     if n_prompts < 2:
         raise ArgumentError(f"--n-prompts {n_prompts}; a circuit needs intervals, and those at least 2 prompts.")
+    check_out(out)
     loaded = opened(
         model,
         device=device,
@@ -59,7 +61,7 @@ def circuit(
             seed=seed,
             progress=progress,
         )
-    saved = found.save(out) if out is not None else ()
+    saved = save(found, out)
     if as_json:
         typer.echo(found.to_json())
         return
@@ -119,7 +121,7 @@ def _edge(edge: Edge) -> str:
 def _rest(one: Receiver) -> list[str]:
     lines = []
     if one.restored is None:
-        lines.append("no sender carries a tenth of it: nothing found")
+        lines.append("no sender carries a tenth of it significantly: nothing found")
     else:
         held = "" if one.restored_mlps_held is None else f" (MLPs held {one.restored_mlps_held.mean:.2f})"
         lines.append(

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from headscope.cli import options
+from headscope.cli.files import check_out, save
 
 
 def emergence(
@@ -37,6 +38,7 @@ def emergence(
     """
     from headscope.cli.quiet import hush
 
+    check_out(out)
     hush()
     from headscope.cli.progress import bar
     from headscope.tracking.emergence import emergence as run
@@ -56,7 +58,7 @@ def emergence(
             keep=None if out is None else out / "checkpoints",
             progress=progress,
         )
-    saved = result.save(out) if out is not None else ()
+    saved = save(result, out)
     if as_json:
         typer.echo(result.to_json())
         return

@@ -1,12 +1,14 @@
 """`headscope`: one file per command, and what happens to errors.
 
-Exit codes: 0 it ran, 1 a defect of ours, 2 the user must change something (one line on stderr).
+Exit codes: 0 it ran, or its reader had enough; 1 a defect of ours; 2 the user must change something (one line on
+stderr).
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -58,10 +60,23 @@ def main() -> None:
     """Run the command line."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        app()
+        try:
+            app()
+        except SystemExit:
+            sys.stdout.flush()  # the last that is written may find its reader gone, too
+            raise
     except HeadscopeError as error:
         print(f"headscope: {error}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        _reader_left()
+    except SystemExit as end:
+        # Typer and rich answer a reader that left, like `head -1`, with exit code 1, which here means a defect.
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        _reader_left()
+
+
+def _reader_left() -> NoReturn:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
+    sys.exit(0)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from headscope.cli.files import check_out, saving
+
 
 def mosaic(
     store: Annotated[str, typer.Argument(help="Folder or URL that a sweep filled.")],
@@ -27,14 +29,18 @@ def mosaic(
     from headscope.sweeps.mosaic import mosaic as run
     from headscope.sweeps.mosaic import roles
 
+    path = out if out is not None else Path("mosaic.svg")
+    if out is not None or not as_json:
+        check_out(path, file=True)
     found = run(store, detector=detector, by_depth=by_depth)
     if as_json:
         typer.echo(found.to_json())
         if out is None:
             return
-    path = out if out is not None else Path("mosaic.svg")
     others = [role for role in roles(store) if role != detector] if path.suffix == ".html" else []
-    found.save(path, others=[run(store, detector=role, by_depth=by_depth) for role in others])
+    pages = [run(store, detector=role, by_depth=by_depth) for role in others]
+    with saving(path):
+        found.save(path, others=pages)
     if not as_json:
         print(f"Mosaic: {path} ({len(found.tiles)} shown)")
         for name in found.failed:

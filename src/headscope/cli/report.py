@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from headscope.cli import options
+from headscope.cli.files import read_text, saving
 
 
 def report(
@@ -46,7 +47,6 @@ def report(
         trust_remote_code=trust_remote_code,
     )
     from headscope.behaviors.result import BehaviorResult
-    from headscope.cli.files import read_text
     from headscope.cli.progress import bars
     from headscope.page.report import report_document, to_json, writable, write_page
     from headscope.tracking.emergence import Emergence
@@ -60,7 +60,8 @@ def report(
             loaded, seed=seed, natural=text, emergence=runs, behavior=behaviors, progress=progress
         )
     if path is not None:
-        write_page(document, path)
+        with saving(path):
+            write_page(document, path)
     if as_json:
         typer.echo(to_json(document))
         return

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headscope.cli import options
+from headscope.cli.files import check_out, read_text, read_token_lists, save
 from headscope.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def scan(
     """
     from headscope.cli.quiet import opened
 
+    check_out(out)
     loaded = opened(
         model,
         device=device,
@@ -62,7 +64,7 @@ def scan(
         )
     with bar("scanning") as progress:
         result = run(loaded, probe=probe, detectors=detectors, precision=precision, progress=progress)
-    saved = result.save(out) if out is not None else ()
+    saved = save(result, out)
     if as_json:
         typer.echo(result.to_json())
         return
@@ -75,7 +77,6 @@ def scan(
 
 def _given(model: Model, text: Path | None, tokens: Path | None) -> Probe | None:
     """The probe in the user's files, if there is one."""
-    from headscope.cli.files import read_text, read_token_lists
     from headscope.probes import probe_text, probe_tokens
 
     if text is not None and tokens is not None:

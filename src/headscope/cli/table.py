@@ -76,9 +76,19 @@ def _remarks(scan: Scan, top: int) -> list[str]:
     none = [role.name for role in scan.roles if not scan.heads(role.name)]
     if none:
         lines.append(f"No head found for {', '.join(none)}; the best is shown dim.")
+    controlled = any(score.control is not None for score in scan.scores)
     lines.append(
         f"Found: score at least {THRESHOLD} and, for roles about content, at least half of it gone on the control."
+        if controlled
+        else f"Found: score at least {THRESHOLD}, on the score alone: without a control, roles about content are not "
+        "told from places."
     )
+    asked, widest = scan.probe.get("precision"), scan.widest
+    if asked is not None and widest is not None and widest > asked:
+        lines.append(
+            f"Precision {asked:g} was not reached in {scan.probe['n_prompts']} prompts: the widest interval is "
+            f"± {widest:.2g}."
+        )
     more = {role.name: len(scan.heads(role.name)) - top for role in scan.roles}
     lines += [f"{count} more {name} heads; --top shows them." for name, count in more.items() if count > 0]
     lines += [f"{name} has no score: {why}." for name, why in scan.unscored.items()]

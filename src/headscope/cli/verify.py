@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from headscope.cli import options
+from headscope.cli.files import check_out, read_text, save
 from headscope.errors import ArgumentError
 
 
@@ -39,6 +40,7 @@ def verify(
     """
     from headscope.cli.quiet import opened
 
+    check_out(out)
     loaded = opened(
         model,
         device=device,
@@ -47,7 +49,6 @@ def verify(
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
     )
-    from headscope.cli.files import read_text
     from headscope.cli.progress import bars
     from headscope.evidence.verify import verify as run
     from headscope.evidence.worlds import method_named
@@ -67,7 +68,7 @@ def verify(
             seed=seed,
             progress=progress,
         )
-    saved = result.save(out) if out is not None else ()
+    saved = save(result, out)
     if as_json:
         typer.echo(result.to_json())
         return

@@ -5,8 +5,9 @@
     step-000400/         a checkpoint, as transformers' save_pretrained writes it
     state.safetensors    what else the newest checkpoint needs to go on: optimizer moments, random generator, step
 
-Everything appears under its final name by one rename, and in this order: log line, checkpoint, state. So whenever the
-program dies, the state on disk names a whole checkpoint and a log that reaches it; what lies past it is done again.
+They are written in this order: log line, checkpoint, state. A line is added to the end of the log; all else appears
+under its final name by one rename. So whenever the program dies, the state on disk names a whole checkpoint and a log
+that reaches it; what lies past it, perhaps a torn last line, is done again.
 Every checkpoint is kept; of states only the newest. Two programs must not write to one folder at a time.
 """
 
@@ -30,8 +31,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from headscope.documents import decode, encode
-from headscope.errors import ArgumentError, HeadscopeError
+from headscope.documents import Record, decode, encode
+from headscope.errors import ArgumentError, HeadscopeError, brief
 from headscope.lab.config import TrainConfig
 from headscope.results import read_document, write_whole
 
@@ -97,8 +98,16 @@ class RunFolder:
         return state
 
     def load_weights(self, model: PreTrainedModel, step: int) -> None:
-        """Put the weights of a checkpoint into the model."""
-        model.load_state_dict(load_file(self.checkpoint(step) / "model.safetensors"))
+        """Put the weights of a checkpoint into the model.
+
+        Raises:
+            ArgumentError: they are missing, damaged, or another model's.
+        """
+        path = self.checkpoint(step) / "model.safetensors"
+        try:
+            model.load_state_dict(load_file(path))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise self._damaged(path, error) from error
 
     def save(self, model: PreTrainedModel, tokenizer: Any | None, state: State) -> None:
         """Write a checkpoint, then the state that goes on from it.
@@ -133,19 +142,28 @@ class RunFolder:
         with self._writing(), (self.root / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
 
-    def rewind_log(self, step: int) -> list[dict[str, Any]]:
-        """Cut the log off after a step, and give its lines.
+    def rewind_log(self, kind: type[Record], step: int | None) -> list[Record]:
+        """Cut the log off after the step of the newest state, and give its rows; None empties it.
 
         Raises:
+            ArgumentError: it is damaged, or does not reach the step.
             HeadscopeError: it cannot be written.
         """
         path = self.root / LOG
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        # A line is whole when it ends; only the last can be torn, by a kill in the middle of its writing.
-        rows = [json.loads(line) for line in lines if line.endswith("\n")]
-        rows = [row for row in rows if row["step"] <= step]
+        kept: list[dict[str, Any]] = []
+        rows: list[Record] = []
+        if step is not None:
+            try:
+                lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+                # A line is whole when it ends; only the last can be torn, by a kill in the middle of its writing.
+                kept = [row for line in lines if line.endswith("\n") and (row := json.loads(line))["step"] <= step]
+                rows = [decode(kind, row) for row in kept]
+                if not kept or kept[-1]["step"] != step:
+                    raise ValueError(f"it does not reach step {step}")
+            except (OSError, KeyError, TypeError, ValueError) as error:
+                raise self._damaged(path, error) from error
         with self._writing():
-            write_whole(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+            write_whole(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         return rows
 
     def _state(self) -> State | None:
@@ -158,13 +176,19 @@ class RunFolder:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             state = State(step=int(about["step"]), wall_s=float(about["wall_s"]), tensors=tensors)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ArgumentError(f"{str(path)!r} is damaged ({error}); remove it to train from the start.") from error
+            raise self._damaged(path, error) from error
         if not self.checkpoint(state.step).is_dir():
             raise ArgumentError(
                 f"{str(path)!r} goes on from {self.checkpoint(state.step).name}, which is gone; put it back, or name "
                 "another folder."
             )
         return state
+
+    def _damaged(self, path: Path, error: Exception) -> ArgumentError:
+        why = brief(error.__cause__ or error)
+        return ArgumentError(
+            f"{str(path)!r} is damaged ({why}); put it back, or remove {STATE} to train from the start."
+        )
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -20,6 +20,8 @@ from headscope.lab.training import attention_only_gpt2, attention_only_llama
 
 POSITIONS = ("rotary", "learned")
 DTYPES = ("float32", "bfloat16")
+SEEDS = 2**32
+"""How many there are."""
 N_POSITIONS = 512
 """Longest prompt that a trained model promises to read."""
 
@@ -39,7 +41,7 @@ class TrainConfig:
     positions: str
     """`rotary`: a Llama. `learned`: a GPT-2."""
     seed: int
-    """Of the initial weights and the batches."""
+    """Of the initial weights and the batches, from 0 to 2^32 - 1."""
     steps: int
     """Most steps to take."""
     checkpoint_every: int
@@ -67,7 +69,7 @@ def train_config(**given: Any) -> TrainConfig:
     _refuse_unknown(given, NAMES)
     chosen = {name: value for name, value in given.items() if value is not None}
     name = chosen.get("recipe", "copy")
-    if name not in RECIPES:
+    if not isinstance(name, str) or name not in RECIPES:
         raise ArgumentError(f"recipe={name!r} is not known; use one of {', '.join(RECIPES)}.")
     preset = RECIPES[name]
     config: dict[str, Any] = {
@@ -134,6 +136,8 @@ def _problems(config: Mapping[str, Any]) -> list[str]:
     for name, least in whole.items():
         if not isinstance(config[name], int) or isinstance(config[name], bool) or config[name] < least:
             found.append(f"{name}={config[name]!r} must be a whole number from {least} up")
+        elif name == "seed" and config[name] >= SEEDS:
+            found.append(f"seed={config[name]} must be below 2^32 = {SEEDS}")
     if config["positions"] not in POSITIONS:
         found.append(f"positions={config['positions']!r} must be {' or '.join(POSITIONS)}")
     if config["dtype"] not in DTYPES:

@@ -23,7 +23,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from headscope.documents import decode, encode
+from headscope.documents import encode
 from headscope.errors import NonFiniteError
 from headscope.lab.checkpoints import RunFolder, State, all_finite
 from headscope.lab.config import TrainConfig, build_model
@@ -118,7 +118,7 @@ def run(
         The trained model in evaluation mode, the curve, and the checkpoints by step.
 
     Raises:
-        ArgumentError: the folder holds another run or other files; batches of an impossible shape.
+        ArgumentError: the folder holds another run, other files or damaged ones; batches of an impossible shape.
         NonFiniteError: a loss or a weight became NaN or infinite; the message names the step and the last good
             checkpoint.
         HeadscopeError: a file cannot be written; no earlier checkpoint is lost.
@@ -126,7 +126,7 @@ def run(
     preset = config.preset
     folder = RunFolder(out, config)
     state = folder.resume()
-    rows = [decode(Row, row) for row in folder.rewind_log(-1 if state is None else state.step)]
+    rows = folder.rewind_log(Row, None if state is None else state.step)
     for row in rows:
         on_row(row)
     model = build_model(config)

@@ -1,14 +1,14 @@
 """How a role emerged over the revisions of one model in a store: the strongest head at each step, and the phase change.
 
-    steps of `org/model`         the last number in the name of each revision: step1000 is 1000
-    steps of a folder of runs    the last number in the name of each folder in it: checkpoint-500 is 500
+    steps of `org/model`     in the names of its revisions: step1000 is 1000
+    steps of a run's folder  in the names of the folders in it: checkpoint-500 is 500
 
+Names are read as `headscope.emergence` reads them (`headscope.tracking.checkpoints.step_of`).
 Nothing is measured: the store's scans are read. `headscope.emergence` measures checkpoints, and more of each.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from headscope.errors import ArgumentError
 from headscope.results import Estimate
 from headscope.tracking.change import Change, phase_change
+from headscope.tracking.checkpoints import step_of
 from headscope.types import HeadId
 
 if TYPE_CHECKING:
@@ -65,13 +66,12 @@ def course(store: Store, model: str, *, detector: str = "induction") -> Course:
     missing: dict[str, str] = {}
     for job in own:
         name = str(_of(job, model))
-        numbers = re.findall(r"\d+", name)
-        if job["status"] == "failed" or not numbers:
+        step = step_of(name)
+        if job["status"] == "failed" or step is None:
             missing[name] = job["reason"] or "its name holds no step"
             continue
         if job["job"] not in by_job:
             continue
-        step = int(numbers[-1])
         if step in found:
             raise ArgumentError(
                 f"the store {store.path!r} has two scans of step {step} of {model!r}; keep other settings, or "

@@ -8,7 +8,7 @@ long as nothing that could change its rows has changed, and a branch that moved,
 is a new job. The device is no part of it: it changes rounding alone.
 
 Cost: one question to the hub for each model with branches or tags among its revisions, none for full commits; of a
-folder, its file names and sizes and at most 2 MiB of each large file.
+folder, its file names and sizes and at most 2 MiB of each large file, here and again once its model is loaded.
 
 Misleading when: a large file of a folder is edited in its middle and its time of modification set back.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -124,7 +125,7 @@ class Wanted:
 
 
 def make_plan(
-    models: Sequence[str],
+    models: Sequence[str | Path],
     *,
     revisions: Sequence[str] = (),
     what: Sequence[str] = ("scan",),
@@ -141,10 +142,13 @@ def make_plan(
         dtype: As `headscope.load` takes it.
 
     Raises:
-        ArgumentError: no model, or an unknown kind, setting or dtype.
+        ArgumentError: no model, a string where a list belongs, or an unknown kind, setting or dtype.
     """
     from headscope.model.load import DTYPES
 
+    for name, given in (("models", models), ("revisions", revisions), ("what", what)):
+        if isinstance(given, (str, Path)):
+            raise ArgumentError(f"{name}={str(given)!r}; it needs a list, like [{str(given)!r}].")
     if not models:
         raise ArgumentError("a sweep needs at least one model; name models, or give a file of them with --from.")
     if dtype not in DTYPES:
@@ -193,10 +197,10 @@ def read_wanted(path: str | Path) -> Wanted:
     unknown = sorted(set(document) - {"models", "what", *KINDS})
     if unknown:
         raise ArgumentError(f"{str(path)!r} has unknown {', '.join(unknown)}; it may hold models, what, and settings.")
-    what = document.get("what", [])
     try:
-        models = tuple(name for entry in document.get("models", []) for name in _entry(entry))
-        if not isinstance(what, list) or not all(isinstance(document.get(kind, {}), dict) for kind in KINDS):
+        what = _list(document.get("what", []))
+        models = tuple(name for entry in _list(document.get("models", [])) for name in _entry(entry))
+        if not all(isinstance(document.get(kind, {}), dict) for kind in KINDS):
             raise TypeError
     except (AttributeError, KeyError, TypeError) as error:
         raise ArgumentError(
@@ -213,7 +217,15 @@ def _entry(entry: Any) -> list[str]:
         return [entry]
     if set(entry) - {"id", "revisions"}:
         raise KeyError
-    return [f"{entry['id']}@{revision}" for revision in entry["revisions"]] if "revisions" in entry else [entry["id"]]
+    if "revisions" not in entry:
+        return [entry["id"]]
+    return [f"{entry['id']}@{revision}" for revision in _list(entry["revisions"])]
+
+
+def _list(given: Any) -> list[Any]:
+    if not isinstance(given, list):
+        raise TypeError
+    return given
 
 
 def _kinds(what: Sequence[str], settings: Mapping[str, Any]) -> list[What]:
@@ -240,7 +252,7 @@ def _settings(kind: What, given: Mapping[str, Any]) -> dict[str, Any]:
 def _revisions(model: str, revisions: Sequence[str]) -> list[tuple[str, str | None]]:
     """(hub id, `demo` or absolute path; revision) for each revision of a model."""
     folder = Path(model).expanduser()
-    if model != "demo" and (folder.exists() or model.startswith(("/", "./", "../", "~"))):
+    if model != "demo" and (os.path.exists(folder) or model.startswith(("/", "./", "../", "~"))):
         return [(str(folder.resolve()), None)]
     name, at, revision = model.partition("@")
     if at and not (name and revision):

@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from headscope.errors import HeadscopeError
-from headscope.sweeps.plan import Job
+from headscope.errors import HeadscopeError, ModelError
+from headscope.sweeps.plan import Job, content_of
 
 if TYPE_CHECKING:
     from headscope.model.load import Model
@@ -80,10 +80,14 @@ def failed(job: Job, failure: Failure) -> Outcome:
 
 
 def run_jobs(jobs: Sequence[Job], loading: Loading) -> Iterator[Outcome]:
-    """Load the model that these jobs share, once, and do one after the other."""
+    """Load the model that these jobs share, once, and do one after the other.
+
+    All fail if the files of a folder are no longer those that the jobs were planned for, and so are named by.
+    """
     started = time.perf_counter()
     try:
         model = _load(jobs[0], loading)
+        _refuse_changed(jobs[0])
     except Exception as error:  # whatever goes wrong with one model, the sweep goes on with the next
         failure = Failure.of(error)
         yield from (failed(job, failure) for job in jobs)
@@ -134,6 +138,11 @@ def _load(job: Job, loading: Loading) -> Model:
         allow_pickle=loading.allow_pickle,
         trust_remote_code=loading.trust_remote_code,
     )
+
+
+def _refuse_changed(job: Job) -> None:
+    if job.commit is None and content_of(job.model, None) != job.content:
+        raise ModelError(f"{job.model!r} changed while the sweep ran; run it again.")
 
 
 def _run(model: Model, job: Job, load_s: float) -> Outcome:

@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,11 +87,13 @@ class Store:
         if not self._fs.exists(mark):
             if not create:
                 raise ArgumentError(f"{self.path!r} is no store; give the folder or URL that a sweep filled.")
-            if others := self._names(""):
+            others = self._names("")
+            if others and not self._fs.exists(mark):  # another sweep may just have made the store
                 raise ArgumentError(
                     f"{self.path!r} holds other things ({others[0]}); give a new or empty folder as the store."
                 )
-            self._write(_MARK, (json.dumps({"schema": SCHEMA}) + "\n").encode())
+            if not others:
+                self._write(_MARK, (json.dumps({"schema": SCHEMA}) + "\n").encode())
         try:
             schema = json.loads(self._fs.cat_file(mark)).get("schema")
         except (AttributeError, ValueError) as error:
@@ -108,7 +111,7 @@ class Store:
         A job whose model has changed since it failed was not tried.
         """
         done = {name.removesuffix(".parquet") for kind in KINDS for name in self._names(kind)}
-        tried = {name.split(".")[1] for name in self._names("failed")}
+        tried = {name.split(".")[1] for name in self._names("failed") if name.count(".") == 2}
         names = [job.identity for job in jobs]
         return {name: "done" if name in done else "failed" for name in names if name in done | tried}
 
@@ -133,11 +136,18 @@ class Store:
             if same and (failure is None or f"failed/{old}" != name):
                 self._remove(f"failed/{old}")
 
+    def forget_failures(self, done: Iterable[Job]) -> None:
+        """Remove the failures of these jobs' requests, like those of a time when the hub could not be reached."""
+        requests = {job.request for job in done}
+        for name in self._names("failed"):
+            if name.split(".")[0] in requests:
+                self._remove(f"failed/{name}")
+
     def to_frame(self, table: str = "scan") -> pd.DataFrame:
         """One table of all jobs: `scan`, `verify`, `circuit`, `icl`, or `jobs` with one row per job.
 
         Raises:
-            ArgumentError: there is no such table.
+            ArgumentError: there is no such table, or a file of it is damaged.
         """
         return self.to_arrow(table).to_pandas()
 
@@ -145,7 +155,8 @@ class Store:
         """The answer to one SELECT over the tables `scan`, `verify`, `circuit`, `icl` and `jobs`; nothing else is run.
 
         Raises:
-            ArgumentError: not one SELECT, an error in it, or something that reaches outside of the store.
+            ArgumentError: not one SELECT, an error in it, something that reaches outside of the store, or a damaged
+                file.
         """
         from headscope.sweeps.query import query
 
@@ -174,7 +185,7 @@ class Store:
             rows = [row for kind in (*KINDS, "failed") for row in self._read(kind, _record_in)]
             rows.sort(key=lambda row: (row["model"], row["revision"] or "", row["what"], row["job"]))
             return pa.Table.from_pylist(rows, schema=schema)
-        parts = self._read(table, _table_in)
+        parts = self._read(table, partial(_table_in, schema))
         parts = sorted((part for part in parts if len(part)), key=_place)
         return pa.concat_tables([schema.empty_table(), *parts])
 
@@ -204,14 +215,25 @@ class Store:
         return sorted(name for path in paths if not (name := path.rstrip("/").rsplit("/", 1)[-1]).startswith("."))
 
     def _read(self, folder: str, one: Callable[[bytes], Any]) -> list[Any]:
-        """Each file of a folder; those that another sweep removes meanwhile are passed over."""
+        """Each file of a folder; those that another sweep removes meanwhile are passed over.
+
+        Raises:
+            ArgumentError: a file is damaged, or cannot be read.
+        """
+        import pyarrow as pa
 
         def read(name: str) -> Any:
+            path = self._at(f"{folder}/{name}")
             try:
-                content = self._fs.cat_file(self._at(f"{folder}/{name}"))
+                content = self._fs.cat_file(path)
             except FileNotFoundError:
                 return None
-            return one(content)
+            except OSError as error:
+                raise ArgumentError(f"{path!r} cannot be read: {_line(error)}.") from error
+            try:
+                return one(content)
+            except (pa.ArrowException, KeyError, OSError, TypeError, ValueError) as error:
+                raise ArgumentError(f"{path!r} is damaged ({_line(error)}); remove it and sweep again.") from error
 
         with ThreadPoolExecutor(READERS) as pool:
             found = pool.map(read, [name for name in self._names(folder) if name.endswith(".parquet")])
@@ -283,14 +305,20 @@ def _record_in(content: bytes) -> dict[str, Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return json.loads(pq.read_schema(pa.BufferReader(content)).metadata[b"headscope"])
+    record = json.loads(pq.read_schema(pa.BufferReader(content)).metadata[b"headscope"])
+    if not isinstance(record, dict) or not record.keys() >= {"job", "status", "model", "revision", "what"}:
+        raise ValueError("it holds no record of a job")
+    return record
 
 
-def _table_in(content: bytes) -> pa.Table:
+def _table_in(schema: pa.Schema, content: bytes) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return pq.read_table(pa.BufferReader(content)).replace_schema_metadata(None)
+    found = pq.read_table(pa.BufferReader(content)).replace_schema_metadata(None)
+    if found.schema != schema:
+        raise ValueError(f"its columns are {', '.join(found.schema.names)}")
+    return found
 
 
 def _place(part: pa.Table) -> tuple[str, str, str]:

@@ -113,15 +113,17 @@ def sweep(
         progress: Called with (jobs done, jobs to do) after each job; what was done before is not counted.
 
     Raises:
-        ArgumentError: no model, an unknown kind, setting or engine, or a place that cannot be a store.
+        ArgumentError: no model, a string where a list belongs, an unknown kind, setting or engine, or a place that
+            cannot be a store.
     """
     if engine not in ENGINES:
         raise ArgumentError(f"engine={engine!r} is not known; use one of {', '.join(ENGINES)}.")
-    plan = make_plan([str(one) for one in models], revisions=revisions, what=what, settings=settings, dtype=dtype)
+    plan = make_plan(models, revisions=revisions, what=what, settings=settings, dtype=dtype)
     kept = Store(store, create=True)
     for one in plan.refused:
         kept.put(failed(one.job, Failure.of(one.error)))
     before = kept.state(plan.jobs)
+    kept.forget_failures([job for job in plan.jobs if before.get(job.identity) == "done"])
     settled = ("done",) if retry_failed else ("done", "failed")
     todo = {job.identity: job for job in plan.jobs if before.get(job.identity) not in settled}
     groups = _groups(plan, todo, kept)

@@ -1,7 +1,7 @@
 """The checkpoints of one run, by step: folders on disk, or revisions of a repository on the hub or in its local cache.
 
-A step is the number after `step` in a name, or else the number that the name ends with: `step-000400`,
-`checkpoint-500`, `step1000`, `stage1-step1000-tokens4B`. Three layouts are read:
+A step is the number after the last `step` in a name, or else the number that the name ends with (`step_of`):
+`step-000400`, `checkpoint-500`, `step1000`, `stage1-step1000-tokens4B`. Three layouts are read:
 
     a folder of checkpoints         each subfolder that holds a config.json
     a folder of the hub's cache     models--org--name, with refs/step1000 and snapshots/
@@ -13,6 +13,7 @@ Of revisions only those are taken whose name says that it is a step or checkpoin
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from headscope.errors import ArgumentError, ModelNotFound
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _STEP = re.compile(r"step[-_]?(\d+)|(\d+)$", re.IGNORECASE)
 _NAMED = re.compile(r"step|checkpoint|ckpt", re.IGNORECASE)
 
@@ -68,19 +70,19 @@ def find_checkpoints(source: str | Path, *, revisions: str | Sequence[str] | Non
         raise ArgumentError(f"every={every}; it needs a number of steps from 1 up.")
     wanted = [revisions] if isinstance(revisions, str) else None if revisions is None else list(revisions)
     folder = Path(source)
-    if (folder / "snapshots").is_dir():
+    if not os.path.exists(folder) and not str(source).startswith(("/", "./", "../", "~")):
+        refs, kind = _refs(str(source)), "revision"
+        found = [(name, str(source), name, commit) for name, commit in refs.items()]
+    elif (folder / "snapshots").is_dir():
         found = [_snapshot(folder, name, commit) for name, commit in _cached_refs(folder).items()]
         kind = "revision"
     elif folder.is_dir():
         found, kind = [_subfolder(path) for path in _subfolders(folder)], "folder"
-    elif folder.exists() or str(source).startswith(("/", "./", "../", "~")):
-        raise ModelNotFound(f"{str(source)!r} is not a folder; give a folder of checkpoints, or a hub id.")
     else:
-        refs, kind = _refs(str(source)), "revision"
-        found = [(name, str(source), name, commit) for name, commit in refs.items()]
+        raise ModelNotFound(f"{str(source)!r} is not a folder; give a folder of checkpoints, or a hub id.")
     names = [name for name, *_ in found]
     chosen = set(_chosen(names, wanted)) if wanted is not None else _by_default(names, kind)
-    steps = {name: _step(name) for name in names if name in chosen}
+    steps = {name: step_of(name) for name in names if name in chosen}
     made = [
         Checkpoint(step=step, name=name, source=where, revision=revision, mark=mark)
         for name, where, revision, mark in found
@@ -102,8 +104,13 @@ def find_checkpoints(source: str | Path, *, revisions: str | Sequence[str] | Non
     return Found(checkpoints=tuple(made), passed_over=without)
 
 
-def _step(name: str) -> int | None:
-    """The number after the last `step`, or at the end."""
+def step_of(name: str) -> int | None:
+    """The step in the name of a checkpoint's folder or revision: the number after its last `step`, or at its end.
+
+    `step-000400` is 400, `checkpoint-500` is 500, `stage1-step1000-tokens4B` is 1000. `main` and commits hold none.
+    """
+    if _COMMIT.fullmatch(name):
+        return None
     after = [match[1] for match in _STEP.finditer(name) if match[1]]
     match = _STEP.search(name)
     return int(after[-1]) if after else int(match[2]) if match else None

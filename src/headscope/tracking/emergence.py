@@ -27,7 +27,7 @@ from urllib.parse import quote
 from headscope import __version__
 from headscope.documents import decode, encode
 from headscope.errors import ArgumentError, HeadscopeError, ModelError
-from headscope.model.load import load
+from headscope.model.load import DTYPES, load
 from headscope.probes import Probe, repeated_tokens
 from headscope.results import Estimate, ModelInfo, Provenance, read_document, write_whole
 from headscope.tracking.change import Change, phase_change
@@ -202,7 +202,13 @@ def emergence(
         ArgumentError: no checkpoint in the source, two of one step, or an option that does not fit.
         ModelNotFound: no such folder or hub id.
         ModelError: not one of the checkpoints could be measured.
+        HeadscopeError: `keep` cannot be written.
     """
+    for name, value, least in (("n_prompts", n_prompts, 1), ("period", period, 3), ("seed", seed, 0)):
+        if value < least:
+            raise ArgumentError(f"{name}={value}; it needs a whole number from {least} up.")
+    if dtype not in DTYPES:
+        raise ArgumentError(f"dtype={dtype!r} is not known; use one of {', '.join(DTYPES)}.")
     found = find_checkpoints(source, revisions=revisions, every=every)
     options = {"device": device, "dtype": dtype, "allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
     settings = {"n_prompts": n_prompts, "period": period, "seed": seed, "dtype": dtype}
@@ -211,17 +217,18 @@ def emergence(
     unread = dict(found.passed_over)
     probe: Probe | None = None
     for number, checkpoint in enumerate(found.checkpoints):
-        snapshot = None if folder is None else _kept(folder, checkpoint, settings)
+        snapshot = kept = None if folder is None else _kept(folder, checkpoint, settings)
         try:
             if snapshot is None:
                 snapshot, probe = _measured(checkpoint, probe, settings, options)
-                if folder is not None:
-                    _keep(folder, checkpoint, settings, snapshot)
             if points:
                 _refuse_other_shape(points[0].snapshot, snapshot)
-            points.append(Point(name=checkpoint.name, snapshot=snapshot))
         except HeadscopeError as error:
             unread[checkpoint.name] = str(error)
+        else:
+            points.append(Point(name=checkpoint.name, snapshot=snapshot))
+            if folder is not None and kept is None:
+                _keep(folder, checkpoint, settings, snapshot)
         if progress is not None:
             progress(number + 1, len(found.checkpoints))
     if not points:
@@ -272,9 +279,14 @@ def _change(result: Emergence, role: str) -> Change:
 
 
 def _keep(folder: Path, checkpoint: Checkpoint, settings: Mapping[str, Any], snapshot: Snapshot) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     document = {**_stamp(checkpoint, settings), "snapshot": snapshot.to_dict()}
-    write_whole(_place(folder, checkpoint), json.dumps(document, allow_nan=False).encode())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(_place(folder, checkpoint), json.dumps(document, allow_nan=False).encode())
+    except OSError as error:
+        raise HeadscopeError(
+            f"{str(folder)!r} cannot be written: {error.strerror}; mend that, and the same call goes on from there."
+        ) from error
 
 
 def _kept(folder: Path, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Snapshot | None:
