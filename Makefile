@@ -3,6 +3,7 @@
 # make web     build the page anew and compare it with the build that the package holds
 # make check   everything that must hold before a change goes in; rewrites nothing
 # make soak    damage thousands of inputs, and run for long; at most ten minutes
+# make release build wheel and sdist, and try them in an environment that holds nothing else
 # make clean   remove what these commands made
 #
 # PYTHON names the interpreter that .venv is made with, PYTEST_FLAGS is handed to pytest:
@@ -20,7 +21,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 # more threads idle, and waiting for each other.
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test soak web check format lint types docs clean
+.PHONY: demo test soak release web check format lint types docs clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.core
@@ -32,6 +33,9 @@ test: .venv/.dev
 
 soak: .venv/.dev
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m soak
+
+release: .venv/.dev
+	$(BIN)/python -m scripts.release
 
 # The tests also run the examples of README.md and docs/, and hold export list, imports and changelog. They come last,
 # so that pytest's closing line is the last one.

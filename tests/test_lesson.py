@@ -353,8 +353,8 @@ def test_a_positional_decoy_does_not_pass():
     [
         (7, 0, "has no head L7H0; it has 2 layers of up to 6 heads"),
         (1, 6, "has no head L1H6"),
-        (-1, 0, "layer=-1, head=0 is no head; both count from 0"),
-        (0, -1, "layer=0, head=-1 is no head"),
+        (-1, 0, "has no head L-1H0; .* counted from 0"),
+        (0, -1, "has no head L0H-1; .* counted from 0"),
     ],
 )
 def test_heads_that_are_not_there_are_refused(layer, head, message, demo):
@@ -518,6 +518,10 @@ def test_a_hooked_transformer_of_before_runs_by_itself(bridge, demo):
     assert [one[:2] for one in find_induction_heads(older)[:1]] == [find_induction_heads(demo).strongest[:2]]
     with pytest.raises(ArgumentError, match="HookedTransformer, which holds no transformers model"):
         verify_induction_behavior(older, 1, 0)
+    # A start token and two copies of n_ctx // 2 are one token too many.
+    limit = bridge.cfg.n_ctx
+    with pytest.raises(ShapeError, match=f"makes {limit + 1} tokens, but the model reads at most {limit}; shorten"):
+        make_repeated_tokens(older, limit)
 
 
 def test_neither_library_is_needed(demo, monkeypatch):

@@ -13,6 +13,7 @@ import torch
 from pytest import approx
 
 import headscope as hs
+from benchmarks.tiny import tiny_causal_lm
 from headscope import notebook
 from headscope.errors import ArgumentError, HeadscopeError, TokenError
 from headscope.heatmap import colour
@@ -223,6 +224,17 @@ def test_a_label_is_one_line_of_what_can_be_seen(text, shown):
 
 
 # ---- both
+
+
+def test_keys_that_are_not_tokens_are_left_out():
+    # deepseek_v4 attends to a compressed key for every 4 tokens besides
+    model = hs.load(tiny_causal_lm("deepseek_v4"))
+    n_tokens, prompt = 12, [*range(3, 15)]
+    (pattern,) = properties(show_pattern(model, prompt, ["L1H1"]))["attention"]
+    assert np.shape(pattern) == (n_tokens, n_tokens)
+    assert (
+        pattern_picture(model, prompt, ["L1H1"]).title == f"attention of L1H1 on {n_tokens} tokens, induction outlined"
+    )
 
 
 @pytest.mark.parametrize("show", [show_pattern, pattern_picture])

@@ -332,6 +332,13 @@ def test_files_get_the_rights_that_new_files_get(tmp_path):
 
 
 def test_a_file_that_is_no_scan_is_refused(tmp_path):
+    with pytest.raises(
+        ArgumentError, match=r"x\.\.\. cannot be read as a scan|xx' cannot be read as a scan: .*name too"
+    ):
+        Scan.load("x" * 300)
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(ArgumentError, match="deep.json' cannot be read as a scan: maximum recursion depth"):
+        Scan.load(tmp_path / "deep.json")
     with pytest.raises(ArgumentError, match="missing.json' cannot be read as a scan"):
         Scan.load(tmp_path / "missing.json")
     with pytest.raises(ArgumentError, match="scan.json' cannot be read as a scan"):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pytest import approx
 
+from headscope.errors import NonFiniteError
 from headscope.stats import benjamini_hochberg, mean_intervals, p_values, t_quantile, two_sided_p
 
 # Two-sided 95% points of Student's t, as every statistics textbook prints them.
@@ -179,6 +180,13 @@ def test_p_keeps_the_shape_of_what_is_tested_and_leaves_it_unchanged(rng):
 def test_without_spread_p_is_certain():
     # All prompts agree on 0: nothing speaks against zero. All agree on 0.25: zero is out of the question.
     assert p_values(np.array([[0.0, 0.25, -0.25]] * 5)).tolist() == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_p_of_what_is_no_number_is_refused(bad):
+    # Its spread would be NaN, which no comparison takes for large, and p 0: certain.
+    with pytest.raises(NonFiniteError, match="holds NaN or infinity; load the model in float32"):
+        p_values(np.array([[0.0, 1.0], [0.5, bad]]))
 
 
 def test_one_prompt_says_nothing():

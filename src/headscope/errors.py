@@ -4,6 +4,7 @@
     ├── ModelError               the model cannot be used
     │   ├── ModelNotFound        no such hub id or folder, or no weights in it
     │   ├── ModelTooLarge        its weights need more memory than there is
+    │   ├── MemoryRanOut         a single prompt needs more memory than there is
     │   ├── UnsafeWeights        pickled weights or remote code, without the flag that allows them
     │   ├── UnsupportedModel     loaded, but its attention heads cannot be seen
     │   └── NonFiniteError       NaN or infinity in weights or scores
@@ -31,6 +32,10 @@ class ModelNotFound(ModelError):
 
 class ModelTooLarge(ModelError):
     """The weights need more memory than there is."""
+
+
+class MemoryRanOut(ModelError):
+    """A single prompt needs more memory than there is beside the weights."""
 
 
 class UnsafeWeights(ModelError):

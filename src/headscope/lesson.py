@@ -91,6 +91,9 @@ def make_repeated_tokens(model: Any, seq_len: int = 50, *, seed: int = 0) -> Int
     run = np.random.default_rng([seed, 0]).choice(pool, period, replace=False)
     start = getattr(tokenizer, "bos_token_id", None)
     ids = np.concatenate([[] if start is None else [start], run, run]).astype(np.int64)
+    limit = getattr(opened.cfg, "n_ctx", None)
+    if limit is not None and len(ids) > limit:
+        raise ShapeError(f"seq_len={seq_len} makes {len(ids)} tokens, but the model reads at most {limit}; shorten it.")
     return torch.from_numpy(ids)[None].to(opened.cfg.device)
 
 
@@ -252,10 +255,8 @@ class InductionBehavior:
 
     @property
     def attends(self) -> bool:
-        """Whether it attends there with at least 0.4, and with less than half of that on the control."""
-        selectivity = self.attention.selectivity
-        assert selectivity is not None, "the probe has controls"
-        return self.attention.mean >= THRESHOLD and selectivity.mean >= self.attention.mean / 2
+        """Whether it attends there with at least 0.4, of which at least half is gone on the control."""
+        return self.attention.reaches(content=True)
 
     @property
     def matters(self) -> bool:
@@ -306,8 +307,6 @@ def verify_induction_behavior(
         ShapeError: prompts that do not fit the model.
         UnsupportedModel: the model has no LM head.
     """
-    if layer < 0 or head < 0:
-        raise ArgumentError(f"layer={layer}, head={head} is no head; both count from 0.")
     opened = load(model)
     (which,) = opened.named([HeadId(layer, head)])
     probe = repeated_tokens(opened, n_prompts=n_prompts, period=_period_of(seq_len), seed=seed)

@@ -37,7 +37,7 @@ from headscope.detectors.standard import resolve
 from headscope.errors import ArgumentError, HeadscopeError, TokenError
 from headscope.heatmap import colour
 from headscope.model.attention import Attention
-from headscope.model.load import Model, load
+from headscope.model.load import Heads, Model, load
 from headscope.model.taps import forward
 from headscope.probes import probe_text, probe_tokens
 from headscope.probes.probe import Tokens, check_fits
@@ -103,7 +103,7 @@ class Picture:
 def show_pattern(
     model: Model | PreTrainedModel | str | Path,
     text_or_tokens: str | Sequence[int] | Any,
-    heads: HeadId | str | Sequence[HeadId | str],
+    heads: Heads,
     *,
     bos: bool = True,
 ) -> PatternView:
@@ -143,7 +143,7 @@ def show_pattern(
 def pattern_picture(
     model: Model | PreTrainedModel | str | Path,
     text_or_tokens: str | Sequence[int] | Any,
-    heads: HeadId | str | Sequence[HeadId | str],
+    heads: Heads,
     *,
     mark: Detector | str | None = "induction",
     bos: bool = True,
@@ -223,7 +223,7 @@ def _patterns(model: Model, tokens: Tokens, heads: Sequence[HeadId]) -> dict[Hea
     def visit(attention: Attention) -> None:
         asked = [head for head in heads if (head.layer, head.call) == (attention.layer, attention.call)]
         if asked:
-            pattern = attention.pattern()[0]
+            pattern = attention.pattern()[0, :, : len(tokens), : len(tokens)]  # a few families add keys of their own
             found.update({head: pattern[head.head].float().cpu().numpy() for head in asked})
 
     forward(model.hf, route, torch.from_numpy(tokens)[None].to(model.device), visit, stop_at_last=True)

@@ -145,6 +145,15 @@ class HeadScore:
     n_prompts: int
     """Prompts that have targets."""
 
+    def reaches(self, threshold: float = THRESHOLD, *, content: bool, lost_on_control: float = 0.5) -> bool:
+        """Whether the mean reaches `threshold` and, for a role about content, that share of it is gone on the control.
+
+        Where there is no control, the mean alone decides.
+        """
+        if self.mean < threshold:
+            return False
+        return not content or self.selectivity is None or self.selectivity.mean >= lost_on_control * self.mean
+
     def __repr__(self) -> str:
         interval = "" if self.ci95 is None else f" [{self.ci95[0]:.2f}, {self.ci95[1]:.2f}]"
         return f"HeadScore({self.head}, {self.mean:.2f}{interval})"
@@ -189,22 +198,23 @@ class Scan:
     timing: Timing
     """What it cost."""
 
+    @property
+    def widest(self) -> float | None:
+        """The longest side of any interval, of a score or its selectivity; None from a single prompt."""
+        return widest_of(self.scores)
+
     def heads(self, detector: str = "induction", threshold: float = THRESHOLD) -> list[HeadScore]:
         """Heads found for a role, best first.
 
         A head is found when its mean reaches `threshold` and, for a role about content, at least half of its mean is
         gone on the control (selectivity >= mean / 2): a head that looks at the place and not at the token is not.
+        Where there is no control, on your own tokens, the mean alone decides.
 
         Raises:
             ArgumentError: this scan has no such detector, or no score for it; the message says why.
         """
         role = self._role(detector)
-        return [
-            score
-            for score in self.ranked(detector)
-            if score.mean >= threshold
-            and not (role.needs_control and score.selectivity and score.selectivity.mean < score.mean / 2)
-        ]
+        return [score for score in self.ranked(detector) if score.reaches(threshold, content=role.needs_control)]
 
     def ranked(self, detector: str = "induction") -> list[HeadScore]:
         """Every head's score for a role, best first, whether found or not."""
@@ -334,12 +344,13 @@ class Scan:
         nnsight reads the source of a trace, so save the code to a file or run it in a notebook cell.
 
         Raises:
-            ArgumentError: as `to_transformerlens`; or the model's attention modules return no pattern.
+            ArgumentError: as `to_transformerlens`; or the scan's support is not `exact` through our attention function,
+                so that it is not known whether the model's attention modules return their pattern.
         """
         if "our attention function" not in self.model.reason:
             raise ArgumentError(
-                f"the attention of {self.model.id} runs in code of its own, whose modules give nnsight no pattern; "
-                "use to_transformerlens."
+                f"it is not known that the attention modules of {self.model.id} give nnsight their pattern "
+                f"({self.model.support}: {self.model.reason}); use to_transformerlens."
             )
         return _elsewhere(self, detector, _NNSIGHT)
 
@@ -473,6 +484,14 @@ def _elsewhere(scan: Scan, detector: str, template: str) -> str:
     )
 
 
+def widest_of(scores: Iterable[HeadScore]) -> float | None:
+    """The longest side of any interval, of a score or its selectivity; None where there is none."""
+    estimates = [one for score in scores for one in (score, score.selectivity) if one is not None]
+    # The longer side: the other may be cut off where no score can lie.
+    sides = [max(one.ci95[1] - one.mean, one.mean - one.ci95[0]) for one in estimates if one.ci95 is not None]
+    return max(sides, default=None)
+
+
 COLUMNS = (
     "layer",
     "head",
@@ -510,11 +529,11 @@ def read_document(path: str | Path, name: str) -> dict[str, Any]:
         ArgumentError: there is no such file, or it holds no document.
     """
     path = Path(path)
-    file = path / name if path.is_dir() else path
+    file = path / name if os.path.isdir(path) else path  # Path.is_dir raises where the system refuses the name
     kind = Path(name).stem
     try:
         document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise ArgumentError(f"{str(file)!r} cannot be read as a {kind}: {brief(error)}") from error
     return document if isinstance(document, dict) else {}
 

@@ -16,6 +16,8 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float
 
+from headscope.errors import NonFiniteError
+
 
 @lru_cache
 def t_quantile(degrees: int, *, error: float = 0.05) -> float:
@@ -71,7 +73,12 @@ def p_values(samples: Float[np.ndarray, " prompt *rest"]) -> np.ndarray:
     """Two-sided p of Student's t test that each mean over prompts is zero, for any number of things at once.
 
     Without any spread p is 0, or 1 where the mean is zero itself. One prompt says nothing: p is 1.
+
+    Raises:
+        NonFiniteError: a sample is NaN or infinite.
     """
+    if not np.isfinite(samples).all():
+        raise NonFiniteError("what is to be tested holds NaN or infinity; load the model in float32.")
     mean, half = mean_intervals(samples)
     if half is None:
         return np.ones_like(mean)

@@ -185,6 +185,11 @@ def test_a_reader_that_leaves_is_no_defect(arguments, gpt2, monkeypatch, capsys)
     assert end.value.code == 0
 
 
+def test_the_version(headscope):
+    ran = headscope("--version")
+    assert (ran.code, ran.out, ran.err) == (0, f"headscope {hs.__version__}\n", "")
+
+
 def test_help_is_quick_and_shows_an_example_for_each_command(headscope):
     for command in ("scan", "check", "params"):
         ran = headscope(command, "--help")

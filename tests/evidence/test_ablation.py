@@ -15,11 +15,19 @@ from transformers import GPT2Model
 
 import headscope as hs
 from benchmarks.tiny import tiny_causal_lm, tiny_config
-from headscope.errors import ArgumentError, NonFiniteError, ShapeError, TokenError, UnsupportedModel
+from headscope.errors import (
+    ArgumentError,
+    MemoryRanOut,
+    NonFiniteError,
+    ShapeError,
+    TokenError,
+    UnsupportedModel,
+)
 from headscope.evidence import worlds
 from headscope.evidence.worlds import METHODS, Ablator, losses
 from headscope.lab.handbuilt import handbuilt
 from headscope.model.replay import Replay
+from headscope.model.taps import forward
 from headscope.probes.copies import copies
 
 PROJECTION = {
@@ -62,6 +70,24 @@ def rows(n_prompts, n_tokens, seed=0):
 @pytest.fixture(scope="module")
 def probe():
     return hs.probe_tokens(rows(N_PROMPTS, N_TOKENS))
+
+
+def test_means_keep_the_width_of_the_model():
+    # z = 1, 1 + 2^-40 and so on: float32 keeps 2^-23 beside 1
+    model = hs.load(tiny_causal_lm("llama").double())
+    ids = hs.probe_tokens(rows(2, 8))
+    clean = hs.probe_tokens(rows(3, 8, seed=1))
+    ablator = Ablator.of(model, ids, method="mean", corpus=clean)
+    kept = {}
+    forward(
+        model.hf,
+        model.check.route,
+        torch.from_numpy(np.stack(clean.prompts)),
+        lambda seen: kept.update({(seen.layer, seen.call): seen.z.mean(0)}),
+    )
+    for at, mean in ablator._mean_z().items():
+        assert mean.dtype == torch.float64
+        torch.testing.assert_close(mean, kept[at], atol=1e-14, rtol=1e-12)
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +282,17 @@ def test_putting_in_what_was_there_changes_no_bit(family, method):
     assert np.abs(zero[0] - zero[1]).min() > 1e-3
 
 
+def test_what_a_scan_or_a_search_found_can_be_taken_out():
+    # Threshold 0: whatever the head, it is found.
+    model = loaded("llama")
+    short = hs.repeated_tokens(model, n_prompts=2, period=8)
+    scores = hs.scan(model, probe=short).heads("previous_token", threshold=0.0)[:1]
+    heads = hs.find_induction_heads(model, threshold=0.0, seq_len=16)[:1]
+    assert hs.ablate(model, scores, probe=short).heads == (scores[0].head,)
+    assert hs.ablate(model, scores[0], probe=short).heads == (scores[0].head,)
+    assert hs.ablate(model, heads, probe=short).heads == (hs.HeadId(*heads[0][:2]),)
+
+
 def test_a_head_named_twice_is_taken_out_once(probe, corpus):
     options = dict(probe=probe, corpus=corpus)
     once, twice = (hs.ablate(loaded("llama"), heads, **options) for heads in (["L0H1"], ["0.1", hs.HeadId(0, 1)]))
@@ -325,7 +362,7 @@ def test_running_out_of_memory_halves_and_changes_nothing(method, n_rows, probe,
 
 def test_no_room_for_a_single_prompt_is_said_in_one_line(probe, corpus, monkeypatch):
     no_room_for(monkeypatch, 0)
-    with pytest.raises(ShapeError, match="memory ran out with a single prompt in the batch") as caught:
+    with pytest.raises(MemoryRanOut, match="memory ran out with a single prompt in the batch") as caught:
         all_losses(probe, corpus)
     assert "\n" not in str(caught.value)
 

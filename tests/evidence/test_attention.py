@@ -11,9 +11,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, LlamaConfig, Ll
 
 import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
-from headscope.errors import ArgumentError, NonFiniteError, ShapeError, TokenError
+from headscope.errors import ArgumentError, MemoryRanOut, NonFiniteError, ShapeError, TokenError
 from headscope.evidence import attention as scanning
 from headscope.lab.handbuilt import DECOYS, handbuilt
+from headscope.model.attention import Attention
 from headscope.probes.probe import Probe
 
 PERIOD = 20
@@ -400,6 +401,39 @@ def test_precision_ends_at_the_largest_number_of_prompts(monkeypatch):
     assert scan.probe["n_prompts"] == 24
 
 
+def test_a_precision_whose_square_is_no_number_ends_there_too_and_what_was_reached_is_known(monkeypatch):
+    # (0.1 / 1e-200)^2 = 1e398, which no float holds
+    monkeypatch.setattr(scanning, "MAX_PROMPTS", 8)
+    model = hs.load(tiny_causal_lm("llama"))
+    scan = hs.scan(model, probe=hs.repeated_tokens(model, n_prompts=4, period=8), precision=1e-200)
+    assert scan.probe["n_prompts"] == 8
+    assert scan.widest == max(longer_sides(scan)) > 1e-200
+
+
+def test_the_control_is_the_mean_of_what_the_selectivity_is_made_of(monkeypatch):
+    # A kernel that rounds probabilities up, to 1.25 each: score and control are cut off at 1, and 1 - 1 = 0.
+    monkeypatch.setattr(
+        Attention,
+        "probabilities",
+        lambda self, batch, query, key: torch.full((len(batch), self.n_heads), 1.25),
+    )
+    model = hs.load(tiny_causal_lm("gpt2"))
+    scan = hs.scan(model, probe=hs.repeated_tokens(model, n_prompts=2, period=8), detectors=["previous_token"])
+    assert {(one.mean, one.control, one.selectivity.mean) for one in scan.scores} == {(1.0, 1.0, 0.0)}
+
+
+def test_layers_that_share_a_mask_share_its_chance(monkeypatch):
+    # gemma2's first layer has a sliding window and its second none, mistral's two have the same one: 2 masks and 1
+    asked = []
+    plain = Attention.allowed
+    monkeypatch.setattr(Attention, "allowed", lambda self, *places: asked.append(self.layer) or plain(self, *places))
+    for family, layers in (("mistral", [0]), ("gemma2", [0, 1])):
+        asked.clear()
+        model = hs.load(tiny_causal_lm(family))
+        hs.scan(model, probe=hs.repeated_tokens(model, n_prompts=2, period=8))
+        assert asked == layers
+
+
 def test_precision_does_not_draw_for_a_role_that_has_no_target():
     model = hs.load(tiny_causal_lm("llama"))
     never = hs.Detector("never", lambda tokens: hs.Targets(query=np.zeros(0, int), key=np.zeros(0, int)))
@@ -408,7 +442,7 @@ def test_precision_does_not_draw_for_a_role_that_has_no_target():
     assert (scan.scores, scan.probe["n_prompts"]) == ((), 4)
 
 
-@pytest.mark.parametrize("precision", [0.0, -0.1, float("nan")])
+@pytest.mark.parametrize("precision", [0.0, -0.1, float("nan"), float("inf")])
 def test_a_precision_that_is_not_positive_is_refused(precision):
     with pytest.raises(ArgumentError, match="it needs a positive number, like 0.02"):
         hs.scan(tiny_causal_lm("gpt2"), precision=precision)
@@ -451,7 +485,7 @@ def test_memory_that_does_not_hold_one_prompt_is_said_so(monkeypatch):
     hf = tiny_causal_lm("llama")
     model = hs.load(hf)
     limited(monkeypatch, hf, 1)
-    with pytest.raises(ShapeError, match="memory ran out with a single prompt"):
+    with pytest.raises(MemoryRanOut, match="memory ran out with a single prompt"):
         hs.scan(model, probe=hs.repeated_tokens(model, n_prompts=3, period=8))
     assert hf.config._attn_implementation == "eager"
 

@@ -250,6 +250,22 @@ def test_a_verification_that_is_given_is_not_made_again(verified, monkeypatch):
     )
 
 
+def test_a_verification_of_another_model_is_refused(verified):
+    _, model, verification = verified
+    for name, value in {"id": "gpt2", "revision": "main", "n_layers": 12}.items():
+        other = replace(verification, model=replace(verification.model, **{name: value}))
+        with pytest.raises(ArgumentError, match=f"verification= is of another model \\({name} {value!r}, not "):
+            trace_circuit(model, verification=other, probe=short(model))
+
+
+def test_the_clean_loss_is_measured_once_for_all_receivers(monkeypatch):
+    model, measured, loss = hs.load("demo"), [], Paths.loss
+    monkeypatch.setattr(Paths, "loss", lambda self, run: measured.append(run) or loss(self, run))
+    found = trace_circuit(model, ["L1H1", "L1H5"], probe=hs.repeated_tokens(model, n_prompts=4, period=12))
+    assert {str(one.receiver) for one in found.edges} == {"L1H1", "L1H5"}
+    assert len(measured) == 1
+
+
 def test_receivers_may_be_scores_names_or_heads(verified):
     truth, model, _ = verified
     (head,) = truth.heads("induction")
@@ -371,6 +387,7 @@ def test_documents_of_all_kinds_are_read_back(tmp_path):
     model = hs.load(truth.model)
     nothing = trace_circuit(model, truth.heads("none")[-1:], probe=short(model))
     assert nothing.edges == ()
+    assert list(nothing.to_frame().columns) == list(found.to_frame().columns)
     assert Circuit.load(nothing.save(tmp_path / "nothing")[0]) == nothing
 
 

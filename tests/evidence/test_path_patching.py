@@ -7,6 +7,7 @@ The second runs the model's own eager code with values put into its output proje
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from contextlib import ExitStack
@@ -19,7 +20,7 @@ from transformers import GPT2LMHeadModel, GPT2Model, LlamaForCausalLM
 
 import headscope as hs
 from benchmarks.tiny import tiny_causal_lm, tiny_config
-from headscope.errors import ArgumentError, UnsupportedModel
+from headscope.errors import ArgumentError, NonFiniteError, UnsupportedModel
 from headscope.evidence import path_patching
 from headscope.evidence.path_patching import Paths, mlps
 from headscope.lab.handbuilt import DECOYS, handbuilt
@@ -432,6 +433,21 @@ def same(given, wanted, tolerance=1e-6):
 
 def own_content(run, n_worlds=1):
     return {head: {name: part.expand(n_worlds, -1, -1) for name, part in by.items()} for head, by in run.own.items()}
+
+
+def test_what_overflows_is_refused_and_not_tested():
+    # q . k of 3e38 * 3e38 is past the numbers of float32, and infinity minus infinity is none
+    model = hs.load(tiny_causal_lm("llama"))
+    paths = Paths(model, pairs_of(model), [H(1, 0)])
+    asked = paths.clean.asked[H(1, 0)]
+    content = torch.full_like(asked.q, float("inf"))[None]
+    with pytest.raises(NonFiniteError, match="a patched stripe is NaN or infinite; load the model in float32"):
+        paths.patched(paths.clean, H(1, 0), "k", content * torch.tensor([1.0, -1.0] * (content.shape[-1] // 2)))
+    with pytest.raises(NonFiniteError, match="a patched loss is NaN or infinite"):
+        paths.losses(paths.clean, [(H(1, 0), "v", torch.full_like(content[0], float("nan")))])
+    paths.clean.asked[H(1, 0)] = dataclasses.replace(asked, logit=asked.logit * float("nan"))
+    with pytest.raises(NonFiniteError, match="a stripe is NaN"):
+        paths.stripe(paths.clean)
 
 
 @pytest.mark.parametrize("mlp", ["recompute", "held"])

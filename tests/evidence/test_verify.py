@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, LlamaConfig, Ll
 
 import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
-from headscope.errors import ArgumentError, TokenError, UnsupportedModel
+from headscope.errors import ArgumentError, ShapeError, TokenError, UnsupportedModel
 from headscope.evidence.verdict import RULE, VERDICTS
 from headscope.evidence.verification import Verification
 from headscope.lab.handbuilt import DECOYS, handbuilt
@@ -386,6 +386,23 @@ def test_parquet_has_a_row_per_head(of, request, tmp_path):
 def nothing():
     model = hs.load(random_model(0))
     return hs.verify(model, ["0.0", "1.3"], probe=short(model))
+
+
+def test_one_head_may_be_named_by_itself():
+    model = hs.load(random_model(0))
+    found = hs.verify(model, "L1H3", probe=short(model, n_prompts=2))
+    assert [one.head for one in found.heads] == [hs.HeadId(1, 3)]
+
+
+def test_prompts_too_short_for_any_offset_are_refused_before_the_work(monkeypatch):
+    # Without a start token a period of 3, which at a quarter of it does not vary, makes 2 * 3 = 6 tokens.
+    model = hs.load(random_model(0))
+    probe = hs.repeated_tokens(model, n_prompts=2, period=3, bos=False)
+    assert {len(prompt) for prompt in probe.prompts} < {*range(11)}
+    with pytest.raises(
+        ShapeError, match=r"a prompt has \d+ tokens, .* verify needs 11: use a longer period \(--period"
+    ):
+        hs.verify(model, probe=probe)
 
 
 def test_columns_keep_their_types_whatever_is_missing(of_demo, nothing):

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import huggingface_hub.constants
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -28,6 +29,7 @@ from headscope.errors import (
 from headscope.model import load as load_module
 from headscope.model.bounds import bounded
 from headscope.model.load import Model, load, open_model
+from headscope.types import HeadId
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:.*weights_only=False.*:FutureWarning")
 
@@ -41,6 +43,11 @@ def saved(model, folder):
 @pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory):
     return saved(tiny_causal_lm("llama"), tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture(scope="session")
+def llama():
+    return load(tiny_causal_lm("llama"))
 
 
 @pytest.fixture
@@ -307,6 +314,46 @@ def test_a_checkpoint_that_lacks_weights_is_not_filled_up_at_random(folder):
     message = refusal(ModelError, edit_config(folder, num_hidden_layers=3))
     assert "lacks 9 of its weights (model.layers.2.input_layernorm.weight, " in message
     assert "they would be random" in message
+
+
+class Found:
+    def __init__(self, head, layer=None):
+        self.head, self.layer = head, layer
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["L1H2", "1.2", HeadId(1, 2), (1, 2), ["L1H2"], [(1, 2)], {HeadId(1, 2)}, Found(HeadId(1, 2)), [Found(2, layer=1)],
+     (one for one in ["L1H2", "1.2"]), [(np.int64(1), np.int64(2)), Found(HeadId(1, 2))]],
+    ids=["name", "dotted", "id", "pair", "names", "pairs", "set", "its_head", "layer_and_head", "generator", "mixed"],
+)  # fmt: skip
+def test_heads_are_named_in_every_form(given, llama):
+    assert Model.named.__wrapped__(llama, given) == (HeadId(1, 2),)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "there is no head"),
+        (["best"], "'best' is not a head; write layer and head"),
+        ([1, 2], "^1 is not a head; give names like 'L5H1', "),
+        ([(1, 2, 0)], r"^\(1, 2, 0\) is not a head"),
+        ([(True, 1)], r"^\(True, 1\) is not a head"),
+        ([Found("L1H2")], "is not a head"),
+        ([HeadId(1, 2), None], "^None is not a head"),
+        ((0, 4), "has no head L0H4; it has 2 layers of up to 4 heads"),
+        ([(0, -1), (-1, 0)], "has no head L0H-1, L-1H0;"),
+        (HeadId(0, 0, -1), "has no head L0H0#-1"),
+    ],
+)
+def test_what_is_no_head_of_the_model_is_refused(given, said, llama):
+    with pytest.raises(ArgumentError, match=said):
+        Model.named.__wrapped__(llama, given)
+
+
+def test_a_name_that_the_system_refuses_is_no_folder():
+    assert "no model 'xxx" in refusal(ModelNotFound, "x" * 300)
+    assert "is not a folder" in refusal(ModelNotFound, "/" + "x" * 300)
 
 
 def test_weights_of_other_shapes_are_named(folder):

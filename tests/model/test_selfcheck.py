@@ -19,6 +19,7 @@ from transformers import (
     ViTConfig,
     ViTModel,
 )
+from transformers.models.gpt2 import modeling_gpt2
 from transformers.models.llama import modeling_llama
 
 from benchmarks.tiny import tiny_causal_lm
@@ -282,13 +283,14 @@ def wrong(monkeypatch, change):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        (lambda z, lse: (z * 1.001, lse), "not the mix of their values by the probabilities seen"),
         (lambda z, lse: (z, lse + 1e-3), "not the mix of their values by the probabilities seen"),
         (lambda z, lse: (z, lse * float("nan")), "not the mix of their values by the probabilities seen"),
         (lambda z, lse: (z, torch.where(torch.arange(lse.shape[-1]) == 5, torch.nan, lse)), "not the mix"),
         (lambda z, lse: (z * 1.5, lse), "its output through our attention differs from its own by"),
         (lambda z, lse: (z * float("nan"), lse), "its output through our attention differs from its own by nan"),
     ],
-    ids=["lse off by 1e-3", "lse NaN", "lse NaN in one row", "z off by half", "z NaN"],
+    ids=["z off by 1e-3", "lse off by 1e-3", "lse NaN", "lse NaN in one row", "z off by half", "z NaN"],
 )
 def test_a_kernel_that_lies_is_caught(change, said, monkeypatch):
     # gpt2's own code cannot be watched instead: it goes through the interface, and there through the same kernel
@@ -302,9 +304,24 @@ def test_a_kernel_that_lies_is_caught(change, said, monkeypatch):
     assert check.route is None
 
 
+@pytest.mark.parametrize("factor", [1.5, 1.25])
+def test_a_coarse_precision_excuses_no_more_than_a_tenth_of_the_output(factor, monkeypatch):
+    # bfloat16's tolerance is 0.05, a hundredfold 5: past the largest output. z * 1.25 moves a quarter of what z writes.
+    wrong(monkeypatch, lambda z, lse: (z * factor, lse))
+    monkeypatch.setattr("headscope.model.selfcheck._hooks_route", lambda *_: iter(()))
+    check = selfcheck(tiny_causal_lm("gpt2").to(torch.bfloat16))
+    assert (check.support, check.route) == ("unsupported", None)
+
+
 def test_a_small_difference_is_degraded_and_stated(monkeypatch):
-    # tolerance 1e-4 of the largest output, unsupported from 1e-2
-    wrong(monkeypatch, lambda z, lse: (z * 1.001, lse))
+    # tolerance 1e-4 of the largest output, unsupported from 1e-2; our z is the mix, the model's own is a little more
+    eager = modeling_gpt2.eager_attention_forward
+
+    def own(*args, **named):
+        z, pattern = eager(*args, **named)
+        return z * 1.001, pattern
+
+    monkeypatch.setattr(modeling_gpt2, "eager_attention_forward", own)
     monkeypatch.setattr("headscope.model.selfcheck._hooks_route", lambda *_: iter(()))
     check = selfcheck(tiny_causal_lm("gpt2"))
     assert check.support == "degraded"

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
@@ -15,7 +15,7 @@ from benchmarks.tiny import tiny_causal_lm, tiny_config
 from headscope.errors import ArgumentError, ShapeError, UnsupportedModel
 from headscope.model import interface
 from headscope.model.selfcheck import selfcheck
-from headscope.model.taps import forward, padding_is_harmless
+from headscope.model.taps import forward
 
 INTERFACE = (
     "gpt2",  # learned positions, fused query-key-value projection
@@ -414,73 +414,6 @@ def test_the_gradient_of_a_head_s_z_is_that_of_the_projection_s_input(tokens):
     for given, wanted in zip(ours, own, strict=True):
         assert wanted.grad.abs().max() > 1e-3
         torch.testing.assert_close(given.grad.flatten(2), wanted.grad, atol=1e-6, rtol=1e-4)
-
-
-# Padding
-
-N_PADDING = 5
-
-
-def padded(ids):
-    """Token 1, five times, before each prompt."""
-    mask = torch.ones(ids.shape[0], ids.shape[1] + N_PADDING, dtype=torch.long)
-    mask[:, :N_PADDING] = 0
-    return torch.cat([torch.ones(ids.shape[0], N_PADDING, dtype=torch.long), ids], dim=1), mask
-
-
-@pytest.mark.parametrize(
-    "family", ["gpt2", "llama", "gemma2", "gpt_oss", "qwen3_next", "inkling_text", "falcon", "bloom"]
-)
-def test_padding_on_the_left_changes_no_probability(family, checked, tokens):
-    model, check = checked(family)
-    assert padding_is_harmless(model, check.route)
-    alone = patterns(model, check, tokens)
-    ids, mask = padded(tokens)
-    for given, wanted in zip(patterns(model, check, ids, attention_mask=mask), alone, strict=True):
-        assert given[:, :, N_PADDING:, :N_PADDING].abs().max() == 0
-        torch.testing.assert_close(given[:, :, N_PADDING:, N_PADDING:], wanted, atol=1e-5, rtol=0)
-        assert torch.isfinite(given).all()
-
-
-def test_prompts_of_two_lengths_in_one_batch(checked, tokens):
-    model, check = checked("llama")
-    ids, mask = padded(tokens)
-    mask[1] = 1  # the second prompt is five tokens longer
-    together = patterns(model, check, ids, attention_mask=mask)
-    short, long = patterns(model, check, tokens[:1]), patterns(model, check, ids[1:])
-    for both, first, second in zip(together, short, long, strict=True):
-        torch.testing.assert_close(both[:1, :, N_PADDING:, N_PADDING:], first, atol=1e-5, rtol=0)
-        torch.testing.assert_close(both[1:], second, atol=1e-5, rtol=0)
-
-
-def test_padding_is_tried_within_a_short_context():
-    config = GPT2Config(n_positions=8, n_embd=16, n_head=2, n_layer=1, vocab_size=50)
-    model = GPT2LMHeadModel(config).eval()
-    check = selfcheck(model)
-    ids, mask = padded(torch.tensor([[3, 4, 5]]))  # 5 + 3 tokens
-    for given, wanted in zip(
-        patterns(model, check, ids, attention_mask=mask), patterns(model, check, ids[:, N_PADDING:]), strict=True
-    ):
-        torch.testing.assert_close(given[:, :, N_PADDING:, N_PADDING:], wanted, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("family", ["roberta", "bart"])
-def test_padding_is_refused_where_positions_would_shift(family, checked, tokens):
-    # roberta counts positions from 2, bart takes none: their own code cannot be told that the first token comes later
-    model, check = checked(family)
-    assert check.support == "exact"
-    assert not padding_is_harmless(model, check.route)
-    ids, mask = padded(tokens)
-    with pytest.raises(ArgumentError, match=r"padding on the left changes what \w+ForCausalLM computes"):
-        forward(model, check.route, ids, nothing, attention_mask=mask)
-    # padding on the right comes after every token, and a mask of ones says nothing
-    right = torch.ones_like(tokens)
-    right[:, 20:] = 0
-    whole = patterns(model, check, tokens)
-    for given, wanted in zip(patterns(model, check, tokens, attention_mask=right), whole, strict=True):
-        torch.testing.assert_close(given[:, :, :20, :20], wanted[:, :, :20, :20], atol=1e-5, rtol=0)
-    unmasked = patterns(model, check, tokens, attention_mask=torch.ones_like(tokens))
-    assert all(torch.equal(x, y) for x, y in zip(unmasked, whole, strict=True))
 
 
 # Two models at once

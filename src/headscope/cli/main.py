@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
+from headscope import __version__
 from headscope.cli.behavior import behavior
 from headscope.cli.check import check
 from headscope.cli.circuit import circuit
@@ -51,8 +52,19 @@ app.command()(check)
 app.command()(params)
 
 
+def _print_version(asked: bool) -> bool:
+    if asked:
+        print(f"headscope {__version__}")
+        raise typer.Exit
+    return asked
+
+
 @app.callback()
-def root() -> None:
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
     """Find, verify and explain attention heads in any decoder-only language model."""
 
 

@@ -41,7 +41,8 @@ class Detector:
     find: Callable[[np.ndarray], Targets]
     """From the token ids of one prompt to its targets."""
     needs_control: bool = False
-    """The role is about content: a head has it only if most of its score is gone once the repetition is."""
+    """The role is about content: where the probe has a control, a head has it only if at least half of its score is
+    gone there. Without a control, as on your own tokens, the score alone decides."""
 
     def targets(self, tokens: Int[np.ndarray, " position"]) -> Targets:
         """Targets of one prompt, checked, ordered by query, without doubles.

@@ -26,7 +26,7 @@ import numpy as np
 from headscope.documents import encode
 from headscope.errors import ArgumentError, TokenError
 from headscope.evidence.worlds import Ablator, Method, Queries, losses
-from headscope.model.load import Model, load
+from headscope.model.load import Heads, Model, load
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.copies import copies
 from headscope.probes.probe import Tokens, check_fits
@@ -94,7 +94,7 @@ class Ablation:
 
 def ablate(
     model: Model | PreTrainedModel | str | Path,
-    heads: HeadId | str | Sequence[HeadId | str],
+    heads: Heads,
     *,
     probe: Probe | None = None,
     method: Method = "mean",
@@ -106,7 +106,7 @@ def ablate(
 
     Args:
         model: What `headscope.load` takes, or gives.
-        heads: One head or several, like `["L5H1", "4.11"]`.
+        heads: One head or several, like `["L5H1", "4.11"]`, or what `scan.heads("induction")` gives.
         probe: What the model reads; by default 16 prompts of `repeated_tokens(model, seed=seed)`.
         method: `zero`, `mean` or `resample`.
         corpus: For `mean` and `resample`, clean prompts that are not among the probe's and at least as long. By default

@@ -9,6 +9,7 @@ It shows what a head looks at, not what it does there: a head may attend like an
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from headscope.model.memory import in_batches
 from headscope.model.taps import forward
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.probe import Tokens, check_fits
-from headscope.results import Estimate, HeadScore, ModelInfo, Provenance, Role, Scan, Timing
+from headscope.results import Estimate, HeadScore, ModelInfo, Provenance, Role, Scan, Timing, widest_of
 from headscope.stats import mean_intervals
 from headscope.types import HeadId
 
@@ -62,8 +63,8 @@ def scan(
         probe: What the model reads; by default `repeated_tokens(model, seed=seed)`.
         detectors: Names or `Detector`s; by default all built-in ones.
         precision: Keep drawing prompts until the interval of every score, and of its difference from the control, is
-            mean +- precision or narrower, or 4096 prompts were read. Stopping at a width makes intervals a little too
-            narrow; the effect is small from 16 prompts up.
+            mean +- precision or narrower, or 4096 prompts were read; `Scan.widest` is what was reached. Stopping at a
+            width makes intervals a little too narrow; the effect is small from 16 prompts up.
         seed: Of the default probe.
         kernel: Force `flash`, `tiled` or `reference`; by default the fastest that applies.
         progress: Called with (tokens read, tokens in all) after each batch.
@@ -74,12 +75,12 @@ def scan(
     Raises:
         TokenError: a prompt does not fit the model's vocabulary or context.
         ArgumentError: precision not positive, or asked for with tokens of your own; an unknown detector or kernel.
-        ShapeError: memory runs out with a single prompt.
+        MemoryRanOut: memory runs out with a single prompt.
         NonFiniteError: a score is not a number.
     """
     model = load(model)
     chosen = resolve(detectors)
-    if precision is not None and not precision > 0:
+    if precision is not None and not 0 < precision < math.inf:
         raise ArgumentError(f"precision={precision}; it needs a positive number, like 0.02.")
     if kernel is not None and kernel not in KERNELS:
         raise ArgumentError(f"kernel={kernel!r} is not known; use one of {', '.join(KERNELS)}, or None.")
@@ -237,11 +238,11 @@ class _Reading:
             luck = np.mean([row.chance[:, index] for row in rows], axis=0)
             without = [row.controls[:, index] for row in rows if row.controls is not None]
             controls = np.stack(without) if without else None
-            control = None if controls is None else controls.mean(axis=0)
             if not (np.isfinite(values).all() and (controls is None or np.isfinite(controls).all())):
                 raise NonFiniteError(f"the scores of {detector.name} hold NaN or infinity; load the model in float32.")
             values = values.clip(max=1.0)  # rounding may carry a sum of probabilities past 1
             controls = None if controls is None else controls.clip(max=1.0)
+            control = None if controls is None else controls.mean(axis=0)
             mean, half = mean_intervals(values)
             gain, gain_half = mean_intervals(values - controls) if controls is not None else (None, None)
             for place, head in enumerate(self.heads):
@@ -277,14 +278,12 @@ def _still_needed(reading: _Reading, precision: float) -> int:
     scores, _ = reading.scores()
     if not scores:
         return 0
-    estimates = [one for score in scores for one in (score, score.selectivity) if one is not None]
-    # The longer side of an interval: the other may be cut off where no score can lie.
-    sides = [max(one.ci95[1] - one.mean, one.mean - one.ci95[0]) for one in estimates if one.ci95 is not None]
-    widest = max(sides, default=1.0)
-    have = reading.n_prompts
+    widest, have = widest_of(scores), reading.n_prompts
+    if widest is None:
+        widest = 1.0
     if widest <= precision:
         return 0
-    wanted = max(have + 4, int(np.ceil(have * (widest / precision) ** 2)))
+    wanted = max(have + 4, math.ceil(have * min(widest / precision, MAX_PROMPTS) ** 2))
     return max(0, min(wanted, 4 * have + 4, MAX_PROMPTS) - have)
 
 

@@ -26,6 +26,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,11 +42,11 @@ from headscope.evidence.path_patching import INPUTS, Contents, Input, Mlps, Path
 from headscope.evidence.verification import Verification
 from headscope.evidence.verify import verify
 from headscope.figures import diagram_figure
-from headscope.model.load import Model, load
+from headscope.model.load import Heads, Model, load
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.probe import check_fits
 from headscope.probes.twins import Twin, twins
-from headscope.results import Estimate, HeadScore, ModelInfo, Provenance, Timing, read_document, write_whole
+from headscope.results import Estimate, ModelInfo, Provenance, Timing, read_document, write_whole
 from headscope.stats import benjamini_hochberg, p_values
 from headscope.types import HeadId
 
@@ -57,6 +58,19 @@ if TYPE_CHECKING:
 SCHEMA = "headscope.circuit/1"
 N_PROMPTS = 32
 PERIOD = 24
+
+COLUMNS = (
+    "sender",
+    "receiver",
+    "input",
+    "effect",
+    "share",
+    "q_value",
+    "query_effect",
+    "loss_nats",
+    "k_composition_z",
+)
+"""Of `Circuit.to_frame`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,24 +192,25 @@ class Circuit:
         return json.dumps(self.to_dict(), indent=1, allow_nan=False)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per edge."""
+        """One row per edge: `COLUMNS`, also where there is none."""
         import pandas as pd
 
         return pd.DataFrame(
             [
-                {
-                    "sender": str(one.sender),
-                    "receiver": str(one.receiver),
-                    "input": one.input,
-                    "effect": one.effect.mean,
-                    "share": one.share,
-                    "q_value": one.q_value,
-                    "query_effect": one.query_effect.mean,
-                    "loss_nats": one.loss_nats[one.input].mean,
-                    "k_composition_z": None if one.weights is None else one.weights.z,
-                }
+                (
+                    str(one.sender),
+                    str(one.receiver),
+                    one.input,
+                    one.effect.mean,
+                    one.share,
+                    one.q_value,
+                    one.query_effect.mean,
+                    one.loss_nats[one.input].mean,
+                    None if one.weights is None else one.weights.z,
+                )
                 for one in self.edges
-            ]
+            ],
+            columns=list(COLUMNS),
         )
 
     def save(self, folder: str | Path) -> tuple[Path, Path]:
@@ -257,7 +272,7 @@ class Circuit:
 
 def trace_circuit(
     model: Model | PreTrainedModel | str | Path,
-    receivers: Sequence[HeadId | HeadScore | str] | None = None,
+    receivers: Heads | None = None,
     *,
     verification: Verification | None = None,
     probe: Probe | None = None,
@@ -275,7 +290,8 @@ def trace_circuit(
         progress: Called with (what is being done, done, of).
 
     Raises:
-        ArgumentError: receivers that the model does not have, or that lie in its first layer.
+        ArgumentError: receivers that the model does not have, or that lie in its first layer; a verification of
+            another model.
         TokenError: prompts of which no twin can be made, or of several lengths.
         UnsupportedModel: queries and keys that cannot be seen, or no LM head.
     """
@@ -283,13 +299,15 @@ def trace_circuit(
     report = progress or (lambda what, done, total: None)
     probe = probe if probe is not None else repeated_tokens(model, n_prompts=N_PROMPTS, period=PERIOD, seed=seed)
     check_fits(probe, model)
+    if verification is not None:
+        _refuse_other(model, verification)
     first = min(model.check.heads)
     if receivers is None:
         verification = verification or _verified(model, probe, seed, progress)
         of = [one.head for one in verification.heads if one.verdict in ("induction", "redundant_induction")]
-        chosen = tuple(head for head in of if head.layer > first)
+        chosen = tuple(head for head in (model.named(of) if of else ()) if head.layer > first)
     else:
-        chosen = model.named([one.head if isinstance(one, HeadScore) else one for one in receivers])
+        chosen = model.named(receivers)
     early = [head for head in chosen if head.layer == first]
     if early and receivers is not None:
         raise ArgumentError(f"{early[0]} lies in the first layer with attention; no head comes before it to feed it.")
@@ -310,6 +328,16 @@ def trace_circuit(
     names = {one.head: one for one in verification.heads} if verification is not None else {}
     receivers_found, edges = tracing.found(weights, names)
     return _assembled(model, probe, seed, started, receivers_found, edges, len(tracing.senders), tracing.notes(weights))
+
+
+def _refuse_other(model: Model, verification: Verification) -> None:
+    """Raise ArgumentError unless the verification is of this model: its id, revision, family and shape."""
+    names = ("id", "revision", "family", "n_layers", "n_heads", "n_kv_heads")
+    ours, other = ModelInfo.of(model), verification.model
+    wrong = [name for name in names if getattr(ours, name) != getattr(other, name)]
+    if wrong:
+        differing = ", ".join(f"{name} {getattr(other, name)!r}, not {getattr(ours, name)!r}" for name in wrong)
+        raise ArgumentError(f"verification= is of another model ({differing}); give that of {model.id}, or none.")
 
 
 def _verified(model: Model, probe: Probe, seed: int, progress: Callable[[str, int, int], None] | None) -> Verification:
@@ -427,6 +455,11 @@ class _Tracing:
             notes += list(weights.notes)
         return tuple(notes)
 
+    @cached_property
+    def _clean_loss(self) -> np.ndarray:
+        """At each prompt's query."""
+        return self.paths.loss(self.paths.clean)
+
     def _contents(self, base: str, worlds: Sequence[Sources], mlp: Mlps, label: str) -> dict[HeadId, Contents]:
         clean, corrupt = self.paths.clean, self.paths.corrupt
         runs = (clean, corrupt) if base == "clean" else (corrupt, clean)
@@ -441,8 +474,7 @@ class _Tracing:
         changes: list[tuple[HeadId, Input, Tensor]] = [
             (head, name, by[name][column]) for by, column in zip(contents, columns, strict=True) for name in INPUTS
         ]
-        clean = self.paths.loss(self.paths.clean)
-        rows = self.paths.losses(self.paths.clean, changes) - clean
+        rows = self.paths.losses(self.paths.clean, changes) - self._clean_loss
         by_sender = rows.reshape(len(columns), len(INPUTS), -1)
         return [{name: Estimate.of(row) for name, row in zip(INPUTS, one, strict=True)} for one in by_sender]
 

@@ -154,7 +154,8 @@ def icl(
 
     Raises:
         ArgumentError: n_windows or seed too small, both text and tokens given, or early not before late.
-        ShapeError: a window or a late token that does not fit, or memory runs out with a single window.
+        ShapeError: a window or a late token that does not fit.
+        MemoryRanOut: memory runs out with a single window.
         TokenError: text without a tokenizer, fewer than two windows of it, or an id outside the vocabulary.
         ModelError: the model gives no logits over its vocabulary.
         NonFiniteError: a loss is not a number.

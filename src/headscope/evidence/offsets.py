@@ -27,6 +27,8 @@ from headscope.types import HeadId
 MIN_OFFSET = 2
 MIN_QUERIES = 8
 """An offset is scored where at least so many queries of a prompt have it."""
+LEAST_TOKENS = MIN_OFFSET + MIN_QUERIES + 1
+"""A shorter prompt has no offset to score."""
 BATCH_NUMBERS = 2**24
 """Pattern entries of one layer in one pass, before memory runs out."""
 
@@ -55,7 +57,7 @@ def best_offsets(model: Model, prompts: Sequence[Tokens]) -> dict[HeadId, BestOf
     offsets = range(MIN_OFFSET, length - MIN_QUERIES)
     if any(len(prompt) != length for prompt in prompts) or not offsets:
         raise ShapeError(
-            f"best_offsets needs prompts of one length of at least {MIN_OFFSET + MIN_QUERIES + 1} tokens; got lengths "
+            f"best_offsets needs prompts of one length of at least {LEAST_TOKENS} tokens; got lengths "
             f"{min(map(len, prompts))} to {max(map(len, prompts))}."
         )
     route = model.check.route

@@ -2,25 +2,27 @@
 
     per head = d_model * (d_qk + d_qk + d_v + d_v)        W_Q, W_K, W_V, W_O
 
-Biases of Q, K and V are d_qk + d_qk + d_v more; the output projection's bias belongs to the layer. Under grouped
-queries a head counts the KV head it uses, and a circuit counts each KV head once. The count is taken only where the
-attention module's matrices add up to it; a family that factors or gates them is refused with the reason.
+Biases of Q, K and V are d_qk + d_qk + d_v more, or less where a family has not all of them; the output projection's
+bias belongs to the layer, and a norm's to none. Under grouped queries a head counts the KV head it uses, and a circuit
+counts each KV head once. The count is taken only where the attention module's matrices and biases add up to it; a
+family that factors or gates them is refused with the reason.
 
 GPT-2 small: 4 * 768 * 64 = 196,608 per head, 192 more with biases.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from headscope.errors import UnsupportedModel
 from headscope.model.attention import Attention
-from headscope.model.load import Model, load
+from headscope.model.load import Heads, Model, load
 from headscope.model.taps import forward
 from headscope.types import HeadId
 
@@ -64,9 +66,7 @@ class ParameterCount:
         }
 
 
-def count_parameters(
-    model: Model | PreTrainedModel | str | Path, *, heads: Sequence[HeadId | str] = ()
-) -> ParameterCount:
+def count_parameters(model: Model | PreTrainedModel | str | Path, *, heads: Heads = ()) -> ParameterCount:
     """Count the parameters of a head, of a circuit, and of the model.
 
     Args:
@@ -122,14 +122,16 @@ def _shapes(model: Model) -> dict[int, _Shape]:
     names = {layer: name for name, layer in reversed(route.layers.items())}
     shapes: dict[int, _Shape] = {}
     d_model = int(model.hf.config.get_text_config().hidden_size)
+    ran: set[nn.Module] = set()
 
     def visit(attention: Attention) -> None:
+        if attention.call:
+            return
         scores = attention.scores
         assert scores is not None, "the interface shows queries and keys"
         n_heads, n_kv, d_qk, d_v = attention.n_heads, scores.k.shape[1], scores.q.shape[-1], scores.v.shape[-1]
         module = model.hf.get_submodule(names[attention.layer])
         weights = sum(p.numel() for p in module.parameters() if p.dim() == 2)
-        biases = sum(p.numel() for name, p in module.named_parameters() if name.rpartition(".")[2] == "bias")
         half = d_model * (d_qk + d_v)
         if weights != half * (n_heads + n_kv):
             raise UnsupportedModel(
@@ -137,11 +139,35 @@ def _shapes(model: Model) -> dict[int, _Shape]:
                 f"{half * (n_heads + n_kv):,} of one Q and O per head and one K and V per KV head, "
                 "so none can be assigned to a head."
             )
-        inner = n_heads * d_qk + n_kv * (d_qk + d_v)
-        shapes[attention.layer] = _Shape(
-            n_heads=n_heads, n_kv=n_kv, half=half, bias=2 * d_qk + d_v if biases in (inner, inner + d_model) else 0
-        )
+        # The projections that ran before the attention made q, k and v; the one that has not yet run reads z.
+        biases = sum(_biases(part) for part in module.modules() if part in ran)
+        behind = sum(_biases(part) for part in module.modules() if part not in ran)
+        if behind not in (0, d_model):
+            bias = None
+        elif biases == n_heads * d_qk + n_kv * (d_qk + d_v):
+            bias = 2 * d_qk + d_v
+        elif n_kv == n_heads and biases % n_heads == 0:
+            bias = biases // n_heads
+        else:
+            bias = None if biases else 0
+        if bias is None:
+            raise UnsupportedModel(
+                f"layer {attention.layer} of {model.id} ({model.family}) has {biases + behind:,} biases, which are "
+                "not those of Q, K and V with or without O, so none can be assigned to a head."
+            )
+        shapes[attention.layer] = _Shape(n_heads=n_heads, n_kv=n_kv, half=half, bias=bias)
 
     tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-    forward(model.hf, route, tokens, visit, stop_at_last=True)
+    with ExitStack() as stack:
+        for name in names.values():
+            for part in model.hf.get_submodule(name).modules():
+                if _biases(part):
+                    stack.callback(part.register_forward_hook(lambda done, *_: ran.add(done)).remove)
+        forward(model.hf, route, tokens, visit, stop_at_last=True)
     return dict(sorted(shapes.items()))
+
+
+def _biases(module: nn.Module) -> int:
+    """Biases of a projection; 0 for what has no matrix, like a norm."""
+    own = dict(module.named_parameters(recurse=False))
+    return own["bias"].numel() if {"weight", "bias"} <= own.keys() and own["weight"].dim() == 2 else 0

@@ -32,7 +32,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headscope.errors import ArgumentError, UnsupportedModel
+from headscope.errors import ArgumentError, NonFiniteError, UnsupportedModel
 from headscope.evidence.worlds import BATCH_TOKENS, token_losses
 from headscope.model import kernels
 from headscope.model.attention import Attention
@@ -98,6 +98,7 @@ class Paths:
     Raises:
         ArgumentError: a receiver in a call that its layer never makes.
         UnsupportedModel: the model hides its queries and keys, or has no LM head.
+        NonFiniteError: from the methods, a stripe or a loss that is NaN or infinite, as after an overflow in float16.
     """
 
     def __init__(self, model: Model, twins: Sequence[Twin], receivers: Sequence[HeadId]) -> None:
@@ -128,7 +129,7 @@ class Paths:
 
     def stripe(self, run: _Run) -> Float[np.ndarray, "receiver prompt"]:
         """Attention from query to key in a run."""
-        return torch.stack([run.asked[head].stripe for head in self.receivers]).cpu().numpy()
+        return _finite(torch.stack([run.asked[head].stripe for head in self.receivers]).cpu().numpy(), "a stripe")
 
     def contents(
         self,
@@ -201,7 +202,7 @@ class Paths:
             new = rows.gather(-1, self._key[None, :, None].expand(len(rows), -1, 1))[..., 0]
         else:
             new = asked.stripe.expand(len(content), -1)
-        return new.cpu().numpy()
+        return _finite(new.cpu().numpy(), "a patched stripe")
 
     def losses(
         self, run: _Run, changes: Sequence[tuple[HeadId, Input, Float[Tensor, "prompt _d"]]]
@@ -236,13 +237,13 @@ class Paths:
 
         for part, values in in_batches(order, max(1, limit // run.replay.tokens.numel()), execute):
             found[list(part)] = values
-        return found
+        return _finite(found, "a patched loss")
 
     def loss(self, run: _Run) -> Float[np.ndarray, " prompt"]:
         """Loss at the query of an untouched run."""
         places = torch.stack([self._rows, self._query], dim=1)
         logits = run.replay.logits(lambda attention: None, places=places)
-        return token_losses(logits, self._next).double().cpu().numpy()
+        return _finite(token_losses(logits, self._next).double().cpu().numpy(), "a loss")
 
     def _base(self, prompts: Sequence[np.ndarray]) -> _Run:
         tokens = torch.from_numpy(np.stack(prompts)).to(self.model.device)
@@ -346,6 +347,12 @@ def mlps(model: Model) -> list[nn.Module]:
         for child in layer.children()
         if not attending & set(child.modules()) and any(weight.dim() > 1 for weight in child.parameters())
     ]
+
+
+def _finite(values: np.ndarray, what: str) -> np.ndarray:
+    if not np.isfinite(values).all():
+        raise NonFiniteError(f"{what} is NaN or infinite; load the model in float32.")
+    return values
 
 
 def _start(run: _Run, heads: Sequence[HeadId] | Sources | set[HeadId]) -> int:

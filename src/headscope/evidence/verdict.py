@@ -20,7 +20,8 @@ Three questions are asked of a head: what does it attend to, what does it copy, 
                otherwise                                 -> none
 
 `matters` and `copies` say nothing of heads without a stripe: a head may matter in many ways that are not induction.
-Significance is Benjamini-Hochberg's over all heads judged, on prompts that had no part in choosing them.
+Significance is Benjamini-Hochberg's over every removal and every putting back that was tried, on prompts that had no
+part in choosing the heads.
 """
 
 from __future__ import annotations
@@ -142,7 +143,8 @@ def _striped(evidence: Evidence, rule: Rule) -> tuple[Verdict, tuple[str, ...]]:
 
 def has_stripe(scores: dict[str, HeadScore], rule: Rule = RULE) -> bool:
     """Whether a head attends as an induction head does."""
-    return _scores(scores.get("induction"), rule)
+    score = scores.get("induction")
+    return score is not None and score.reaches(rule.attention, content=True, lost_on_control=rule.lost_on_control)
 
 
 def _copies(copying: Copying | None, rule: Rule = RULE) -> Literal["copies", "suppresses", "neither", "unknown"]:
@@ -195,14 +197,8 @@ def _above(estimate: Estimate) -> bool:
 
 
 def _has(evidence: Evidence, role: str, rule: Rule) -> bool:
-    return _scores(evidence.scores.get(role), rule, content=role in ("induction", "duplicate_token"))
-
-
-def _scores(score: HeadScore | None, rule: Rule, *, content: bool = True) -> bool:
-    if score is None or score.mean < rule.attention:
-        return False
-    gone = score.selectivity
-    return not (content and gone is not None and gone.mean < rule.lost_on_control * score.mean)
+    score, content = evidence.scores.get(role), role in ("induction", "duplicate_token")
+    return score is not None and score.reaches(rule.attention, content=content, lost_on_control=rule.lost_on_control)
 
 
 _TARGETS = {

@@ -27,16 +27,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from headscope.errors import ArgumentError, TokenError, UnsupportedModel
+from headscope.errors import ArgumentError, ShapeError, TokenError, UnsupportedModel
 from headscope.evidence.ablation import refuse_all
 from headscope.evidence.attention import scan as read_attention
 from headscope.evidence.copying import Circuits, Copying
 from headscope.evidence.every_head import N_PROMPTS, TOP, HeadEffect, Search, ablate_each
-from headscope.evidence.offsets import best_offsets
+from headscope.evidence.offsets import LEAST_TOKENS, best_offsets
 from headscope.evidence.verdict import RULE, Change, Evidence, has_stripe, judge, suppresses
 from headscope.evidence.verification import Controls, Draw, HeadSet, HeadVerdict, Relation, Verification
 from headscope.evidence.worlds import Ablator, Losses, Method, Queries, World, losses
-from headscope.model.load import Model, load
+from headscope.model.load import Heads, Model, load
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.copies import check_repeats
 from headscope.probes.probe import Tokens, check_fits
@@ -61,7 +61,7 @@ COMPLEMENT = 0.25
 
 def verify(
     model: Model | PreTrainedModel | str | Path,
-    heads: Sequence[HeadId | HeadScore | str] | None = None,
+    heads: Heads | None = None,
     *,
     probe: Probe | None = None,
     ablation: Method = "mean",
@@ -75,7 +75,7 @@ def verify(
 
     Args:
         model: What `headscope.load` takes, or gives.
-        heads: Judge these alone, without a search; names, `HeadId`s, or what `scan.heads("induction")` gives. By
+        heads: Judge these alone, without a search: names, `HeadId`s, or what `scan.heads("induction")` gives. By
             default every head.
         probe: Repeated tokens that can draw more; by default 32 prompts of `repeated_tokens(model, seed=seed)`.
         ablation: `mean`, `zero` or `resample`.
@@ -87,6 +87,7 @@ def verify(
 
     Raises:
         ArgumentError: heads the model does not have, or all of them; a probe that cannot draw held-out prompts.
+        ShapeError: prompts of fewer than 11 tokens.
         TokenError: a natural text that is too short, or a model that cannot read text.
         UnsupportedModel: the model has no LM head, so that no loss is defined.
         NonFiniteError: a loss or score is not a number.
@@ -94,7 +95,7 @@ def verify(
     model = load(model)
     named: tuple[HeadId, ...] | None = None
     if heads is not None:
-        named = model.named([one.head if isinstance(one, HeadScore) else one for one in heads])
+        named = model.named(heads)
         refuse_all(model, named)
     probe = probe if probe is not None else repeated_tokens(model, n_prompts=N_PROMPTS, seed=seed)
     check_fits(probe, model)
@@ -102,6 +103,12 @@ def verify(
         raise ArgumentError(
             "verify needs a probe that can draw held-out prompts and controls, like repeated_tokens; "
             "ablate measures heads on prompts of your own."
+        )
+    shortest = min(map(len, probe.controls))
+    if shortest < LEAST_TOKENS:
+        raise ShapeError(
+            f"a prompt has {shortest} tokens, too few to tell a head that looks a fixed distance back; verify needs "
+            f"{LEAST_TOKENS}: use a longer period (--period)."
         )
     started = time.perf_counter()
     report = progress or (lambda what, done, total: None)
@@ -150,25 +157,18 @@ def verify(
         ],
         natural=[frozenset([head]) for head in candidates],
     )
-    rows = [trial.delta({head}) for head in candidates]
-    back = [trial.delta(team) - trial.delta(set(team) - {head}) for head in team] if len(team) > 1 else []
-    tests = rows + back
-    q = benjamini_hochberg(np.asarray([float(p_values(row)) for row in tests])) if tests else np.empty(0)
-    removed = dict(zip(candidates, _changes(rows, q[: len(rows)]), strict=True))
-    put_back = dict(zip(team if back else [], _changes(back, q[len(rows) :]), strict=True))
-
+    removed, put_back = _tested(trial, candidates, team)
     verdicts = []
     for head in judged:
+        first, over_first = _first_copy(trial, head) if head in removed else (None, None)
         evidence = Evidence(
             head=head,
             scores=scores[head],
             offset=offsets.get(head),
             copying=alone[head],
             removed=removed.get(head),
-            first_copy=Estimate.of(trial.delta({head}, "first_copy")) if head in removed else None,
-            over_first_copy=Estimate.of(trial.delta({head}) - trial.delta({head}, "first_copy"))
-            if head in removed
-            else None,
+            first_copy=first,
+            over_first_copy=over_first,
             over_random=_over_random(trial, head, matched.get(head, [])),
             put_back=put_back.get(head),
         )
@@ -188,7 +188,7 @@ def verify(
             random_heads=tuple(draws),
             norm_matched=sizes is not None,
             held_out_prompts=len(held_out.prompts),
-            tests=len(tests),
+            tests=len(removed) + len(put_back),
         ),
         clean={kind: Estimate.of(values) for kind, values in trial.clean.items()},
         rule=RULE,
@@ -311,8 +311,23 @@ def _judged(evidence: Evidence, effect: HeadEffect | None, trial: _Trial) -> Hea
     )
 
 
-def _changes(rows: Sequence[np.ndarray], q: np.ndarray) -> list[Change]:
-    return [Change(delta_loss_nats=Estimate.of(row), q_value=float(one)) for row, one in zip(rows, q, strict=True)]
+def _tested(
+    trial: _Trial, candidates: Sequence[HeadId], team: Sequence[HeadId]
+) -> tuple[dict[HeadId, Change], dict[HeadId, Change]]:
+    """Each candidate removed, and each of the team put back where all of it is gone; q-values over all of these."""
+    rows = [trial.delta({head}) for head in candidates]
+    others = team if len(team) > 1 else []
+    rows += [trial.delta(team) - trial.delta(set(team) - {head}) for head in others]
+    q = benjamini_hochberg(np.asarray([float(p_values(row)) for row in rows])) if rows else np.empty(0)
+    changes = [Change(delta_loss_nats=Estimate.of(row), q_value=float(one)) for row, one in zip(rows, q, strict=True)]
+    n = len(candidates)
+    return dict(zip(candidates, changes[:n], strict=True)), dict(zip(others, changes[n:], strict=True))
+
+
+def _first_copy(trial: _Trial, head: HeadId) -> tuple[Estimate, Estimate]:
+    """What removing a head does to the first copy's loss, and how much more it does to the second's."""
+    first = trial.delta({head}, "first_copy")
+    return Estimate.of(first), Estimate.of(trial.delta({head}) - first)
 
 
 def _over_random(trial: _Trial, head: HeadId, draws: Sequence[tuple[HeadId, ...]]) -> Estimate | None:

@@ -172,7 +172,8 @@ class Ablator:
                 sums: dict[tuple[int, int], Tensor] = {}
 
                 def visit(attention: Attention) -> None:
-                    sums[attention.layer, attention.call] = attention.z.sum(0, dtype=torch.float32)
+                    wide = torch.promote_types(attention.z.dtype, torch.float32)
+                    sums[attention.layer, attention.call] = attention.z.sum(0, dtype=wide)
 
                 self._pass(np.stack(part), visit)
                 return sums
@@ -238,7 +239,7 @@ def losses(
         ArgumentError: a head of a second call in a model that does not loop.
         UnsupportedModel: the model gives no logits over its vocabulary.
         NonFiniteError: a loss is NaN or infinite.
-        ShapeError: memory runs out with a single world of a single prompt.
+        MemoryRanOut: memory runs out with a single world of a single prompt.
     """
     index = range(len(prompts)) if index is None else index
     kinds = queries.kinds if isinstance(queries, Choices) else tuple(queries)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from headscope.errors import ArgumentError, UnsupportedModel
+from headscope.errors import ArgumentError, UnsupportedModel, brief
 from headscope.model.selfcheck import FAMILY_ERRORS
 from headscope.model.taps import LOCK, TOLERANCE, evaluating, output_of
 
@@ -129,7 +129,7 @@ def _view(tree: PreTrainedModel) -> PreTrainedModel:
     except FAMILY_ERRORS as error:
         raise UnsupportedModel(
             f"the bridge's {type(tree).__name__} does not run on token ids alone "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); load the model without the bridge."
+            f"({type(error).__name__}: {brief(error)}); load the model without the bridge."
         ) from error
     limit = TOLERANCE.get(tree.dtype, TOLERANCE[torch.float32]) * max(1.0, float(wanted.abs().max()))
     for joined in (False, True):

@@ -82,7 +82,7 @@ def header_numbers(path: Path) -> Counter[str]:
 def _numbers(source: str, revision: str | None) -> Counter[str] | None:
     """Of the whole checkpoint; None where that cannot be told."""
     folder = Path(source)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         from huggingface_hub import try_to_load_from_cache
 
         for name in ("model.safetensors.index.json", "model.safetensors"):

@@ -162,7 +162,9 @@ def _rule(
             if len(biases) == MASKS_KEPT:
                 biases.clear()
             biases[id(mask)] = (mask, kernels.additive(mask, query.dtype))
-        bias = biases[id(mask)][1][..., : key.shape[2]]
+        bias = biases[id(mask)][1]
+        if bias.shape[-1] > key.shape[2]:
+            bias = bias[..., : key.shape[2]]
     if indices is not None:
         chosen = torch.zeros(query.shape[0], query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
         chosen.scatter_(-1, indices.long(), True)

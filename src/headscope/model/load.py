@@ -9,12 +9,14 @@ its weights is refused, since transformers would fill them with random numbers. 
 
 from __future__ import annotations
 
+import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from headscope.errors import (
     ArgumentError,
@@ -46,6 +48,21 @@ _TOKENIZERS = (
     "sentencepiece.bpe.model",
 )
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+@runtime_checkable
+class OfHead(Protocol):
+    """A result of one head: a `HeadScore`, a verdict, an entry of `find_induction_heads`."""
+
+    @property
+    def head(self) -> HeadId | int:
+        """The head, or its number beside a `layer`."""
+        ...
+
+
+OneHead = HeadId | str | tuple[int, int] | OfHead
+Heads = OneHead | Iterable[OneHead]
+"""A head, or several: `HeadId`, `"L5H1"`, (layer, head), or a result of one head."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -85,17 +102,20 @@ class Model:
         """Key-value heads of a layer; None where the model's own code hides them."""
         return self.check.kv_heads
 
-    def named(self, heads: HeadId | str | Sequence[HeadId | str]) -> tuple[HeadId, ...]:
-        """Heads of this model from their names, each once, in the order given.
+    def named(self, heads: Heads) -> tuple[HeadId, ...]:
+        """Heads of this model, each once, in the order given.
+
+        Args:
+            heads: One or several of: `HeadId`, a name like `L5H1`, (layer, head), or a result of one head, like
+                what `scan.heads` and `find_induction_heads` give.
 
         Raises:
-            ArgumentError: no head at all, a name that is none, or heads that the model does not have.
+            ArgumentError: no head at all, something that names none, or heads that the model does not have.
         """
-        given = [heads] if isinstance(heads, (HeadId, str)) else list(heads)
-        found = tuple(dict.fromkeys(head if isinstance(head, HeadId) else HeadId.parse(head) for head in given))
+        found = tuple(dict.fromkeys(_heads(heads)))
         if not found:
             raise ArgumentError("there is no head; name at least one, like L5H1.")
-        missing = [head for head in found if head.head >= self.check.heads.get(head.layer, 0)]
+        missing = [one for one in found if one.call < 0 or not 0 <= one.head < self.check.heads.get(one.layer, 0)]
         if missing:
             raise ArgumentError(
                 f"{self.id} has no head {', '.join(map(str, missing))}; it has {self.n_layers} layers of up to "
@@ -150,6 +170,36 @@ class Model:
     @property
     def _config(self) -> Any:
         return self.hf.config.get_text_config()
+
+
+def _heads(given: Any) -> list[HeadId]:
+    one = _head(given)
+    if one is not None:
+        return [one]
+    each = list(given) if isinstance(given, Iterable) else [given]
+    heads = {index: head for index, one in enumerate(each) if (head := _head(one)) is not None}
+    wrong = [one for index, one in enumerate(each) if index not in heads]
+    if wrong:
+        raise ArgumentError(
+            f"{brief(repr(wrong[0]))} is not a head; give names like 'L5H1', (layer, head), or results of a head."
+        )
+    return list(heads.values())
+
+
+def _head(given: Any) -> HeadId | None:
+    """What one value names; None where it is not of a kind that names a head."""
+    if isinstance(given, str):
+        return HeadId.parse(given)
+    if isinstance(given, HeadId):
+        return given
+    if isinstance(inner := getattr(given, "head", None), HeadId):
+        return inner
+    place: Any = (getattr(given, "layer", None), inner) if isinstance(given, OfHead) else given
+    if not (isinstance(place, tuple) and len(place) == 2):
+        return None
+    if not all(isinstance(one, Integral) and not isinstance(one, bool) for one in place):
+        return None
+    return HeadId(int(place[0]), int(place[1]))
 
 
 _CHECKS: weakref.WeakKeyDictionary[Any, Check] = weakref.WeakKeyDictionary()
@@ -261,11 +311,11 @@ def _from_pretrained(
 
         source = str(demo_path())
     folder = Path(source)
-    if folder.is_dir():
+    if os.path.isdir(folder):  # Path.is_dir raises where the system refuses the name
         if revision is not None:
             raise ArgumentError(f"revision={revision!r} does not apply to a folder; it names a commit on the hub.")
         _refuse_folder(folder, allow_pickle)
-    elif folder.exists() or source.startswith(("/", "./", "../", "~")):
+    elif os.path.exists(folder) or source.startswith(("/", "./", "../", "~")):
         raise ModelNotFound(f"{source!r} is not a folder; give a folder with config.json and weights, or a hub id.")
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
@@ -281,7 +331,7 @@ def _from_pretrained(
         raise
     except Exception as error:  # what transformers raises on a file it cannot read is not one kind
         raise _config_error(source, error) from error
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         common["revision"] = revision = _commit(source, common["revision"])
     if not headless and not trust_remote_code and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UnsupportedModel(
@@ -366,14 +416,14 @@ def _tokenizer(source: str, common: dict[str, Any]) -> Any | None:
     from transformers import AutoTokenizer
 
     folder = Path(source)
-    if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZERS):
+    if os.path.isdir(folder) and not any((folder / name).is_file() for name in _TOKENIZERS):
         return None
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
     except ImportError:
         return None
     except Exception as error:  # the tokenizers library raises nothing narrower
-        if not folder.is_dir() and isinstance(error, (OSError, ValueError, TypeError, KeyError)):
+        if not os.path.isdir(folder) and isinstance(error, (OSError, ValueError, TypeError, KeyError)):
             return None  # a hub model without one
         raise ModelError(
             f"the tokenizer of {source!r} cannot be read ({_first_line(error)}); mend its files, or remove them to go "
@@ -384,7 +434,7 @@ def _tokenizer(source: str, common: dict[str, Any]) -> Any | None:
 
 
 def _refuse_folder(folder: Path, allow_pickle: bool) -> None:
-    if not (folder / "config.json").is_file():
+    if not os.path.isfile(folder / "config.json"):
         raise ModelNotFound(f"folder {str(folder)!r} has no config.json; give a folder that save_pretrained wrote.")
     if any(folder.glob("*.safetensors")):
         return
@@ -405,7 +455,7 @@ def _config_error(source: str, error: Exception) -> ModelError:
             f"{source!r} brings model code of its own; "
             "pass --trust-remote-code (trust_remote_code=True) if you trust it."
         )
-    if Path(source).is_dir() or not isinstance(error, OSError):
+    if os.path.isdir(source) or not isinstance(error, OSError):
         return ModelError(f"the config of {source!r} cannot be read: {_first_line(error)}")
     return ModelNotFound(
         f"no model {source!r}: it is neither a folder here nor a model that the hub or its local cache could give; "
@@ -414,7 +464,7 @@ def _config_error(source: str, error: Exception) -> ModelError:
 
 
 def _weights_error(source: str, revision: str | None, error: Exception) -> ModelError:
-    if Path(source).is_dir():
+    if os.path.isdir(source):
         return ModelError(f"the weights of {source!r} cannot be read: {_first_line(error)}")
     if _hub_has_pickle(source, revision):
         return UnsafeWeights(

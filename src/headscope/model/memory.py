@@ -7,16 +7,12 @@ from typing import TypeVar
 
 import torch
 
-from headscope.errors import ShapeError
+from headscope.errors import MemoryRanOut, ShapeError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _MESSAGES = ("can't allocate memory", "not enough memory", "out of memory", "failed to allocate", "alloc_failed")
-
-
-class MemoryRanOut(ShapeError):
-    """Memory runs out with a single item."""
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -34,7 +30,8 @@ def in_batches(
     Batches may be nested: where a single inner item is too much, the outer batch is halved.
 
     Raises:
-        ShapeError: memory runs out with a single item, or `size` is below 1.
+        MemoryRanOut: memory runs out with a single item.
+        ShapeError: `size` is below 1.
     """
     if size < 1:
         raise ShapeError(f"batch size {size}; it needs at least 1.")

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from headscope.errors import NonFiniteError
+from headscope.errors import NonFiniteError, brief
 from headscope.model.attention import Attention
 from headscope.model.hooks import discovering
 from headscope.model.interface import UnknownArgument, implementation, installed
@@ -52,6 +52,9 @@ FAMILY_ERRORS = (
 
 N_PROMPTS, N_TOKENS = 2, 29
 """Size of the check's input: a prime length, so that no other square matrix of the model passes for a pattern."""
+
+LARGEST_DIFFERENCE = 0.1
+"""Difference of outputs, as a share of the largest, past which no rounding makes a model `degraded`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +128,7 @@ def _failure(what: str, error: Exception) -> str:
     """Why the family's own code failed, in one line. Running out of memory says nothing about the model."""
     if out_of_memory(error):
         raise error
-    return f"{what} ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+    return f"{what} ({type(error).__name__}: {brief(error)})"
 
 
 def _tokens(model: PreTrainedModel) -> Tensor:
@@ -330,15 +333,15 @@ def _verify(model: PreTrainedModel, look: _Look, own: Tensor) -> Check:
         support, reason = "unsupported", _ELSEWHERE
     elif seen.future > tolerance:
         support, reason = "unsupported", _ENCODER
-    elif not difference <= 100 * tolerance * size:
+    elif not difference <= min(100 * tolerance, LARGEST_DIFFERENCE) * size:
         support, reason = "unsupported", f"its output through our attention differs from its own by {difference:.2g}"
-    elif difference > tolerance * size:
-        support, reason = "degraded", f"its output through our attention differs from its own by {difference:.2g}"
     elif not mistake <= tolerance:
         support, reason = (
             "unsupported",
             f"its heads' results are not the mix of their values by the probabilities seen (off by {mistake:.2g})",
         )
+    elif difference > tolerance * size:
+        support, reason = "degraded", f"its output through our attention differs from its own by {difference:.2g}"
     elif moved <= tolerance * size:
         support, reason = "degraded", "heads can be read, but replacing their results does not change the output"
     elif seen.patterns_only:

@@ -8,9 +8,7 @@ layer's z. The model is left as it was: attention implementation, hooks, mode, g
 
 from __future__ import annotations
 
-import inspect
 import threading
-import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,12 +19,11 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from headscope.errors import ArgumentError, ShapeError, UnsupportedModel
+from headscope.errors import ShapeError, UnsupportedModel
 from headscope.model.attention import Attention
 from headscope.model.hooks import hooked
 from headscope.model.interface import UnknownArgument, Visit, implementation, installed
 from headscope.model.kernels import Kernel
-from headscope.model.parallel import input_device
 
 Path = Literal["interface", "hooks"]
 
@@ -62,20 +59,17 @@ def forward(
     tokens: Int[Tensor, "batch position"],
     visit: Visit,
     *,
-    attention_mask: Int[Tensor, "batch position"] | None = None,
     kernel: Kernel | None = None,
     stop_at_last: bool = False,
     grad: bool = False,
-    _padding: bool = False,
 ) -> Any:
     """One forward pass with every attention call shown to `visit`.
 
     Args:
         model: A transformers model, in any mode; it runs in evaluation mode.
         route: How its attention is reached.
-        tokens: Token ids on the model's device.
+        tokens: Token ids on the model's device, without padding.
         visit: Sees each layer; a tensor it returns replaces z.
-        attention_mask: 1 for tokens, 0 for padding. With padding on the left, position ids are derived from it.
         kernel: Force a kernel on the `interface` path.
         stop_at_last: Leave after the last attention: no last MLP, no unembedding, and None is returned.
         grad: Build the autograd graph.
@@ -84,7 +78,6 @@ def forward(
         The model's own output, or None.
 
     Raises:
-        ArgumentError: padding on the left, which changes what this model computes (`padding_is_harmless`).
         ShapeError: what `visit` returned does not have the shape of z.
         UnsupportedModel: this input reaches attention that the self-check's did not.
     """
@@ -115,17 +108,6 @@ def forward(
             raise Stop
         return replaced
 
-    arguments: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
-    if attention_mask is not None and not bool(attention_mask.all()):
-        arguments["attention_mask"] = attention_mask
-        if not bool(attention_mask[:, 0].all()):
-            if not _padding and not padding_is_harmless(model, route):
-                raise ArgumentError(
-                    f"padding on the left changes what {type(model).__name__} computes; "
-                    "run prompts of one length together."
-                )
-            if takes_positions(model):
-                arguments["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
     with ExitStack() as stack:
         stack.enter_context(LOCK)
         stack.enter_context(evaluating(model))
@@ -136,7 +118,7 @@ def forward(
             stack.enter_context(implementation(model, route.implementation))
             stack.enter_context(hooked(list(names), tokens.shape[1], counted, number))
         try:
-            return model(**arguments)
+            return model(input_ids=tokens, use_cache=False)
         except Stop:
             return None
         except UnknownArgument as unknown:
@@ -168,39 +150,3 @@ def output_of(result: Any) -> Tensor:
     """Logits, or the last hidden state of a model without a head."""
     logits = getattr(result, "logits", None)
     return logits if isinstance(logits, Tensor) else result[0]
-
-
-_HARMLESS: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
-
-
-def padding_is_harmless(model: PreTrainedModel, route: Route) -> bool:
-    """Whether padding before a prompt leaves its outputs as they were; tried once per model, on a short prompt.
-
-    It is not where a family counts positions in a way of its own and cannot be told where the first token is.
-    """
-    if model not in _HARMLESS:
-        embedding: Any = model.get_input_embeddings()
-        longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 0)
-        n_padding = 3
-        n_tokens = max(1, min(12, longest - n_padding)) if longest > 0 else 12
-        tokens = torch.arange(n_tokens, device=input_device(embedding))[None] * 7 % embedding.weight.shape[0]
-        padded = torch.cat([tokens[:, :n_padding], tokens], dim=1)
-        mask = (torch.arange(n_tokens + n_padding, device=tokens.device) >= n_padding).long()[None]
-
-        def ignore(attention: Attention) -> None:
-            return None
-
-        alone = output_of(forward(model, route, tokens, ignore))
-        try:
-            shifted = output_of(forward(model, route, padded, ignore, attention_mask=mask, _padding=True))
-        except (RuntimeError, ValueError, TypeError, IndexError):  # its own code cannot run with a mask
-            _HARMLESS[model] = False
-        else:
-            limit = TOLERANCE.get(model.dtype, TOLERANCE[torch.float32]) * max(1.0, float(alone.abs().max()))
-            _HARMLESS[model] = float((shifted[:, n_padding:] - alone).abs().max()) <= limit
-    return _HARMLESS[model]
-
-
-def takes_positions(model: nn.Module) -> bool:
-    """Whether the model's forward accepts `position_ids`."""
-    return "position_ids" in inspect.signature(model.forward).parameters

@@ -175,7 +175,7 @@ class Tracker:
 
         Raises:
             NonFiniteError: a score or loss is NaN or infinite.
-            ShapeError: memory runs out with a single prompt.
+            MemoryRanOut: memory runs out with a single prompt.
             ModelError: parameters that have meanwhile been spread over processes.
         """
         bare(self.model.hf)
