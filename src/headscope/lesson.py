@@ -160,7 +160,7 @@ class InductionHeads(list[InductionHead]):
         self, ranked: Sequence[InductionHead], threshold: float, pattern: Tensor, tokens: Tensor, words: Sequence[str]
     ) -> None:
         super().__init__(one for one in ranked if one.score > threshold)
-        self.ranked = list(ranked)
+        self.ranked: list[InductionHead] = list(ranked)
         """Every head of the model, best first."""
         self.threshold = threshold
         """What a head's score had to exceed."""

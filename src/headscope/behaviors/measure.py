@@ -42,7 +42,8 @@ class Meter:
     """
 
     def __init__(self, expected: int, report: Callable[[str, int, int], None] | None = None) -> None:
-        self.forwards, self._expected = 0, expected
+        self.forwards: int = 0
+        self._expected = expected
         self._report = report or (lambda label, done, total: None)
 
     def add(self, label: str, count: int) -> None:
@@ -55,7 +56,9 @@ class Bench:
     """One contrast as one model reads it."""
 
     def __init__(self, model: Model, reading: Reading, meter: Meter) -> None:
-        self.model, self.reading, self.meter = model, reading, meter
+        self.model: Model = model
+        self.reading: Reading = reading
+        self.meter: Meter = meter
         self.pairs: tuple[Pair, ...] = reading.pairs
         self.kinds: tuple[PromptKind, ...] = tuple(kind for kind in KINDS if kind in reading.tokens)
         self.against: PromptKind = "twin" if "twin" in self.kinds else "neutral"

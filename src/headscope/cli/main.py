@@ -28,7 +28,7 @@ from headscope.cli.train import train
 from headscope.cli.verify import verify
 from headscope.errors import HeadscopeError
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     name="headscope",
     help="Find, verify and explain attention heads in any decoder-only language model.",
     no_args_is_help=True,

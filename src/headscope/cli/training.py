@@ -42,9 +42,9 @@ class Screen:
 
     def __init__(self, config: TrainConfig, *, console: Console | None = None) -> None:
         self.config = config
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console: Console = console or Console(stderr=True, highlight=False)
         self.rows: list[Row] = []
-        self.done = 0
+        self.done: int = 0
         self.losses: dict[str, float] = {}
         self._stamps: deque[tuple[int, float]] = deque(maxlen=RECENT)
         self._live: Live | None = None

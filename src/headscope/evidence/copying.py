@@ -76,10 +76,11 @@ class Circuits:
     """
 
     def __init__(self, model: Model, *, seed: int = 0) -> None:
-        self.layers = layer_weights(model)
+        self.layers: dict[int, LayerWeights] = layer_weights(model)
         words = vocabulary(model)
         self._final = words.norm
-        self.embedding, self.unembedding = words.embedding, words.unembedding
+        self.embedding: Tensor = words.embedding
+        self.unembedding: Tensor = words.unembedding
         special = model.special_token_ids
         pool = [one for one in range(len(words.embedding)) if one not in special]
         if len(pool) < 2:

@@ -102,20 +102,21 @@ class Paths:
     """
 
     def __init__(self, model: Model, twins: Sequence[Twin], receivers: Sequence[HeadId]) -> None:
-        self.model, self.receivers = model, tuple(receivers)
+        self.model: Model = model
+        self.receivers: tuple[HeadId, ...] = tuple(receivers)
         self._query = torch.tensor([twin.query for twin in twins], device=model.device)
         self._key = torch.tensor([twin.key for twin in twins], device=model.device)
         self._rows = torch.arange(len(twins), device=model.device)
         self._next = torch.tensor([int(twin.clean[twin.query + 1]) for twin in twins], device=model.device)
         self._mlps = mlps(model)
-        self.clean = self._base([twin.clean for twin in twins])
+        self.clean: _Run = self._base([twin.clean for twin in twins])
         for head in self.receivers:
             if head not in self.clean.asked:
                 raise ArgumentError(
                     f"{model.id} never reaches {head}: its layer {head.layer} does not run its attention "
                     f"{head.call + 1} times in a pass; name the head without '#'."
                 )
-        self.corrupt = self._base([twin.corrupt for twin in twins])
+        self.corrupt: _Run = self._base([twin.corrupt for twin in twins])
 
     @property
     def n_prompts(self) -> int:

@@ -124,7 +124,7 @@ class Reader:
 
     def __init__(self, model: Model, *, seed: int = 0) -> None:
         self.model = model
-        self.limit = min(MAX_TOKENS, model.max_tokens or MAX_TOKENS)
+        self.limit: int = min(MAX_TOKENS, model.max_tokens or MAX_TOKENS)
         self._seed = seed
         self._means: dict[int, Ablator] = {}
 

@@ -23,7 +23,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
@@ -53,7 +53,7 @@ PATIENCE_S = 3
 class Asked(BaseModel):
     """A text, and the heads that are switched off while it is read."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    model_config: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
     text: str
     off: list[str] = []
     method: Literal["zero", "mean"] = "mean"

@@ -29,7 +29,7 @@ from headscope.lab.training import Progress, Recipe, attention_only_llama, repea
 BOS_TOKEN, BOS_TOKEN_ID = "<|bos|>", 0
 VOCAB_SIZE = 1024
 SHAPE: dict[str, Any] = {"n_layers": 2, "n_heads": 6, "d_model": 192, "n_positions": 512}
-PHASES = (
+PHASES: tuple[Mapping[str, Any], ...] = (
     {
         "recipe": Recipe(n_steps=900, learning_rate=1.5e-3),
         "text": {"n_prompts": 12, "n_tokens": 128},
@@ -57,7 +57,7 @@ PHASES = (
 about 700 steps. Then long ones at a higher rate, which make its heads sharp enough for 200 tokens. Last, every token of
 the repeats counts: until then nothing says what to expect of fresh random tokens, and the induction heads guess there,
 at a loss of 12 nats where log 1024 = 6.9 is to be had; afterwards they are quiet where nothing repeats."""
-MEASURED_ON = {"n_prompts": 64, "n_tokens": 200, "period": (8, 80), "gap": (0, 40)}
+MEASURED_ON: dict[str, Any] = {"n_prompts": 64, "n_tokens": 200, "period": (8, 80), "gap": (0, 40)}
 MEASURED_SEED = 1_000_003
 """Of the repeats measured on; training never uses it."""
 

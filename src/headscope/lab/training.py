@@ -323,8 +323,11 @@ class Training:
                 "train: sources={} gives nothing to learn; at least one batch source is needed. "
                 "Pass repeats_source(...) or text_source(...)."
             )
-        self.model, self.sources, self.recipe, self.autocast = model, sources, recipe, autocast
-        self.step = 0
+        self.model: PreTrainedModel = model
+        self.sources: Mapping[str, BatchSource] = sources
+        self.recipe: Recipe = recipe
+        self.autocast: bool = autocast
+        self.step: int = 0
         self._learned = {name: one for name, one in model.named_parameters() if one.requires_grad}
         self._optimizer = torch.optim.AdamW(
             list(self._learned.values()),

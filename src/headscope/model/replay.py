@@ -53,7 +53,8 @@ class Replay:
     """
 
     def __init__(self, model: Model, tokens: Int[Tensor, "batch position"], *, _trying: bool = False) -> None:
-        self.model, self.tokens = model, tokens
+        self.model: Model = model
+        self.tokens: Tensor = tokens
         self._alone = not _trying and _unembeds_alone(model)
         self._layers = decoder_layers(model) if _trying or restarts(model) else []
         self._kept: list[Any] = []

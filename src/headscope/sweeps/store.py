@@ -70,7 +70,7 @@ class Store:
     def __init__(self, path: str | Path, *, create: bool = False) -> None:
         from fsspec.core import url_to_fs
 
-        self.path = str(path)
+        self.path: str = str(path)
         try:
             fs, root = url_to_fs(self.path)
         except (ImportError, ValueError) as error:

@@ -25,7 +25,7 @@ from headscope.probes import Probe
 from headscope.tracking.live import bare
 from headscope.tracking.tracker import Tracker
 
-logger = logging.getLogger("headscope")
+logger: logging.Logger = logging.getLogger("headscope")
 
 
 class HeadscopeCallback(TrainerCallback):
@@ -43,7 +43,9 @@ class HeadscopeCallback(TrainerCallback):
     def __init__(self, *, every: int = 100, probe: Probe | None = None, seed: int = 0) -> None:
         if every < 1:
             raise ArgumentError(f"every={every}; it needs a number of steps from 1 up.")
-        self.every, self.probe, self.seed = every, probe, seed
+        self.every: int = every
+        self.probe: Probe | None = probe
+        self.seed: int = seed
         self.tracker: Tracker | None = None
         self._trainer: weakref.ref[Trainer] | None = None
         self._silent = False

@@ -160,7 +160,7 @@ class Tracker:
     ) -> None:
         inner = bare(model)
         with untouched(inner):
-            self.model = load(inner, tokenizer=tokenizer)
+            self.model: Model = load(inner, tokenizer=tokenizer)
         self.seed = seed
         if probe is None:
             probe = repeated_tokens(self.model, n_prompts=N_PROMPTS, period=PERIOD, seed=seed)
