@@ -163,6 +163,32 @@ def pairs(folder: Path) -> dict[str, Attempt]:
     return attempts
 
 
+def stores(folder: Path) -> dict[str, Attempt]:
+    """A sweep's store with one damaged file. What is still read must be what was written."""
+    made = hs.sweep(["demo"], folder / "store", settings={"scan": {"n_prompts": 2, "period": 12}})
+    assert made.done == 1
+    whole = {table: hs.open_store(folder / "store").to_arrow(table).to_pylist() for table in ("jobs", "scan")}
+    (original,) = (folder / "store" / "scan").glob("*.parquet")
+    data, mark = original.read_bytes(), (folder / "store" / "headscope-store.json").read_bytes()
+
+    def read(broken: Path) -> None:
+        store = hs.open_store(broken)
+        for table, rows in whole.items():
+            assert store.to_arrow(table).to_pylist() == rows, f"{table} was read with other rows"
+
+    def attempt(name: str, content: bytes) -> Attempt:
+        def run_one(random: Random) -> bool:
+            broken = folder / "broken"
+            shutil.rmtree(broken, ignore_errors=True)
+            shutil.copytree(folder / "store", broken)
+            (broken / name).write_bytes(damaged_bytes(content, random))
+            return not refused(lambda: read(broken))
+
+        return run_one
+
+    return {"store file": attempt(f"scan/{original.name}", data), "store mark": attempt("headscope-store.json", mark)}
+
+
 def _whole(contrast: hs.Contrast) -> None:
     for pair in contrast.pairs:
         assert pair.prompt.strip()
@@ -308,6 +334,7 @@ TARGETS: dict[str, tuple[Callable[[Path], dict[str, Attempt]], int]] = {
     "results": (results, 1500),
     "tokens": (tokens, 600),
     "pairs": (pairs, 800),
+    "stores": (stores, 500),
     "command line": (command_line, 700),
     "folders": (folders, 700),
 }
@@ -322,13 +349,13 @@ def fuzz(*, share: float = 1.0, seconds: float = 300.0, seed: int = 0) -> dict[s
         seconds: For all targets together; each kind gets an even part.
         seed: Of the damage.
     """
-    found: dict[str, Outcome] = {}
     with tempfile.TemporaryDirectory() as scratch:
+        kinds: list[tuple[str, Attempt, int]] = []
         for number, (build, attempts) in enumerate(TARGETS.values()):
             folder = Path(scratch) / str(number)
             folder.mkdir()
-            for name, target in build(folder).items():
-                found[name] = run(
-                    target, name=name, attempts=max(1, round(attempts * share)), seconds=seconds / 12, seed=seed
-                )
-    return found
+            kinds += [(name, target, max(1, round(attempts * share))) for name, target in build(folder).items()]
+        return {
+            name: run(target, name=name, attempts=attempts, seconds=seconds / len(kinds), seed=seed)
+            for name, target, attempts in kinds
+        }

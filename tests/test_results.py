@@ -369,6 +369,14 @@ def paths(part: Any, here: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("junk", [None, "x", [], {}, [1], [None, None], 7, "missing"], ids=repr)
+def test_a_head_that_stands_twice_is_refused(scan):
+    document = scan.to_dict()
+    first = copy.deepcopy(document["heads"][0])
+    document["heads"].append(first)
+    with pytest.raises(ArgumentError, match=rf"damaged \(L{first['layer']}H{first['head']} stands in it twice\)"):
+        Scan.from_dict(document)
+
+
 def test_junk_anywhere_in_a_document_is_an_error_of_ours_or_harmless(scan, junk, monkeypatch):
     # Without the type checks of these tests, as users run it.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

@@ -8,6 +8,7 @@ unknown field raises ArgumentError. A head is `{"layer", "head"}`, with `call` o
 from __future__ import annotations
 
 import types
+from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -51,6 +52,19 @@ def decode(kind: type[Record], document: Any, *, schema: str | None = None) -> R
         return _decoded(kind, document, kind.__name__)
     except (OverflowError, TypeError, ValueError) as error:
         raise ArgumentError(f"the document is damaged ({brief(error)}); write it anew.") from error
+
+
+def refuse_repeated(heads: Iterable[HeadId]) -> None:
+    """Raise if a head stands twice where each has one place: which of its numbers hold, nobody can tell.
+
+    Raises:
+        ArgumentError: with the head.
+    """
+    seen: set[HeadId] = set()
+    for head in heads:
+        if head in seen:
+            raise ArgumentError(f"the document is damaged ({head} stands in it twice); write it anew.")
+        seen.add(head)
 
 
 def _decoded(kind: Any, value: Any, where: str) -> Any:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from headscope.documents import decode, encode
+from headscope.documents import decode, encode, refuse_repeated
 from headscope.errors import ArgumentError, brief
 from headscope.figures import maps_figure
 from headscope.heatmap import Panel, heatmap_svg
@@ -276,7 +276,7 @@ class Scan:
             given = brief(repr(document.get("schema")))
             raise ArgumentError(f"schema {given} is not {SCHEMA!r}; give a file that a scan wrote.")
         try:
-            return cls(
+            found = cls(
                 model=decode(ModelInfo, document["model"]),
                 probe=dict(document["probe"]),
                 roles=tuple(decode(Role, role) for role in document["detectors"]),
@@ -291,6 +291,9 @@ class Scan:
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ArgumentError(f"the scan document is damaged ({brief(error)}); write it anew.") from error
+        for role in {score.detector for score in found.scores}:
+            refuse_repeated(score.head for score in found.scores if score.detector == role)
+        return found
 
     def to_json(self) -> str:
         """The document as text."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from headscope.behaviors.conclusion import Rule
 from headscope.behaviors.findings import Controls, Cost, HeadFinding, Item, Score, SetFinding
-from headscope.documents import decode, encode
+from headscope.documents import decode, encode, refuse_repeated
 from headscope.results import ModelInfo, Provenance, read_document, write_whole
 from headscope.types import HeadId
 
@@ -115,7 +115,9 @@ class BehaviorResult:
         Raises:
             ArgumentError: the document is not a `headscope.behavior/1`.
         """
-        return decode(cls, document, schema=SCHEMA)
+        found = decode(cls, document, schema=SCHEMA)
+        refuse_repeated(one.head for one in found.heads)
+        return found
 
     def __repr__(self) -> str:
         names = ", ".join(map(str, self.named)) or "no head"

@@ -34,7 +34,7 @@ import numpy as np
 from torch import Tensor
 
 from headscope.diagram import Arrow, Node, diagram_svg
-from headscope.documents import decode, encode
+from headscope.documents import decode, encode, refuse_repeated
 from headscope.errors import ArgumentError, ShapeError, TokenError, UnsupportedModel
 from headscope.evidence.composition import Composition, composition
 from headscope.evidence.every_head import N_PROMPTS as VERIFY_PROMPTS
@@ -260,7 +260,9 @@ class Circuit:
         Raises:
             ArgumentError: there is no such file, or it is not a circuit.
         """
-        return decode(cls, read_document(path, "circuit.json"), schema=SCHEMA)
+        found = decode(cls, read_document(path, "circuit.json"), schema=SCHEMA)
+        refuse_repeated(one.head for one in found.receivers)
+        return found
 
     def __repr__(self) -> str:
         found = ", ".join(f"{one.sender} -> {one.receiver}.{one.input} {one.share:.2f}" for one in self.edges[:4])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from headscope.documents import decode, encode
+from headscope.documents import decode, encode, refuse_repeated
 from headscope.errors import ArgumentError
 from headscope.evidence.copying import Copying
 from headscope.evidence.offsets import BestOffset
@@ -209,7 +209,9 @@ class Verification:
         Raises:
             ArgumentError: the document is not a `headscope.verify/1`.
         """
-        return decode(cls, document, schema=SCHEMA)
+        found = decode(cls, document, schema=SCHEMA)
+        refuse_repeated(one.head for one in found.heads)
+        return found
 
     def __repr__(self) -> str:
         found = ", ".join(f"{len(self.of(name))} {name}" for name in VERDICTS if name != "none" and self.of(name))

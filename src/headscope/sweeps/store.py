@@ -14,6 +14,7 @@ Cost: a list of names for each folder, whatever the files hold; a table is read 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import uuid
@@ -296,16 +297,29 @@ def _parquet(table: str, rows: Sequence[dict[str, Any]], record: dict[str, Any])
     import pyarrow.parquet as pq
 
     made = pa.Table.from_pylist(list(rows), schema=arrow_schema(table))
+    text = json.dumps(record)
     sink = io.BytesIO()
-    pq.write_table(made.replace_schema_metadata({"headscope": json.dumps(record)}), sink)
+    # Pages carry their own checksums; the record, in the footer, needs one beside it.
+    pq.write_table(
+        made.replace_schema_metadata({"headscope": text, "checksum": _checksum(text.encode())}),
+        sink,
+        write_page_checksum=True,
+    )
     return sink.getvalue()
+
+
+def _checksum(record: bytes) -> str:
+    return hashlib.sha256(record).hexdigest()[:16]
 
 
 def _record_in(content: bytes) -> dict[str, Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    record = json.loads(pq.read_schema(pa.BufferReader(content)).metadata[b"headscope"])
+    metadata = pq.read_schema(pa.BufferReader(content)).metadata or {}
+    if metadata.get(b"checksum", b"").decode() != _checksum(metadata[b"headscope"]):
+        raise ValueError("its record does not fit its checksum")
+    record = json.loads(metadata[b"headscope"])
     if not isinstance(record, dict) or not record.keys() >= {"job", "status", "model", "revision", "what"}:
         raise ValueError("it holds no record of a job")
     return record
@@ -315,7 +329,7 @@ def _table_in(schema: pa.Schema, content: bytes) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    found = pq.read_table(pa.BufferReader(content)).replace_schema_metadata(None)
+    found = pq.read_table(pa.BufferReader(content), page_checksum_verification=True).replace_schema_metadata(None)
     if found.schema != schema:
         raise ValueError(f"its columns are {', '.join(found.schema.names)}")
     return found
