@@ -368,7 +368,6 @@ def paths(part: Any, here: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from paths(value, (*here, key))
 
 
-@pytest.mark.parametrize("junk", [None, "x", [], {}, [1], [None, None], 7, "missing"], ids=repr)
 def test_a_head_that_stands_twice_is_refused(scan):
     document = scan.to_dict()
     first = copy.deepcopy(document["heads"][0])
@@ -377,6 +376,7 @@ def test_a_head_that_stands_twice_is_refused(scan):
         Scan.from_dict(document)
 
 
+@pytest.mark.parametrize("junk", [None, "x", [], {}, [1], [None, None], 7, "missing"], ids=repr)
 def test_junk_anywhere_in_a_document_is_an_error_of_ours_or_harmless(scan, junk, monkeypatch):
     # Without the type checks of these tests, as users run it.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
