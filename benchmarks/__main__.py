@@ -2,9 +2,10 @@
 
     python -m benchmarks [--json] [--only scan,peers] [--long]
 
-Each runs in a process of its own, alone. `bars` in a document are the most a figure may be, `floors` the least. What a
-benchmark cannot measure here (no GPU, a package that is missing) is said, not left out. `--long` adds those that train
-models for tens of minutes.
+Each runs in a process of its own, alone; its document is kept in `build/benchmarks`. `--only` measures some anew and
+takes the others from there. `bars` in a document are the most a figure may be, `floors` the least. What a benchmark
+cannot measure here (no GPU, a package that is missing) is said, not left out. Half an hour on two cores; `--long` adds
+those that train models for tens of minutes.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
+KEPT = Path(__file__).parents[1] / "build" / "benchmarks"
 QUICK: Mapping[str, tuple[str, ...]] = {
-    "scan": (),
-    "peers": (),
+    "scan": ("--rounds", "6"),
+    "peers": ("--rounds", "3"),
     "ablate": (),
-    "composition": (),
-    "path_patching": (),
+    "composition": ("--rounds", "2"),
+    "path_patching": ("--rounds", "1"),
     "page": (),
     "explore": (),
     "callback": (),
@@ -133,7 +135,7 @@ def main() -> None:
     """The command in this module's text."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON document; RESULTS.md is left alone")
-    parser.add_argument("--only", help="names, with commas between; RESULTS.md is left alone")
+    parser.add_argument("--only", help="names, with commas between; others as they were last measured")
     parser.add_argument("--long", action="store_true", help="also those that train models")
     options = parser.parse_args()
     chosen = {**QUICK, **(LONG if options.long else {})}
@@ -142,19 +144,20 @@ def main() -> None:
         if unknown := [name for name in wanted if name not in {**QUICK, **LONG}]:
             parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join({**QUICK, **LONG})}")
         chosen = {name: {**QUICK, **LONG}[name] for name in wanted}
-    found = {}
+    KEPT.mkdir(parents=True, exist_ok=True)
     for name, arguments in chosen.items():
         print(f"{name} ...", file=sys.stderr, flush=True)
-        found[name] = run(name, arguments)
+        (KEPT / f"{name}.json").write_text(json.dumps(run(name, arguments), indent=1))
+    files = {name: KEPT / f"{name}.json" for name in {**QUICK, **LONG}}
+    found = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
     rows = verdicts(found)
     if options.json:
         print(json.dumps({"schema": "headscope.benchmark/1", "bars": rows, "documents": found}, indent=1))
         return
     for row in rows:
         print(f"{'met   ' if row['met'] else 'MISSED'} {row['benchmark']:<12} {row['figure']:<22} {row['value']:.4g}")
-    if not options.only:
-        RESULTS.write_text(markdown(found))
-        print(f"Written: {RESULTS}")
+    RESULTS.write_text(markdown(found))
+    print(f"Written: {RESULTS}")
 
 
 if __name__ == "__main__":

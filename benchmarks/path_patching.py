@@ -103,7 +103,8 @@ def measure(rounds: int) -> dict[str, Any]:
         kept["transformerlens"] = np.stack(found)
 
     with torch.no_grad():
-        seconds = interleaved({"headscope": headscope, "transformerlens": transformerlens}, rounds=rounds)
+        roads = {"headscope": headscope, "transformerlens": transformerlens}
+        seconds = interleaved(roads, rounds=rounds, warm_up=False)  # each takes a minute, beside which that is nothing
     return {
         "schema": "headscope.benchmark.path_patching/1",
         "ratio": round(ratio(seconds, "headscope", "transformerlens"), 4),

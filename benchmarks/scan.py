@@ -6,7 +6,7 @@ Short: 8 prompts of 101 tokens with their 8 controls, every detector, against th
 the same 16 x 101 tokens. By counting, a pass that ends with the last attention does 0.64 of that work.
 Long: one prompt of 8,192 tokens, every detector, against the body's plain forward pass, which makes no logits.
 Check: the self-check at loading against a default scan of the same model.
-Memory: peak resident bytes above those of the loaded model, each in a process of its own, median of three: the
+Memory: peak resident bytes above those of the loaded model, each in a process of its own, median of some: the
 allocator's luck moves a single figure by a tenth.
 """
 
@@ -79,14 +79,16 @@ def long(rounds: int) -> dict[str, Any]:
     model = hs.load(hf)
     prompt = long_prompt()
     probe = hs.probe_tokens(prompt)
+    hs.scan(model, probe=hs.probe_tokens(prompt[:64]))  # warms up; a whole round would take a minute
     seconds = interleaved(
         {
             "own_body_forward": own_forward(hf.transformer, torch.from_numpy(prompt)[None]),
             "flash": lambda: hs.scan(model, probe=probe, kernel="flash"),
         },
         rounds=rounds,
+        warm_up=False,
     )
-    tiled = interleaved({"tiled": lambda: hs.scan(model, probe=probe, kernel="tiled")}, rounds=1)
+    tiled = interleaved({"tiled": lambda: hs.scan(model, probe=probe, kernel="tiled")}, rounds=1, warm_up=False)
     both = {**seconds, **tiled}
     base = medians(seconds)["own_body_forward"]
     return {
@@ -151,8 +153,9 @@ def resident(field: str) -> int:
 
 def measure(rounds: int) -> dict[str, Any]:
     """Everything, as one JSON-ready document."""
-    quick, slow, checks = short(rounds), long(max(3, rounds // 3)), check(3)
-    memory = {name: int(statistics.median(peak_bytes(name) for _ in range(3))) for name in ("forward", "scan")}
+    few = max(2, rounds // 3)
+    quick, slow, checks = short(rounds), long(few), check(3)
+    memory = {name: int(statistics.median(peak_bytes(name) for _ in range(few))) for name in ("forward", "scan")}
     return {
         "schema": "headscope.benchmark.scan/1",
         "ratio_short": quick["ratio"]["flash"],
@@ -160,6 +163,7 @@ def measure(rounds: int) -> dict[str, Any]:
         "memory_ratio_long": round(memory["scan"] / memory["forward"], 3),
         "check_share": max(checks.values()),
         "bars": {"ratio_short": 0.70, "ratio_long": 1.10, "memory_ratio_long": 1.10, "check_share": 0.10},
+        "rounds": {"short": rounds, "long": few},
         "short": quick,
         "long": slow,
         "peak_bytes_long": memory,

@@ -275,6 +275,21 @@ def test_rows_from_a_url_are_those_from_a_folder(save_models, assert_same, tmp_p
     assert_same(hs.open_store(url), hs.open_store(tmp_path / "store"))
 
 
+def test_names_that_look_like_paths_leave_nothing_outside_the_store(save_models, tmp_path):
+    (good,) = save_models(1)
+    odd = tmp_path / "models" / "..odd name; $x"
+    good.rename(odd)
+    store = tmp_path / "a" / "b" / "store"
+    before = set(tmp_path.rglob("*"))
+    found = hs.sweep([str(odd), "../../outside", "a/../../b", "x\x00y"], store, settings=SCAN)
+    assert (found.done, found.failed) == (1, 3)
+    made = set(tmp_path.rglob("*")) - before - {store.parent, store.parent.parent}
+    assert made
+    assert all(path == store or path.is_relative_to(store) for path in made)
+    # What a file is called says nothing of the model: hashes, and the store's own words.
+    assert {"outside", "odd", "x\x00y"}.isdisjoint(part for path in made for part in re.split(r"\W", path.name))
+
+
 def test_arguments_are_checked_before_anything_is_made(tmp_path):
     with pytest.raises(ArgumentError, match="engine='dask' is not known; use one of inline, ray"):
         hs.sweep(["demo"], tmp_path / "store", engine="dask")
