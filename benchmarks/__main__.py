@@ -26,6 +26,7 @@ KEPT = Path(__file__).parents[1] / "build" / "benchmarks"
 QUICK: Mapping[str, tuple[str, ...]] = {
     "scan": ("--rounds", "6"),
     "peers": ("--rounds", "3"),
+    "start": (),
     "ablate": (),
     "composition": ("--rounds", "2"),
     "path_patching": ("--rounds", "1"),
@@ -75,6 +76,10 @@ def markdown(found: Mapping[str, dict[str, Any]]) -> str:
         f"Python {platform.python_version()}. Ratios are medians of interleaved rounds in one process; absolute times "
         "are those of this machine.",
         "",
+        *in_short(found),
+        "",
+        "## Every figure with a bar",
+        "",
         "| benchmark | figure | value | bar | |",
         "| --- | --- | --- | --- | --- |",
     ]
@@ -85,8 +90,49 @@ def markdown(found: Mapping[str, dict[str, Any]]) -> str:
     lines += [f"| `{name}` | not measured: {one['failed']} | | | |" for name, one in found.items() if "failed" in one]
     if "scan" in found.get("peers", {}):
         lines += _peers(found["peers"])
+    if "median_s" in found.get("start", {}):
+        lines += _start(found["start"])
     lines += ["", "The documents behind this page: `python -m benchmarks --json`.", ""]
     return "\n".join(lines)
+
+
+SHORT = (
+    (
+        "every role of every head, 8 x 101 tokens and their controls; of the model's own forward pass",
+        "scan ratio_short",
+    ),
+    ("one role by TransformerLens 4.3's cache, without controls; of the same", "peers transformerlens"),
+    ("one role by nnsight, without controls; of the same", "peers nnsight"),
+    ("every role, one prompt of 8,192 tokens: time, of the body's own pass without logits", "scan ratio_long"),
+    ("the same: peak memory", "scan memory_ratio_long"),
+    ("the loss without each of 144 heads, one after the other; of as many forward passes", "ablate ratio_exhaustive"),
+    ("the ten heads whose loss counts most, by racing; of the same", "ablate ratio_race"),
+    ("K-composition of all pairs of heads; of TransformerLens's time", "composition ratio"),
+    ("one key patched from each of 96 heads; of the same by TransformerLens's hooks", "path_patching ratio"),
+    (
+        "`headscope scan demo`, a process; of importing torch and transformers' Llama",
+        "start scan_demo_ratio",
+    ),
+    ("the check at loading; of a default scan, GPT-2 small's shape and `demo`, the larger", "scan check_share"),
+    ("a sweep of 24 models: one worker's time, of two workers'", "sweep speedup_2_workers"),
+    ("the live page: its slowest answer on `demo`, while the report is made, in ms", "explore slowest_ms"),
+)
+"""README's table: work, and the benchmark and figure that say what it costs."""
+
+
+def in_short(found: Mapping[str, dict[str, Any]]) -> list[str]:
+    """The table that README shows too; what was not measured is left out."""
+    lines = ["| work | measured | bar |", "| --- | --- | --- |"]
+    for work, place in SHORT:
+        name, figure = place.split()
+        document = found.get(name, {})
+        value = document.get(figure, document.get("scan", {}).get("ratio_to_forward", {}).get(figure))
+        if value is None:
+            continue
+        bar, floor = (document.get(kind, {}).get(figure) for kind in ("bars", "floors"))
+        says = f"at most {bar:g}" if bar is not None else f"at least {floor:g}" if floor is not None else ""
+        lines.append(f"| {work} | {value:.2f} | {says} |" if value < 10 else f"| {work} | {value:.0f} | {says} |")
+    return lines
 
 
 def _peers(document: dict[str, Any]) -> list[str]:
@@ -123,12 +169,13 @@ def _peers(document: dict[str, Any]) -> list[str]:
         "",
         f"Opening a checkpoint of that shape, self-check included, takes {load['ratio']:.2f} of what transformers "
         f"alone takes ({load['median_s']['headscope']:.2f} s against {load['median_s']['transformers']:.2f} s).",
-        "",
-        "| process | median s |",
-        "| --- | --- |",
-        *(f"| {name} | {seconds:.2f} |" for name, seconds in document["start_s"].items()),
     ]
     return lines
+
+
+def _start(document: dict[str, Any]) -> list[str]:
+    seconds = document["median_s"].items()
+    return ["", "| process | median s |", "| --- | --- |", *(f"| `{name}` | {one:.2f} |" for name, one in seconds)]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""One stripe by four roads, long prompts, loading and starting: headscope beside its peers.
+"""One stripe by four roads, long prompts, and loading: headscope beside its peers.
 
     python -m pip install -c constraints.txt -e ".[transformerlens,nnsight]"
     python -m benchmarks.peers --json
@@ -12,7 +12,6 @@ scan     the induction stripe of all heads on 8 prompts [BOS, r, r] of 101 token
 long     one prompt of 1k to 32k tokens through two layers of that shape: scan, the body's own forward pass, and
          eager patterns as far as they fit. Peak memory above the loaded model, each in a process of its own.
 load     opening a checkpoint of that shape from a folder, the self-check included.
-start    starting Python up to an import.
 """
 
 from __future__ import annotations
@@ -174,24 +173,6 @@ def long(rounds: int) -> list[dict[str, Any]]:
     return table
 
 
-STARTS = {
-    "headscope": "import headscope",
-    "headscope_help": "import sys; sys.argv = ['headscope', '--help']; from headscope.cli.main import main; main()",
-    "transformers_model": "import torch; from transformers import GPT2LMHeadModel",
-    "transformerlens": "import transformer_lens",
-    "nnsight": "import nnsight",
-}
-
-
-def starting(rounds: int) -> dict[str, float]:
-    """Seconds from the start of a process to its end, for each import."""
-
-    def start(code: str) -> None:
-        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-
-    return medians(interleaved({name: lambda code=code: start(code) for name, code in STARTS.items()}, rounds=rounds))
-
-
 def loading(rounds: int) -> dict[str, Any]:
     """Seconds to open a checkpoint of GPT-2 small's shape: transformers alone, and headscope with its check."""
     with tempfile.TemporaryDirectory() as folder:
@@ -216,7 +197,6 @@ def measure(rounds: int) -> dict[str, Any]:
         "scan": stripes,
         "long": long(max(1, rounds // 3)),
         "load": loading(rounds),
-        "start_s": starting(max(3, rounds // 2)),
         "machine": {
             "processor": platform.processor() or platform.machine(),
             "threads": torch.get_num_threads(),

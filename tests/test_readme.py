@@ -80,3 +80,8 @@ def test_the_gate_runs_the_make_targets_and_nothing_is_left_out():
     assert re.search(r"^make .*\bdemo check$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
     assert re.search(r"^check:.* test$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert len(of("headscope")) == README.count("`headscope ") + sum(line.startswith("headscope ") for line in LINES)
+
+
+def test_the_figures_are_those_of_the_benchmarks():
+    table = re.compile(r"^\| work \| measured \| bar \|\n(?:\|.*\n)+", re.MULTILINE)
+    assert table.search(README)[0] == table.search((ROOT / "benchmarks" / "RESULTS.md").read_text())[0]
