@@ -84,7 +84,7 @@ def test_gpus_count_with_the_machine_for_auto_and_beside_it_alone(tmp_path, monk
 
 def test_a_damaged_checkpoint_is_left_to_the_loader(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 100)
-    refuse_too_large(str(tmp_path), None, device="cpu", dtype="auto")
+    assert refuse_too_large(str(tmp_path), None, device="cpu", dtype="auto") is None
 
 
 def test_a_hub_model_is_counted_by_the_hub_before_it_is_fetched(monkeypatch):
@@ -99,7 +99,7 @@ def test_a_hub_model_is_counted_by_the_hub_before_it_is_fetched(monkeypatch):
 
 
 def test_without_the_hub_nothing_is_known_and_nothing_refused():
-    refuse_too_large("org/huge", None, device="cpu", dtype="auto")  # HF_HUB_OFFLINE is set
+    assert refuse_too_large("org/huge", None, device="cpu", dtype="auto") is None  # HF_HUB_OFFLINE is set
 
 
 def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):
