@@ -663,3 +663,13 @@ def test_the_prompts_are_not_written_to(probe, corpus):
     for method in METHODS:
         hs.ablate(loaded("llama"), HEADS, probe=probe, corpus=corpus, method=method)
     assert all((a == b).all() for a, b in zip(before, (*probe.prompts, *corpus.prompts), strict=True))
+
+
+def test_tokens_that_are_read_but_never_predicted():
+    # mllama embeds 136 ids here, of which the last 8 stand for images: logits end at 127
+    model = hs.load(tiny_causal_lm("mllama"))
+    assert (model.n_embeddings, model.n_predicted) == (136, 128)
+    assert max(int(prompt.max()) for prompt in hs.repeated_tokens(model, n_prompts=8, period=20).prompts) < 128
+    run = [*range(5, 30), 130]
+    with pytest.raises(TokenError, match="reads token 130 but never predicts it: its logits end at 127; leave it out"):
+        hs.ablate(model, ["L0H0"], probe=hs.repeated_tokens(model, n_prompts=4, period=8, token_ids=run))

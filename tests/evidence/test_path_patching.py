@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import layer_norm, rms_norm
+from torch.utils._pytree import tree_leaves
 from transformers import GPT2LMHeadModel, GPT2Model, LlamaForCausalLM
 
 import headscope as hs
@@ -631,6 +632,15 @@ def test_all_senders_together_bring_the_other_run_s_key(family):
     everyone = frozenset(H(0, head) for head in range(4))
     given = paths.contents(paths.clean, paths.corrupt, [everyone])
     same(given, own_content(paths.corrupt), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("family", ["opt", "llama4_text"])
+def test_mlps_that_give_a_row_for_every_token_are_held_too(family):
+    # [prompt * position, d] and not [prompt, position, d]: a batch of 3 worlds needs every row of each world
+    _, _, paths = of_family(family)
+    shapes = {part.shape for kept in paths.clean.held.values() for part in tree_leaves(kept) if part.dim() == 2}
+    assert paths.clean.replay.tokens.numel() in {shape[0] for shape in shapes}
+    same(paths.contents(paths.clean, paths.corrupt, [frozenset()] * 3, mlp="held"), own_content(paths.clean, 3), 1e-6)
 
 
 def test_a_key_outside_the_window_has_no_attention_whatever_is_put_there():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import socket
@@ -18,11 +19,16 @@ from transformers import AutoModelForCausalLM
 import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
 from headscope.errors import NonFiniteError, UnsupportedModel
+from headscope.evidence.copying import Circuits
+from headscope.explore.reading import Reader
 from headscope.lab.demo import demo_path
 from headscope.model import parallel
 from headscope.model.hooks import hooked
 from headscope.model.parallel import weight_of
-from headscope.model.weights import layer_weights
+from headscope.model.replay import _unembeds_alone, restarts
+from headscope.model.weights import layer_weights, vocabulary
+from tests.model.alike import difference
+from tests.model.places import FIRST, SECOND, spread, two_devices
 
 HERE = Path(__file__).parent
 
@@ -103,6 +109,98 @@ def test_weights_that_wait_elsewhere_between_calls(place, whole, tmp_path):
     assert model.device.type == "cpu"
     assert results(model, whole[0]) == whole[1]
     assert [name for name, weight in hf.named_parameters() if weight.device.type == "meta"] == waiting, "left as it was"
+
+
+# --- Layers on several devices ----------------------------------------------------------------------------------------
+
+READ = ["model.embed_tokens", "model.rotary_emb"]
+WRITTEN = ["model.norm", "lm_head"]
+FAMILIES = {
+    "llama": ("model.layers", READ, WRITTEN),
+    "gpt2": ("transformer.h", ["transformer.wte", "transformer.wpe", "lm_head"], ["transformer.ln_f"]),  # tied
+    "gemma2": ("model.layers", [*READ, "lm_head"], ["model.norm"]),  # tied; norms behind its layers
+    "qwen3": ("model.layers", READ, WRITTEN),  # query-key norm
+    "gpt_oss": ("model.layers", READ, WRITTEN),  # sinks, experts
+}
+
+
+def on_two_devices(family, hf):
+    """Its first layer and what reads tokens on one device, the rest on the other."""
+    stack, first, second = FAMILIES[family]
+    later = [f"{stack}.{one}" for one in range(1, len(hf.get_submodule(stack)))]
+    return spread(hf, dict.fromkeys([*first, f"{stack}.0"], FIRST) | dict.fromkeys([*later, *second], SECOND))
+
+
+def test_two_devices_here_refuse_what_two_gpus_refuse():
+    with two_devices():
+        one, other, host = (torch.arange(6.0).to(place) for place in (FIRST, SECOND, "cpu"))
+        assert [part.device for part in (one, other, one[2:], one + one)] == [FIRST, SECOND, FIRST, FIRST]
+        assert torch.zeros(2, device=SECOND).device == torch.tensor([1], device=SECOND).device == SECOND
+        for mixed in (lambda: one + other, lambda: one + host, lambda: torch.cat([one, other]), lambda: one @ other):
+            with pytest.raises(RuntimeError, match="expected all tensors on one device"):
+                mixed()
+        with pytest.raises(RuntimeError, match="expected all tensors on one device"):
+            one[other.long()]
+        with pytest.raises(TypeError, match="can't convert cpu:0 device type tensor to numpy"):
+            one.numpy()
+        # What two GPUs allow: an index on the host, a number without dimensions, a copy from the other.
+        assert one[torch.tensor([5, 0])].tolist() == [5, 0]
+        assert (other * torch.tensor(2.0)).tolist() == [0, 2, 4, 6, 8, 10]
+        one[:2] = other[4:].to(FIRST)
+        assert one.cpu().numpy().tolist() == [4, 5, 2, 3, 4, 5]
+        assert one.copy_(other).device == FIRST
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_on_two_devices_give_the_numbers_of_one(family):
+    whole = hs.load(tiny_causal_lm(family))
+    wanted = everything(whole)
+    with two_devices():
+        split = hs.load(on_two_devices(family, copy.deepcopy(whole.hf)))
+        assert {weight.device for weight in split.hf.parameters()} == {FIRST, SECOND}
+        assert split.check.support == "exact"
+        given = everything(split)
+        assert (restarts(split), _unembeds_alone(split)) == (True, True), "no slower way was taken"
+        words = vocabulary(split)
+        assert {words.embedding.device, words.unembedding.device} == {FIRST}
+        assert {weights.w_q.device for weights in layer_weights(split).values()} == {FIRST, SECOND}
+    assert {name: difference(given[name].to_dict(), one.to_dict()) for name, one in wanted.items()} == pytest.approx(
+        dict.fromkeys(wanted, 0.0), abs=1e-5
+    )
+
+
+def everything(model):
+    """A result of each kind."""
+    probe = hs.repeated_tokens(model, n_prompts=2, period=6)
+    last = max(model.check.heads)
+    return {
+        "scan": hs.scan(model, probe=probe),
+        "verify": hs.verify(model, probe=probe, top=3),
+        "circuit": hs.trace_circuit(model, [(last, 1)], probe=probe),
+        "composition": hs.composition(model),
+        "icl": hs.icl(model, tokens=[range(3, 67)] * 4, window=32, early=8, late=20),
+    }
+
+
+def test_a_circuit_its_tokens_and_the_live_page_of_layers_on_two_devices(whole):
+    def shown(model):
+        circuits, read = Circuits(model), Reader(model)
+        text, probe = "the cat sat. the cat sat", hs.repeated_tokens(model, n_prompts=4, period=8)
+        return {
+            "edges": hs.trace_circuit(model, ["L1H1"], probe=probe).edges,
+            "ov": hs.ov_table(model, "L1H1", [3, 4], circuits=circuits),
+            "qk": hs.qk_table(model, "L1H1", [3, 4], sender="L0H4", circuits=circuits),
+            "virtual": hs.virtual_circuit(model, "L0H4", "L1H1", circuits=circuits),
+            "read": read.read(text, off=["L1H0"]),
+            "writes": read.writes(text, 3, off=["L0H4"]),
+            "looks": read.looks(text, 3, 1),
+        }
+
+    wanted = shown(whole[0])
+    assert wanted["edges"]
+    hf = AutoModelForCausalLM.from_pretrained(demo_path()).eval()
+    with two_devices():
+        assert shown(hs.load(on_two_devices("llama", hf), tokenizer=whole[0].tokenizer)) == wanted
 
 
 def test_a_layers_weights_are_fetched_from_where_they_wait(tmp_path, whole):

@@ -519,9 +519,8 @@ def test_two_threads_whose_visits_run_the_other_s_model_do_not_wait_for_each_oth
 
 
 def test_an_unknown_argument_in_a_later_input_is_an_error_of_ours(checked, tokens, monkeypatch):
-    model, check = checked("llama")
-    monkeypatch.setattr(interface, "_WITHOUT_MEANING_HERE", interface._WITHOUT_MEANING_HERE - {"sliding_window"})
     model, check = checked("mistral")
+    monkeypatch.setattr(interface, "_WITHOUT_MEANING_HERE", interface._WITHOUT_MEANING_HERE - {"sliding_window"})
     with pytest.raises(UnsupportedModel, match=r"argument we do not know \(sliding_window\)") as caught:
         forward(model, check.route, tokens, nothing)
     assert "\n" not in str(caught.value)

@@ -11,6 +11,7 @@ import warnings
 
 import torch
 import torch.distributed as dist
+from alike import difference
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -19,30 +20,6 @@ import headscope as hs
 torch.set_num_threads(1)
 logging.disable_progress_bar()
 warnings.simplefilter("ignore", FutureWarning)  # `tp_plan` as an argument, which newer versions want in a config
-
-
-def numbers(value, at=""):
-    """Every leaf of a document by its path."""
-    if isinstance(value, (dict, list)):
-        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from numbers(one, f"{at}/{key}")
-    else:
-        yield at, value
-
-
-def difference(given, wanted):
-    """The largest between two documents, but for seconds and the command; infinite where something else differs."""
-    one, other = (
-        {at: leaf for at, leaf in numbers(document) if not at.endswith(("wall_s", "/command", "/id", "/reason"))}
-        for document in (given.to_dict(), wanted.to_dict())
-    )
-    if set(one) != set(other):
-        return float("inf")
-    pairs = [(one[at], other[at]) for at in one if one[at] != other[at]]
-    if any(not isinstance(a, float) or not isinstance(b, float) for a, b in pairs):
-        return float("inf")
-    return max((abs(a - b) for a, b in pairs), default=0.0)
-
 
 found = {}
 for folder in sys.argv[1:]:
@@ -57,9 +34,9 @@ for folder in sys.argv[1:]:
         "heads": [split.n_heads, whole.n_heads],
         "kv_heads": [split.n_kv_heads, whole.n_kv_heads],
         "support": [split.check.support, split.check.reason],
-        "scan": difference(hs.scan(split, probe=probe), hs.scan(whole, probe=probe)),
-        "verify": difference(verified, wanted),
-        "circuit": difference(traced, edges),
+        "scan": difference(hs.scan(split, probe=probe).to_dict(), hs.scan(whole, probe=probe).to_dict()),
+        "verify": difference(verified.to_dict(), wanted.to_dict()),
+        "circuit": difference(traced.to_dict(), edges.to_dict()),
         "copying": sum(one.copying is not None for one in verified.heads),
         "edges": len(edges.edges),
     }

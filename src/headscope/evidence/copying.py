@@ -96,7 +96,9 @@ class Circuits:
             weights = self.layers[head.layer]
             reads.append(through(weights.norm, weights.w_v[weights.kv_head(head.head)]))
             writes.append(_written(weights, weights.w_o[head.head], self._final))
-        return torch.cat(reads, dim=1), torch.cat(writes, dim=0)
+        device = self.embedding.device
+        read, write = torch.cat([one.to(device) for one in reads], 1), torch.cat([one.to(device) for one in writes], 0)
+        return read, write
 
     def copying(self, heads: Sequence[HeadId]) -> Copying:
         """How these heads copy together."""

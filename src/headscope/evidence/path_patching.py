@@ -130,7 +130,7 @@ class Paths:
 
     def stripe(self, run: _Run) -> Float[np.ndarray, "receiver prompt"]:
         """Attention from query to key in a run."""
-        return _finite(torch.stack([run.asked[head].stripe for head in self.receivers]).cpu().numpy(), "a stripe")
+        return _finite(np.stack([run.asked[head].stripe.cpu().numpy() for head in self.receivers]), "a stripe")
 
     def contents(
         self,
@@ -190,7 +190,7 @@ class Paths:
             done += len(part)
             if progress is not None:
                 progress(done, len(worlds))
-        back = torch.from_numpy(np.argsort(order)).to(self.model.device)
+        back = torch.from_numpy(np.argsort(order))
         return {head: {name: torch.cat(vectors)[back] for name, vectors in by.items()} for head, by in kept.items()}
 
     def patched(self, run: _Run, head: HeadId, name: Input, content: Tensor) -> Float[np.ndarray, "world prompt"]:
@@ -200,7 +200,7 @@ class Paths:
             new = torch.sigmoid(asked.at_target(content) - asked.rest)
         elif name == "q":
             rows = torch.softmax(asked.row(content), dim=-1)
-            new = rows.gather(-1, self._key[None, :, None].expand(len(rows), -1, 1))[..., 0]
+            new = rows[:, torch.arange(self.n_prompts), self._key.cpu()]
         else:
             new = asked.stripe.expand(len(content), -1)
         return _finite(new.cpu().numpy(), "a patched stripe")
@@ -268,7 +268,7 @@ class Paths:
     @contextmanager
     def _holding(self, base: _Run, n_copies: int) -> Iterator[None]:
         def give(module: nn.Module, own: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-            return copied(base.held[module], self.n_prompts, n_copies)
+            return copied(base.held[module], base.replay.tokens, n_copies)
 
         with LOCK, around(self._mlps, give):
             yield
@@ -327,7 +327,7 @@ class Paths:
         kv = head.head * s.k.shape[1] // s.q.shape[1]
         q, k, v = s.q[rows, head.head, None].clone(), s.k[rows, kv, None].clone(), s.v[rows, kv, None].clone()
         part, place = {"q": (q, self._query), "k": (k, self._key), "v": (v, self._key)}[name]
-        part[self._rows, 0, place] = content.to(part.dtype)
+        part[self._rows.to(part.device), 0, place.to(part.device)] = content.to(part)
         z, _, _ = kernels.attend(q, k, v, _rule_of_head(s.rule, head.head, rows))
         return z[:, 0]
 

@@ -221,7 +221,8 @@ def _match(
         )
     q, _ = queries_and_keys(model, head.layer, queries, 1 + offset)
     _, k = queries_and_keys(model, head.layer, keys, 1)
-    return q[:, head.head].float() @ k[:, head.head * k.shape[1] // q.shape[1]].float().T
+    dots = q[:, head.head].float() @ k[:, head.head * k.shape[1] // q.shape[1]].float().T
+    return dots.to(model.device)
 
 
 def _written(
@@ -231,7 +232,7 @@ def _written(
     weights = circuits.layers[sender.layer]
     read = through(weights.norm, weights.w_v[weights.kv_head(sender.head)])
     embedded = circuits.embedding[tokens]
-    written = embedded @ read @ weights.w_o[sender.head]
+    written = embedded @ read.to(embedded) @ weights.w_o[sender.head].to(embedded)
     if weights.out_norm is not None:
         centre = written.mean(1, keepdim=True) if weights.out_norm.centred else 0.0
         written = (written - centre) * weights.out_norm.gain.to(written)

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.errors import ArgumentError, NonFiniteError, ShapeError
+from headscope.errors import ArgumentError, NonFiniteError, ShapeError, TokenError
 from headscope.evidence.choices import Choices, ChoiceSheet
 from headscope.model.attention import Attention
 from headscope.model.load import Model
@@ -379,7 +379,17 @@ def sheet_of(prompts: Sequence[Tokens], queries: Queries | Choices, index: Seque
 
 
 def token_losses(logits: Float[Tensor, "token vocabulary"], target: Tensor) -> Float[Tensor, " token"]:
-    """-log softmax(logits)[target] in nats, float32 or wider."""
+    """-log softmax(logits)[target] in nats, float32 or wider.
+
+    Raises:
+        TokenError: a target without a logit.
+    """
+    largest = int(target.max()) if len(target) else 0
+    if largest >= logits.shape[-1]:
+        raise TokenError(
+            f"the model reads token {largest} but never predicts it: its logits end at {logits.shape[-1] - 1}; "
+            "leave it out of the tokens whose loss is measured."
+        )
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return torch.nn.functional.cross_entropy(wide, target.to(wide.device), reduction="none")
 

@@ -129,6 +129,12 @@ class Model:
         return int(self._embedding.weight.shape[0])
 
     @property
+    def n_predicted(self) -> int:
+        """Token ids below this have a logit: fewer than there are embeddings where some tokens are only read."""
+        width = getattr(self.hf.get_output_embeddings(), "out_features", None)
+        return self.n_embeddings if width is None else min(self.n_embeddings, int(width))
+
+    @property
     def max_tokens(self) -> int | None:
         """Longest input in tokens, as the config states it; None where it states none."""
         limit = getattr(self._config, "max_position_embeddings", None)

@@ -1,7 +1,8 @@
 """Models in parts: layers on several devices or off them, heads split over processes.
 
 `device_map` puts layers on different devices, or keeps their weights elsewhere between calls; accelerate's hooks move
-what a layer needs. Attention is then seen where its layer runs.
+what a layer needs. Attention is then seen where its layer runs, and a layer's weights are read there; what several
+layers' numbers make together is made where token ids go.
 
 Tensor parallelism (`tp_plan="auto"` under torchrun) gives each process some heads of every layer. Where an attention's
 output projection is split by its inputs, our attention function puts the heads of all processes together, in their

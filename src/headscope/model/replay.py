@@ -131,7 +131,7 @@ class Replay:
         def run(layer: nn.Module, own: _Forward, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
             nonlocal begun
             begun += 1
-            return own(*arguments, **named) if begun > start else copied(self._kept[begun - 1], self.n_prompts, copies)
+            return own(*arguments, **named) if begun > start else copied(self._kept[begun - 1], self.tokens, copies)
 
         with LOCK, around(self._layers if start else [], run):
             yield
@@ -149,7 +149,7 @@ class Replay:
     def _run(self, tokens: Tensor, visit: Visit, places: Tensor | None, *, grad: bool = False) -> Tensor:
         if places is None or not self._alone:
             logits = _logits(self.model, tokens, visit, grad=grad)
-            return logits if places is None else logits[places[:, 0], places[:, 1]]
+            return logits if places is None else _at(logits, places)
         with _unembedding_only(self.model, places):
             return _logits(self.model, tokens, visit, grad=grad)[0]
 
@@ -220,13 +220,16 @@ def around(layers: Sequence[nn.Module], run: Around) -> Iterator[None]:
                 layer.forward = own
 
 
-def copied(kept: Any, n_prompts: int, copies: int) -> Any:
-    """A layer's output for a batch of copies. Tensors that broadcast over the batch stay as they are."""
+def copied(kept: Any, tokens: Int[Tensor, "prompt position"], copies: int) -> Any:
+    """What a module gave for these prompts, for a batch of copies; it has a row for every prompt, or for every token.
+
+    Tensors that broadcast over the batch stay as they are.
+    """
     if copies == 1:
         return kept
 
     def repeat(part: Any) -> Any:
-        if isinstance(part, Tensor) and part.dim() > 0 and part.shape[0] == n_prompts:
+        if isinstance(part, Tensor) and part.dim() > 0 and part.shape[0] in (len(tokens), tokens.numel()):
             return part.repeat(copies, *[1] * (part.dim() - 1))
         return part
 
@@ -248,13 +251,18 @@ def _logits(model: Model, tokens: Tensor, visit: Visit, *, grad: bool = False) -
     return logits
 
 
+def _at(rows: Float[Tensor, "batch token d"], places: Int[Tensor, "place 2"]) -> Float[Tensor, "place d"]:
+    row, position = places.to(rows.device).T
+    return rows[row, position]
+
+
 @contextmanager
 def _unembedding_only(model: Model, places: Tensor) -> Iterator[None]:
     """Within the block the unembedding reads these tokens alone, as one row."""
     head: Any = model.hf.get_output_embeddings()
 
     def gather(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (arguments[0][places[:, 0], places[:, 1]][None], *arguments[1:])
+        return (_at(arguments[0], places)[None], *arguments[1:])
 
     handle = head.register_forward_pre_hook(gather)
     try:
@@ -281,7 +289,7 @@ def _try_unembedding(model: Model) -> bool:
     logits = _logits(model, tokens, ignore)
     if not isinstance(model.hf.get_output_embeddings(), nn.Module):
         return False
-    whole = logits[places[:, 0], places[:, 1]]
+    whole = _at(logits, places)
     try:
         with _unembedding_only(model, places):
             some = _logits(model, tokens, ignore)[0]

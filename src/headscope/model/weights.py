@@ -111,7 +111,10 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Vocabulary:
-    """How tokens enter the residual stream, and how they are read from it: the ids below both tables' lengths."""
+    """How tokens enter the residual stream, and how they are read from it: the ids below both tables' lengths.
+
+    On the embedding's device.
+    """
 
     embedding: Float[Tensor, "token d_model"]
     """What a token adds to the stream before the first layer, with the family's factor; positions left out."""
@@ -126,6 +129,9 @@ def layer_weights(model: Model) -> dict[int, LayerWeights]:
 
     Args:
         model: What `headscope.load` gives. Left as it was; read anew at each call, so edits of its weights show.
+
+    Returns:
+        Each layer's weights on the device on which the layer runs.
 
     Raises:
         UnsupportedModel: weights that cannot be assigned to heads, with the reason: the model hides q, k or v; they are
@@ -171,11 +177,11 @@ class _Part:
 
     def gather(self, values: dict[nn.Module, Tensor]) -> Tensor:
         """The linear layers' columns [..., column] in the order of the heads: [..., head, d]."""
-        first = values[self.modules[0]]
-        found = first.new_empty(*first.shape[:-1], *self.source.shape)
-        for index, module in enumerate(self.modules):
+        given = [values[module].to(self.source.device) for module in self.modules]
+        found = given[0].new_empty(*given[0].shape[:-1], *self.source.shape)
+        for index, columns in enumerate(given):
             here = self.source == index
-            found[..., here] = values[module][..., self.column[here]]
+            found[..., here] = columns[..., self.column[here]]
         return found
 
     def centre(self, columns: Float[Tensor, "*rows head d"]) -> Float[Tensor, "*rows head d"]:
@@ -368,7 +374,7 @@ def _trace(model: Model, route: Route) -> dict[int, _Trace]:
     def took(module: nn.Module, rows: Tensor) -> None:
         for layer, z in list(waiting.items()):
             n_values = z.shape[1] * z.shape[2]
-            found = _match(z.flatten(1), rows[:, 0]) if rows.shape[-1] >= n_values else None
+            found = _match(z.flatten(1), rows[:, 0].to(z)) if rows.shape[-1] >= n_values else None
             if found is not None:
                 trace, (place, gain, _) = traces[layer], found
                 trace.o, trace.o_row, trace.o_gain = module, place.view(z.shape[1:]), 1 / gain.view(z.shape[1:])
@@ -449,7 +455,7 @@ def _tell_factors(model: Model, route: Route, traces: dict[int, _Trace]) -> None
                 _refuse(model, layer, f"its values {what} after their projection")
             trace.rotary = trace.rotary or moved
             trace.parts[name] = replace(part, linear=linear)
-        z = numbers(attention.z.shape[2] * attention.z.shape[3]).view(attention.z.shape)
+        z = numbers(attention.z.shape[2] * attention.z.shape[3]).view(attention.z.shape).to(attention.z.device)
         waiting[layer] = _wide(z)
         return z
 
@@ -485,7 +491,8 @@ def _read_gains(model: Model, route: Route, traces: dict[int, _Trace]) -> None:
     def draw(module: nn.Module, width: int) -> Tensor | None:
         if module not in sent:
             return None
-        drawn[module] = torch.zeros(2 * N_CODES, N_POSITIONS, width, device=model.device)
+        device = sent[module][0][0].gain.device
+        drawn[module] = torch.zeros(2 * N_CODES, N_POSITIONS, width, device=device)
         for part, columns in sent[module]:
             here = part.source == part.modules.index(module)
             drawn[module][..., part.column[here]] = columns[:, None, here].to(drawn[module])
@@ -543,7 +550,7 @@ def _recorded(
 
     def after(module: nn.Module, given: Tensor, output: Tensor) -> None:
         if module in modules or (given.shape == output.shape and given.dim() > 1):
-            record.calls.append(_Call(module, given.detach().clone(), output.detach().clone()))
+            record.calls.append(_Call(module, given.detach().to(output.device, copy=True), output.detach().clone()))
 
     def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = args[0] if args else kwargs.get("hidden_states")
@@ -675,7 +682,7 @@ def _output_projection(
 
 
 def _equal(first: Tensor, second: Tensor) -> bool:
-    return first.numel() == second.numel() and torch.equal(first.reshape(second.shape), second)
+    return first.numel() == second.numel() and torch.equal(first.reshape(second.shape), second.to(first.device))
 
 
 def _input_norm(
@@ -759,7 +766,7 @@ def _vocabulary(model: Model, route: Route) -> Vocabulary:
     widths = table.shape[1], stream.shape[-1], final.shape[-1]
     if len(set(widths)) > 1:
         _refuse_vocabulary(model, "its embedding, stream and unembedding are {}, {} and {} wide".format(*widths))
-    known, entered = (rows - rows.mean(0) for rows in (table[tokens[:, 0]], stream[:, 0]))
+    known, entered = (rows - rows.mean(0) for rows in (table[tokens[:, 0]], stream[:, 0].to(table)))
     factor = (known * entered).sum() / known.square().sum()
     if _apart(factor * known, entered) > _tolerance(model):
         _refuse_vocabulary(model, "its embedding is normalised or otherwise changed before the first layer")
@@ -769,7 +776,7 @@ def _vocabulary(model: Model, route: Route) -> Vocabulary:
     n_tokens = min(len(table), unembedding[0].shape[1])
     return Vocabulary(
         embedding=table[:n_tokens] * factor,
-        unembedding=unembedding[0].T[:n_tokens].clone(),
+        unembedding=unembedding[0].T[:n_tokens].to(table.device, copy=True),
         norm=_final_norm(model, last.given, record.calls, blocks),
     )
 
@@ -791,4 +798,7 @@ def _parallel(first: Tensor, second: Tensor) -> bool:
     """Whether two tensors are equal up to one positive factor."""
     if first.numel() != second.numel():
         return False
-    return _apart_by_row(_wide(second).reshape(1, -1), _wide(first).reshape(1, -1)) <= TOLERANCE[torch.float32]
+    return (
+        _apart_by_row(_wide(second.to(first.device)).reshape(1, -1), _wide(first).reshape(1, -1))
+        <= TOLERANCE[torch.float32]
+    )

@@ -160,10 +160,10 @@ def _start_token(model: Model, bos: bool | Literal["auto"]) -> int | None:
 
 
 def _pool(model: Model, token_ids: Sequence[int] | None) -> Tokens:
-    """The ids to draw from, ascending. The embedding's spare rows beyond the tokenizer's ids are left out."""
+    """The ids to draw from, ascending: those that the tokenizer knows and that the model predicts."""
     special = model.special_token_ids
     if token_ids is None:
-        known = model.n_embeddings
+        known = model.n_predicted
         if model.tokenizer is not None:
             known = min(known, len(model.tokenizer))
         return np.asarray([one for one in range(known) if one not in special], dtype=np.int64)
