@@ -11,7 +11,9 @@ scan     the induction stripe of all heads on 8 prompts [BOS, r, r] of 101 token
          Interleaved in one process; `max_abs_diff` is between headscope's numbers and each peer's.
 long     one prompt of 1k to 32k tokens through two layers of that shape: scan, the body's own forward pass, and
          eager patterns as far as they fit. Peak memory above the loaded model, each in a process of its own.
-load     opening a checkpoint of that shape from a folder, the self-check included.
+load     opening a checkpoint of that shape from a folder, the self-check included; transformers alone; and transformers
+         with one short pass, since opening maps the file, and what first reads the weights waits for them. Peak memory
+         in a process of its own for each.
 """
 
 from __future__ import annotations
@@ -130,17 +132,43 @@ def long_road(road: str, length: int) -> Callable[[], Any]:
     return lambda: hf.transformer(input_ids=tokens, output_attentions=True, use_cache=False)
 
 
-def child(road: str, length: int) -> None:
-    """Print seconds and peak bytes of one pass, after a short one."""
+def opening(road: str, folder: str) -> Callable[[], Any]:
+    """Opening a checkpoint."""
+    from_pretrained = transformers.AutoModelForCausalLM.from_pretrained
+    match road:
+        case "headscope":
+            return lambda: hs.load(folder)
+        case "transformers":
+            return lambda: from_pretrained(folder)
+        case _:
+            return lambda: from_pretrained(folder)(torch.arange(16)[None], use_cache=False)
+
+
+def child(road: str, what: str) -> None:
+    """Print seconds and peak bytes of one long pass or one opening, after a small one."""
     with torch.no_grad():
-        long_road(road, 64)()
-        run = long_road(road, length)
+        if what.isdigit():
+            long_road(road, 64)()
+            run = long_road(road, int(what))
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                two_layers(64).save_pretrained(folder)
+                opening(road, folder)()
+            run = opening(road, what)
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")
         before = resident("VmHWM")
         started = time.perf_counter()
-        run()
+        kept = run()
         print(json.dumps({"s": time.perf_counter() - started, "bytes": resident("VmHWM") - before}))
+        del kept
+
+
+def in_child(road: str, what: str) -> dict[str, float]:
+    """The same in a process of its own."""
+    arguments = [sys.executable, "-m", "benchmarks.peers", "--child", road, what]
+    out = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
+    return json.loads(out.strip().splitlines()[-1])
 
 
 def long(rounds: int) -> list[dict[str, Any]]:
@@ -153,9 +181,7 @@ def long(rounds: int) -> list[dict[str, Any]]:
         runs: dict[str, list[dict[str, float]]] = {road: [] for road in roads}
         for turn in range(rounds):
             for road in roads[turn % len(roads) :] + roads[: turn % len(roads)]:
-                arguments = [sys.executable, "-m", "benchmarks.peers", "--child", road, str(length)]
-                out = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
-                runs[road].append(json.loads(out.strip().splitlines()[-1]))
+                runs[road].append(in_child(road, str(length)))
         middle = {
             road: {key: statistics.median(one[key] for one in some) for key in ("s", "bytes")}
             for road, some in runs.items()
@@ -174,17 +200,20 @@ def long(rounds: int) -> list[dict[str, Any]]:
 
 
 def loading(rounds: int) -> dict[str, Any]:
-    """Seconds to open a checkpoint of GPT-2 small's shape: transformers alone, and headscope with its check."""
-    with tempfile.TemporaryDirectory() as folder:
+    """Opening a checkpoint of GPT-2 small's shape: transformers alone, with a pass, and headscope with its check."""
+    roads = ("transformers", "transformers_and_a_pass", "headscope")
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         gpt2_small(1024).save_pretrained(Path(folder))
-        seconds = interleaved(
-            {
-                "transformers": lambda: transformers.AutoModelForCausalLM.from_pretrained(folder),
-                "headscope": lambda: hs.load(folder),
-            },
-            rounds=rounds,
-        )
-    return {"median_s": medians(seconds), "ratio": round(ratio(seconds, "headscope", "transformers"), 3)}
+        seconds = interleaved({road: opening(road, folder) for road in roads}, rounds=rounds)
+        peaks = {road: [in_child(road, folder)["bytes"] for _ in range(max(1, rounds // 2))] for road in roads}
+        size = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+    return {
+        "median_s": medians(seconds),
+        "ratio": round(ratio(seconds, "headscope", "transformers"), 3),
+        "ratio_to_a_pass": round(ratio(seconds, "headscope", "transformers_and_a_pass"), 3),
+        "peak_bytes": {road: int(statistics.median(some)) for road, some in peaks.items()},
+        "file_bytes": size,
+    }
 
 
 def measure(rounds: int) -> dict[str, Any]:
@@ -213,7 +242,7 @@ def main() -> None:
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        child(options.child[0], int(options.child[1]))
+        child(*options.child)
         return
     transformers.utils.logging.disable_progress_bar()
     print(json.dumps(measure(options.rounds), indent=1))

@@ -20,10 +20,13 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import nbformat
+from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 
 from scripts.pages import SCRIPT
@@ -42,24 +45,39 @@ _SETTINGS = {
 }
 
 
-def executed(path: Path) -> Any:
-    """The notebook with fresh outputs; a cell that fails raises."""
-    notebook = nbformat.read(path, as_version=4)
+@contextmanager
+def kernel() -> Iterator[KernelManager]:
+    """One kernel for all notebooks: each begins with no names, but what is imported need not be read again."""
     with tempfile.TemporaryDirectory() as folder:
         for name, text in _SETTINGS.items():
             file = Path(folder) / name
             file.parent.mkdir(parents=True)
             file.write_text(text)
-        environment = os.environ | {
-            "IPYTHONDIR": f"{folder}/ipython",
-            "MPLCONFIGDIR": f"{folder}/matplotlib",
-            "SOURCE_DATE_EPOCH": "0",  # matplotlib's date
-            "HF_HUB_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            "OMP_NUM_THREADS": "1",  # one order of adding, whatever the machine
-        }
-        client = NotebookClient(notebook, timeout=TIMEOUT_S, kernel_name="python3")
-        client.execute(cwd=folder, env=environment)
+        manager = KernelManager(kernel_name="python3")
+        manager.start_kernel(
+            cwd=folder,
+            env=os.environ
+            | {
+                "IPYTHONDIR": f"{folder}/ipython",
+                "MPLCONFIGDIR": f"{folder}/matplotlib",
+                "SOURCE_DATE_EPOCH": "0",  # matplotlib's date
+                "HF_HUB_OFFLINE": "1",
+                "TOKENIZERS_PARALLELISM": "false",
+                "OMP_NUM_THREADS": "1",  # one order of adding, whatever the machine
+            },
+        )
+        try:
+            yield manager
+        finally:
+            manager.shutdown_kernel(now=True)
+
+
+def executed(path: Path, manager: KernelManager) -> Any:
+    """The notebook with fresh outputs; a cell that fails raises."""
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))
+    NotebookClient(notebook, km=manager, timeout=TIMEOUT_S).execute()
+    del notebook.cells[0]
     for cell in code_cells(notebook):
         cell.metadata.pop("execution", None)
         cell.execution_count = None
@@ -152,20 +170,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; fail on a difference")
     given = parser.parse_args(arguments)
     failed = False
-    for path in sorted(COURSE.glob("*.ipynb")):
-        if given.numbers and path.name.split("-")[0] not in given.numbers:
-            continue
-        started = time.perf_counter()
-        fresh = executed(path)
-        changed = [] if given.check and _trains(fresh) else compare(nbformat.read(path, as_version=4), fresh)
-        if not given.check:
-            nbformat.write(fresh, path)
-        elif changed:
-            failed = True
-            print("\n".join(f"{path.name}: {line}" for line in changed))
-        print(
-            f"{path.name}: {time.perf_counter() - started:.0f} s, {path.stat().st_size / 1e3:.0f} kB", file=sys.stderr
-        )
+    with kernel() as manager:
+        for path in sorted(COURSE.glob("*.ipynb")):
+            if given.numbers and path.name.split("-")[0] not in given.numbers:
+                continue
+            started = time.perf_counter()
+            fresh = executed(path, manager)
+            changed = [] if given.check and _trains(fresh) else compare(nbformat.read(path, as_version=4), fresh)
+            if not given.check:
+                nbformat.write(fresh, path)
+            elif changed:
+                failed = True
+                print("\n".join(f"{path.name}: {line}" for line in changed))
+            print(
+                f"{path.name}: {time.perf_counter() - started:.0f} s, {path.stat().st_size / 1e3:.0f} kB",
+                file=sys.stderr,
+            )
     if failed:
         print("Write what they show now with `python -m scripts.course`, and read the difference.")
     return int(failed)

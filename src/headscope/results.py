@@ -74,6 +74,12 @@ class ModelInfo:
             reason=model.check.reason,
         )
 
+    def unlike(self, other: ModelInfo) -> str:
+        """What tells another model from this one, like `n_heads 8, not 12`; empty where they are one."""
+        names = ("id", "revision", "family", "n_layers", "n_heads", "n_kv_heads")
+        pairs = {name: (getattr(other, name), getattr(self, name)) for name in names}
+        return ", ".join(f"{name} {theirs!r}, not {ours!r}" for name, (theirs, ours) in pairs.items() if theirs != ours)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:

@@ -301,8 +301,8 @@ def trace_circuit(
     report = progress or (lambda what, done, total: None)
     probe = probe if probe is not None else repeated_tokens(model, n_prompts=N_PROMPTS, period=PERIOD, seed=seed)
     check_fits(probe, model)
-    if verification is not None:
-        _refuse_other(model, verification)
+    if verification is not None and (differing := ModelInfo.of(model).unlike(verification.model)):
+        raise ArgumentError(f"verification= is of another model ({differing}); give that of {model.id}, or none.")
     first = min(model.check.heads)
     if receivers is None:
         verification = verification or _verified(model, probe, seed, progress)
@@ -330,16 +330,6 @@ def trace_circuit(
     names = {one.head: one for one in verification.heads} if verification is not None else {}
     receivers_found, edges = tracing.found(weights, names)
     return _assembled(model, probe, seed, started, receivers_found, edges, len(tracing.senders), tracing.notes(weights))
-
-
-def _refuse_other(model: Model, verification: Verification) -> None:
-    """Raise ArgumentError unless the verification is of this model: its id, revision, family and shape."""
-    names = ("id", "revision", "family", "n_layers", "n_heads", "n_kv_heads")
-    ours, other = ModelInfo.of(model), verification.model
-    wrong = [name for name in names if getattr(ours, name) != getattr(other, name)]
-    if wrong:
-        differing = ", ".join(f"{name} {getattr(other, name)!r}, not {getattr(ours, name)!r}" for name in wrong)
-        raise ArgumentError(f"verification= is of another model ({differing}); give that of {model.id}, or none.")
 
 
 def _verified(model: Model, probe: Probe, seed: int, progress: Callable[[str, int, int], None] | None) -> Verification:

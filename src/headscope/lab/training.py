@@ -151,9 +151,7 @@ def attention_only_llama(
         for name, parameter in biases.items():
             if name.endswith("k_proj.bias"):
                 parameter.data.copy_(biases[name.replace("k_proj", "q_proj")])
-    for name, parameter in model.named_parameters():
-        if ".mlp." in name:
-            parameter.requires_grad_(False).zero_()
+    _remove_mlps(model)
     return model
 
 
@@ -204,10 +202,14 @@ def attention_only_gpt2(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = GPT2LMHeadModel(config)
+    _remove_mlps(model)
+    return model
+
+
+def _remove_mlps(model: PreTrainedModel) -> None:
     for name, parameter in model.named_parameters():
         if ".mlp." in name:
             parameter.requires_grad_(False).zero_()
-    return model
 
 
 def repeats_source(

@@ -171,9 +171,9 @@ def refuse_other_models(
         ArgumentError: a result of another.
     """
     for result in results:
-        if result is not None and _identity(result.model) != _identity(info):
+        if result is not None and (differing := info.unlike(result.model)):
             raise ArgumentError(
-                f"a {type(result).__name__} of {result.model.id} cannot go into a report of {info.id}; "
+                f"a {type(result).__name__} of {result.model.id} cannot go into a report of {info.id} ({differing}); "
                 "give results of the same model, or none."
             )
 
@@ -207,7 +207,3 @@ def by_interest(verification: Verification) -> list[HeadId]:
         return one.verdict in ROLELESS, -(delta.mean if delta is not None else float("-inf")), one.head
 
     return [one.head for one in sorted(verification.heads, key=rank)]
-
-
-def _identity(model: ModelInfo) -> tuple[Any, ...]:
-    return model.id, model.revision, model.family, model.n_layers, model.n_heads
