@@ -1,4 +1,4 @@
-"""Does headscope agree with each family's own eager attention?
+"""Does headscope agree with each family's own eager attention, and what else can it do with it?
 
     python -m benchmarks.families --json
     python -m benchmarks.families --write docs/generated/families.md
@@ -13,18 +13,22 @@ things are compared with the family's own eager code on the same tokens:
 
 `exact`: verdict exact, and both differences within tolerance. `degraded`: verdict degraded, both within tolerance.
 `unsupported`: the verdict's reason. A family whose numbers contradict its verdict stands under `disagrees`: a defect.
+
+Then `verify`, `trace_circuit` and the weights of each head, which copying and composition need, are tried: each works,
+or is refused in one line. Any other error stands under `breaks`: a defect.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +40,19 @@ from transformers import PreTrainedModel
 
 import headscope as hs
 from benchmarks.tiny import causal_lm_families, tiny_causal_lm
-from headscope.errors import HeadscopeError
+from headscope.errors import HeadscopeError, UnsupportedModel
 from headscope.model.load import open_model
 from headscope.model.taps import forward
+from headscope.model.weights import layer_weights
 
 LOGITS_TOLERANCE = 1e-4
 """Of the largest logit."""
 SCORES_TOLERANCE = 1e-5
-N_TOKENS = 24
+USES = {
+    "verify": "`verify`: what removing heads costs",
+    "circuit": "`circuit`: path patching into queries, keys and values",
+    "weights": "weights by head: copying scores, composition, token tables",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +66,10 @@ class Outcome:
     scores_diff: float | None = None
     oracle: str = ""
     n_heads_compared: int = 0
+    refused: dict[str, str] = field(default_factory=dict)
+    """Why not, by what was asked for."""
+    breaks: dict[str, str] = field(default_factory=dict)
+    """Errors that are none of headscope's own, by what was asked for."""
 
 
 def prompts(vocab_size: int) -> np.ndarray:
@@ -184,13 +197,37 @@ def compare(family: str) -> Outcome:
     )
 
 
+def tried(outcome: Outcome) -> Outcome:
+    """The same, with what else of headscope works on this family."""
+    model = hs.load(tiny_causal_lm(outcome.family))
+    probe = hs.repeated_tokens(model, n_prompts=2, period=6)
+    last = hs.HeadId(max(model.check.heads), 0)
+    refused, breaks = {}, {}
+    for name, use in {
+        "verify": lambda: hs.verify(model, probe=probe, top=2),
+        "circuit": lambda: hs.trace_circuit(model, [last], probe=probe),
+        "weights": lambda: layer_weights(model),
+    }.items():
+        try:
+            if name == "circuit" and len(model.check.heads) == 1:
+                refused[name] = "not tried: its tiny model has one layer with attention"
+            else:
+                use()
+        except UnsupportedModel as error:
+            refused[name] = str(error)
+        except Exception as error:  # what this is looking for
+            breaks[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return replace(outcome, refused=refused, breaks=breaks)
+
+
 def measure(families: list[str]) -> dict[str, Any]:
     """All families, as one JSON-ready document."""
     started = time.perf_counter()
     outcomes: list[Outcome] = []
     for family in families:
         try:
-            outcomes.append(compare(family))
+            found = compare(family)
+            outcomes.append(tried(found) if found.verdict in ("exact", "degraded") else found)
         except Exception as error:  # one family's failure to build must not hide the others
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             outcomes.append(
@@ -215,9 +252,12 @@ def measure(families: list[str]) -> dict[str, Any]:
             {"family": one.family, "reason": one.reason, "logits_diff": one.logits_diff, "scores_diff": one.scores_diff}
             for one in by["disagrees"]
         ],
+        "refused": {name: {one.family: one.refused[name] for one in outcomes if name in one.refused} for name in USES},
+        "breaks": {one.family: one.breaks for one in outcomes if one.breaks},
         "families": len(outcomes),
         "disagreeing": len(by["disagrees"]),
-        "bars": {"disagreeing": 0},
+        "breaking": sum(bool(one.breaks) for one in outcomes),
+        "bars": {"disagreeing": 0, "breaking": 0},
         "exact_families": [one.family for one in by["exact"]],
         "worst_logits_diff": max((one.logits_diff or 0.0 for one in by["exact"]), default=0.0),
         "worst_scores_diff": max((one.scores_diff or 0.0 for one in by["exact"]), default=0.0),
@@ -229,7 +269,7 @@ def measure(families: list[str]) -> dict[str, Any]:
 def summary(found: dict[str, Any]) -> str:
     """The counts in one line."""
     counts = f"{found['exact']} exact, {len(found['degraded'])} degraded, {len(found['unsupported'])} unsupported"
-    return f"{found['families']} families: {counts}, {len(found['disagrees'])} disagree"
+    return f"{found['families']} families: {counts}, {len(found['disagrees'])} disagree, {found['breaking']} break"
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -250,8 +290,32 @@ def markdown(found: dict[str, Any]) -> str:
         "",
         "Exact: " + ", ".join(found["exact_families"]) + ".",
         "",
+        "Of the families that are not unsupported, these uses leave out some:",
+        "",
+        "| use | works on | not on | why |",
+        "| --- | --- | --- | --- |",
+        *_refusals(found),
+        "",
     ]
     return "\n".join(lines)
+
+
+def _refusals(found: dict[str, Any]) -> Iterator[str]:
+    read = found["exact"] + len(found["degraded"])
+    for name, use in USES.items():
+        by_reason: dict[str, list[str]] = {}
+        for family, reason in found["refused"][name].items():
+            by_reason.setdefault(_short(reason), []).append(family)
+        broken = sum(name in one for one in found["breaks"].values())
+        yield f"| {use} | {read - len(found['refused'][name]) - broken} | {len(found['refused'][name])} | |"
+        for reason, families in sorted(by_reason.items(), key=lambda one: -len(one[1])):
+            yield f"| | | {', '.join(families)} | {reason} |"
+
+
+def _short(reason: str) -> str:
+    """A reason without the model's name before it and the advice behind it."""
+    found = re.search(r"\([\w-]+\):? (.+?)(?:, so |; )", reason)
+    return found[1] if found else reason
 
 
 def main() -> None:
@@ -274,6 +338,10 @@ def main() -> None:
         print(f"  degraded     {one['family']}: {one['reason']}")
     for family, reason in found["unsupported"].items():
         print(f"  unsupported  {family}: {reason}")
+    for name in USES:
+        print(f"  {name} is refused for {len(found['refused'][name])}: {', '.join(found['refused'][name]) or 'none'}")
+    for family, errors in found["breaks"].items():
+        print(f"  BREAKS       {family}: {errors}")
     for one in found["disagrees"]:
         print(
             f"  DISAGREES    {one['family']}: {one['reason']} logits {one['logits_diff']} scores {one['scores_diff']}"

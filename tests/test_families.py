@@ -61,3 +61,28 @@ def test_no_family_is_left_out():
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     assert sorted(causal_lm_families()) == sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+@pytest.mark.parametrize(
+    ("family", "refused"),
+    [
+        ("mllama", {}),  # reads tokens that it never predicts
+        ("deepseek_v3", {"weights": "latent attention"}),
+        ("gptj", {"circuit": "hides its queries and keys", "weights": "hides queries, keys and values"}),
+    ],
+)
+def test_what_else_works_on_a_family(family, refused):
+    found = families.tried(families.Outcome(family=family, verdict="exact", reason=""))
+    assert found.breaks == {}
+    assert set(found.refused) == set(refused)
+    for use, reason in refused.items():
+        assert reason in found.refused[use]
+
+
+def test_an_error_that_is_none_of_ours_is_a_defect(monkeypatch):
+    def broken(model, **options):
+        raise RuntimeError("shape '[8, 21, 64]' is invalid\nfor input of size 2688")
+
+    monkeypatch.setattr(families.hs, "verify", broken)
+    found = families.tried(families.Outcome(family="gpt2", verdict="exact", reason=""))
+    assert found.breaks == {"verify": "RuntimeError: shape '[8, 21, 64]' is invalid"}

@@ -50,7 +50,7 @@ def test_every_head_of_a_handbuilt_model_is_called_what_it_is(seed):
     copying = COPYING[seed % 3]
     built = handbuilt(copying=copying, decoys=DECOYS, seed=seed, n_layers=2 + seed % 2)
     model = hs.load(built.model)
-    found = hs.verify(model, probe=hs.repeated_tokens(model, n_prompts=8, period=20, seed=seed), seed=seed)
+    found = hs.verify(model, probe=hs.repeated_tokens(model, n_prompts=6, period=20, seed=seed), seed=seed)
 
     assert {one.head for one in found.heads} == set(built.roles), "every head is judged"
     named = {one.head: one.verdict for one in found.heads}

@@ -18,7 +18,7 @@ import headscope as hs
 from headscope.sweeps import engines
 from headscope.sweeps.run import run_jobs
 
-PATIENCE_S = 120
+PATIENCE_S = 300
 """How long a test waits for something that must happen."""
 
 SETTINGS = {"scan": {"n_prompts": 128, "period": 8}}

@@ -91,14 +91,12 @@ class Circuits:
 
     def ov(self, heads: Iterable[HeadId]) -> tuple[Float[Tensor, "d_model rank"], Float[Tensor, "rank d_model"]]:
         """What these heads do to an attended embedding, as two factors: read, then write, normalisation folded."""
-        reads, writes = [], []
+        reads, writes, device = [], [], self.embedding.device
         for head in heads:
             weights = self.layers[head.layer]
-            reads.append(through(weights.norm, weights.w_v[weights.kv_head(head.head)]))
-            writes.append(_written(weights, weights.w_o[head.head], self._final))
-        device = self.embedding.device
-        read, write = torch.cat([one.to(device) for one in reads], 1), torch.cat([one.to(device) for one in writes], 0)
-        return read, write
+            reads.append(through(weights.norm, weights.w_v[weights.kv_head(head.head)]).to(device))
+            writes.append(_written(weights, weights.w_o[head.head], self._final).to(device))
+        return torch.cat(reads, dim=1), torch.cat(writes, dim=0)
 
     def copying(self, heads: Sequence[HeadId]) -> Copying:
         """How these heads copy together."""

@@ -7,7 +7,7 @@ interface, or one that passes an argument we do not know, is watched while its o
 queries and keys can be seen, and `degraded` where only its patterns can. Anything else is `unsupported`, with the
 reason.
 
-Cost: two forward passes, over 2 and over 3 prompts of 29 tokens; the third repeats the first with z replaced. It does
+Cost: two forward passes, over 2 and over 3 prompts of 17 tokens; the third repeats the first with z replaced. It does
 not show what long inputs do: a sliding window longer than the input is not exercised.
 """
 
@@ -50,7 +50,7 @@ FAMILY_ERRORS = (
 )
 """What a family's own code raises on an input that it was not made for; anything else is passed on."""
 
-N_PROMPTS, N_TOKENS = 2, 29
+N_PROMPTS, N_TOKENS = 2, 17
 """Size of the check's input: a prime length, so that no other square matrix of the model passes for a pattern."""
 
 LARGEST_DIFFERENCE = 0.1
