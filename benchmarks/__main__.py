@@ -41,14 +41,15 @@ LONG: Mapping[str, tuple[str, ...]] = {"train": (), "behavior": (), "one_layer":
 
 
 def run(name: str, arguments: tuple[str, ...]) -> dict[str, Any]:
-    """The document that one benchmark prints, or why there is none."""
+    """The document that one benchmark prints, or why there is none, and the day."""
+    day = f"{datetime.now(UTC):%Y-%m-%d}"
     command = [sys.executable, "-m", f"benchmarks.{name}", "--json", *arguments]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["it printed nothing"]
-        return {"failed": lines[-1]}
-    return json.loads(done.stdout[done.stdout.index("{") :])
+        return {"failed": lines[-1], "measured": day}
+    return json.loads(done.stdout[done.stdout.index("{") :]) | {"measured": day}
 
 
 def verdicts(found: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -69,12 +70,16 @@ def markdown(found: Mapping[str, dict[str, Any]]) -> str:
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.machine(),
     )
+    days: dict[str, list[str]] = {}
+    for name, document in found.items():
+        days.setdefault(document["measured"], []).append(name)
     lines = [
         "# Benchmarks",
         "",
-        f"Written by `python -m benchmarks` on {datetime.now(UTC):%Y-%m-%d}: {processor}, {os.cpu_count()} cores, "
-        f"Python {platform.python_version()}. Ratios are medians of interleaved rounds in one process; absolute times "
-        "are those of this machine.",
+        f"Written by `python -m benchmarks`: {processor}, {os.cpu_count()} cores, Python {platform.python_version()}. "
+        "Ratios are medians of interleaved rounds in one process; absolute times are those of this machine.",
+        "",
+        "Measured on " + "; ".join(f"{day}: {', '.join(names)}" for day, names in sorted(days.items())) + ".",
         "",
         *in_short(found),
         "",

@@ -227,16 +227,14 @@ def measure(families: list[str]) -> dict[str, Any]:
     for family in families:
         try:
             found = compare(family)
-            outcomes.append(tried(found) if found.verdict in ("exact", "degraded") else found)
         except Exception as error:  # one family's failure to build must not hide the others
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            outcomes.append(
-                Outcome(
-                    family=family,
-                    verdict="unsupported",
-                    reason=f"could not be run: {type(error).__name__}: {first[:200]}",
-                )
+            found = Outcome(
+                family=family,
+                verdict="unsupported",
+                reason=f"could not be run: {type(error).__name__}: {first[:200]}",
             )
+        outcomes.append(tried(found) if found.verdict in ("exact", "degraded") else found)
         print(f"\r{len(outcomes)}/{len(families)} {family:<32}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     by = {

@@ -643,6 +643,15 @@ def test_mlps_that_give_a_row_for_every_token_are_held_too(family):
     same(paths.contents(paths.clean, paths.corrupt, [frozenset()] * 3, mlp="held"), own_content(paths.clean, 3), 1e-6)
 
 
+@pytest.mark.parametrize("n_worlds", [1, 3])
+def test_what_a_family_adds_in_place_to_its_mlps_output_is_not_held(n_worlds):
+    # Falcon does `mlp_output += attention_output`: what was kept must not be what it adds to, in any pass
+    _, _, paths = of_family("falcon")
+    for _ in range(2):
+        given = paths.contents(paths.clean, paths.corrupt, [frozenset()] * n_worlds, mlp="held")
+        same(given, own_content(paths.clean, n_worlds), tolerance=1e-6)
+
+
 def test_a_key_outside_the_window_has_no_attention_whatever_is_put_there():
     _, pairs, paths = of_family("mistral")
     outside = np.array([one.query - one.key >= 8 for one in pairs])

@@ -28,10 +28,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from headscope.documents import decode, encode
 from headscope.errors import ArgumentError, ModelError, NonFiniteError, ShapeError, TokenError
+from headscope.evidence.worlds import token_losses
 from headscope.lab.corpus import stdlib_sources
 from headscope.model.load import Model, load
 from headscope.model.memory import in_batches
@@ -301,10 +301,6 @@ def _batch_losses(model: Model, windows: Sequence[Tokens]) -> Float[np.ndarray, 
                 f"{model.id} ({type(model.hf).__name__}) gives no logits over its vocabulary, so its loss is not "
                 "defined; use the model with its language-model head."
             )
-        exact = torch.promote_types(logits.dtype, torch.float32)
         # One window at a time: the log-softmax takes as much room as the logits that it reads.
-        rows = [
-            cross_entropy(row[:-1].to(exact), targets[1:].to(row.device), reduction="none")
-            for row, targets in zip(logits, tokens, strict=True)
-        ]
+        rows = [token_losses(row[:-1], targets[1:]) for row, targets in zip(logits, tokens, strict=True)]
     return torch.stack(rows).double().cpu().numpy()

@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from headscope.errors import ArgumentError, NonFiniteError, UnsupportedModel
 from headscope.evidence.worlds import BATCH_TOKENS, token_losses
@@ -200,7 +201,7 @@ class Paths:
             new = torch.sigmoid(asked.at_target(content) - asked.rest)
         elif name == "q":
             rows = torch.softmax(asked.row(content), dim=-1)
-            new = rows[:, torch.arange(self.n_prompts), self._key.cpu()]
+            new = rows[:, self._rows.to(rows.device), self._key.to(rows.device)]
         else:
             new = asked.stripe.expand(len(content), -1)
         return _finite(new.cpu().numpy(), "a patched stripe")
@@ -258,8 +259,9 @@ class Paths:
                     run.own[head] = self._contents_of(attention, head, 1)
 
         def keep(module: nn.Module, own: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-            run.held[module] = own(*arguments, **named)
-            return run.held[module]
+            given = own(*arguments, **named)
+            run.held[module] = _cloned(given)
+            return given
 
         with LOCK, around(self._mlps, keep):
             run.replay.clean(visit, places=torch.stack([self._rows, self._query], dim=1))
@@ -268,7 +270,7 @@ class Paths:
     @contextmanager
     def _holding(self, base: _Run, n_copies: int) -> Iterator[None]:
         def give(module: nn.Module, own: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-            return copied(base.held[module], base.replay.tokens, n_copies)
+            return _cloned(copied(base.held[module], base.replay.tokens, n_copies))
 
         with LOCK, around(self._mlps, give):
             yield
@@ -330,6 +332,11 @@ class Paths:
         part[self._rows.to(part.device), 0, place.to(part.device)] = content.to(part)
         z, _, _ = kernels.attend(q, k, v, _rule_of_head(s.rule, head.head, rows))
         return z[:, 0]
+
+
+def _cloned(given: Any) -> Any:
+    """What a module gave, safe from a family that adds to it in place (Falcon)."""
+    return tree_map(lambda part: part.clone() if isinstance(part, Tensor) else part, given)
 
 
 def mlps(model: Model) -> list[nn.Module]:
