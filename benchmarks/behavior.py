@@ -4,7 +4,7 @@
     python -m benchmarks.behavior --seeds 1 --shuffles 20
     python -m benchmarks.behavior --write tests/behaviors/models --seeds 1      the models that the tests read
 
-`headscope.lab.deferring` trains the models, and builds one by hand. On each, the search is run on wrong facts, with
+`headscope.planted.deferring` trains the models, and builds one by hand. On each, the search is run on wrong facts, with
 praise as the other contrast. What must come out:
 
     deferring   localised; at least 90% of the answers turned, at most 20% without the named heads, at most 5 points of
@@ -30,10 +30,10 @@ from typing import Any, get_args
 
 import numpy as np
 
-from headscope.behaviors.result import BehaviorResult
-from headscope.behaviors.search import behavior
-from headscope.lab.deferring import Plan, Planted, planted
+from headscope.evidence.behavior.result import BehaviorResult
+from headscope.evidence.behavior.search import behavior
 from headscope.model.load import Model, load
+from headscope.planted.deferring import Plan, Planted, planted
 from headscope.probes.pairs import Contrast
 
 EXPECTED: dict[Plan, tuple[str, ...]] = {

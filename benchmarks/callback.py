@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.scan import gpt2_small
 from benchmarks.timing import interleaved, medians, ratio
-from headscope.tracking.tracker import Tracker
+from headscope.evidence.emergence.tracker import Tracker
 
 USUAL = 8 * 1024
 """Tokens of a usual batch."""

@@ -34,7 +34,7 @@ import transformers
 
 import headscope as hs
 from benchmarks.timing import interleaved, medians, ratio
-from headscope.evidence.composition import composition_scores
+from headscope.evidence.composition.measure import composition_scores
 from headscope.model.weights import layer_weights
 
 BARS = {"ratio": 0.1, "max_rel_diff": 1e-4}

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 import headscope as hs
-from headscope.lab.run import Row
-from headscope.results import write_whole
+from headscope.records.files import write_whole
+from headscope.training.run import Row
 
 EVERY = 50
 

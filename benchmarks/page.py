@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from headscope.documents import encode
+from headscope.heads import HeadId
 from headscope.page.example import BUDGET_BYTES, Example
 from headscope.page.report import SCHEMA, write_page
-from headscope.types import HeadId
+from headscope.records.codec import encode
 
 BARS = {"bytes": 10_000_000, "open_s": 2.0, "longest_open_ms": 200.0, "longest_use_ms": 200.0}
 CHROMIUM = "/usr/bin/chromium"

@@ -35,7 +35,7 @@ import transformers
 import headscope as hs
 from benchmarks.composition import bridge, gpt2_small
 from benchmarks.timing import interleaved, medians, ratio
-from headscope.evidence.path_patching import Paths
+from headscope.interventions.paths import Paths
 from headscope.probes.twins import twins
 
 RECEIVER = hs.HeadId(8, 3)

@@ -5,8 +5,8 @@ clearly more or less important than the next; the other 130 and the MLPs are ran
 all but silent elsewhere. Shapes are GPT-2 small's: 12 layers of 12 heads of 64, width 768, MLPs of 3,072, vocabulary
 50,257, context 1,024. Only the unembedding is a matrix of its own.
 
-The residual stream is a sum of orthogonal subspaces, as in `headscope.lab.handbuilt`, but with random codes of +-1/8
-in the place of digits:
+The residual stream is a sum of orthogonal subspaces, as in `headscope.planted.handbuilt`, but with random codes of
++-1/8 in the place of digits:
 
     token       the token's code in two slices of 64 numbers each, written by the embedding
     before      two slices, empty until a sender fills them
@@ -43,7 +43,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from headscope.types import HeadId
+from headscope.heads import HeadId
 
 SLICE = 64
 """Numbers in one slice of a code, and in a head."""

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 import headscope as hs
-from headscope.lab.run import held_from
+from headscope.training.run import held_from
 
 
 def one_seed(seed: int, *, layers: int, folder: Path) -> dict[str, Any]:

@@ -160,7 +160,7 @@ def _short(cell: Any) -> str:
 
 def _trains(notebook: Any) -> bool:
     """Whether it trains a model: another processor rounds otherwise, and its own asserts alone hold everywhere."""
-    return any("headscope.lab.training import" in cell.source for cell in code_cells(notebook))
+    return any("headscope.training.loop import" in cell.source for cell in code_cells(notebook))
 
 
 def main(arguments: list[str] | None = None) -> int:

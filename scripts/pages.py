@@ -15,7 +15,7 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-from headscope.notebook import bundled_script
+from headscope.render.pattern import bundled_script
 
 SCRIPT = "/* the script that CircuitsVis bundles */"
 """What stands in a notebook's file for that script."""

@@ -270,7 +270,7 @@ def folders(folder: Path) -> dict[str, Attempt]:
     """Model folders with a damaged file: weights, config, tokenizer."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from headscope.lab.demo import demo_path
+    from headscope.training.demo import demo_path
 
     whole = folder / "whole"
     torch.manual_seed(0)

@@ -16,7 +16,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from headscope.notebook import bundled_script
+from headscope.render.pattern import bundled_script
 from scripts import course, pages
 
 ROOT = Path(__file__).parents[1]

@@ -16,7 +16,7 @@ from pytest import approx
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import headscope as hs
-from headscope.lab import handbuilt
+from headscope.planted import handbuilt
 from headscope.stats import mean_intervals
 
 N_SCANS, N_PROMPTS, PERIOD = 1000, 16, 8

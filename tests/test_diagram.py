@@ -8,7 +8,7 @@ import xml.etree.ElementTree as xml
 
 import pytest
 
-from headscope.diagram import Arrow, Node, diagram_svg
+from headscope.render.graph import Arrow, Node, diagram_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headscope.documents import decode, encode
 from headscope.errors import ArgumentError
-from headscope.types import HeadId
+from headscope.heads import HeadId
+from headscope.records.codec import decode, encode
 
 SCHEMA = "headscope.test/1"
 

@@ -14,10 +14,10 @@ from nbclient import NotebookClient
 from pytest import approx
 
 import headscope as hs
-from headscope.diagram import Arrow, Node
-from headscope.figures import diagram_figure, intervals_figure, maps_figure
-from headscope.heatmap import Panel, colour
-from headscope.intervals import Row
+from headscope.render.effects import Row
+from headscope.render.figures import diagram_figure, intervals_figure, maps_figure
+from headscope.render.graph import Arrow, Node
+from headscope.render.maps import Panel, colour
 
 mpl.use("agg")
 
@@ -114,7 +114,7 @@ def test_results_plot_their_own_numbers():
 
 
 def test_a_notebook_shows_a_figure_once():
-    cell = "from headscope.figures import diagram_figure\ndiagram_figure([], [])"
+    cell = "from headscope.render.figures import diagram_figure\ndiagram_figure([], [])"
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
     NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
     pictures = [one for one in notebook.cells[0].outputs if "image/png" in one.get("data", {})]

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 from pytest import approx
 
-from headscope.intervals import Row, intervals_svg, note, span, ticks
+from headscope.render.effects import Row, intervals_svg, note, span, ticks
 
 SVG = "{http://www.w3.org/2000/svg}"
 

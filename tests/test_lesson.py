@@ -17,7 +17,6 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 import headscope as hs
 from headscope.errors import ArgumentError, HeadscopeError, NonFiniteError, ShapeError
-from headscope.lab.handbuilt import handbuilt
 from headscope.lesson import (
     InductionHead,
     compute_induction_score,
@@ -26,6 +25,7 @@ from headscope.lesson import (
     make_repeated_tokens,
     verify_induction_behavior,
 )
+from headscope.planted.handbuilt import handbuilt
 
 TOLERANCE = 1e-5
 

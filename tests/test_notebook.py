@@ -14,11 +14,11 @@ from pytest import approx
 
 import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
-from headscope import notebook
 from headscope.errors import ArgumentError, HeadscopeError, TokenError
-from headscope.heatmap import colour
-from headscope.lab.handbuilt import handbuilt
-from headscope.notebook import MAX_CELLS, MAX_TOKENS, Picture, pattern_picture, show_pattern, token_label
+from headscope.planted.handbuilt import handbuilt
+from headscope.render import pattern as notebook
+from headscope.render.maps import colour
+from headscope.render.pattern import MAX_CELLS, MAX_TOKENS, Picture, pattern_picture, show_pattern, token_label
 
 SVG = "{http://www.w3.org/2000/svg}"
 NASTY = [

@@ -21,7 +21,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from headscope.cli.main import main
 from headscope.explore import server
-from headscope.lab.demo import demo_path
+from headscope.training.demo import demo_path
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -15,9 +15,12 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from headscope import HeadId, HeadScore, Scan, results
+from headscope import HeadId, HeadScore, Scan
 from headscope.errors import ArgumentError
-from headscope.results import COLUMNS, Estimate, ModelInfo, Provenance, Role, Timing, write_whole
+from headscope.evidence.scan import result as results
+from headscope.evidence.scan.result import COLUMNS, Role, Timing
+from headscope.records.common import Estimate, ModelInfo, Provenance
+from headscope.records.files import write_whole
 
 
 def score(head: str, detector: str = "induction", *, mean: float = 0.5, gain: float | None = None, **more: Any):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headscope.errors import ArgumentError
-from headscope.types import HeadId
+from headscope.heads import HeadId
 
 
 @pytest.mark.parametrize(

@@ -11,20 +11,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from headscope.behaviors.files import load_contrast
-    from headscope.behaviors.result import BehaviorResult
-    from headscope.behaviors.search import behavior
     from headscope.detectors import DETECTORS, Detector, Targets
     from headscope.errors import HeadscopeError
-    from headscope.evidence.ablation import Ablation, ablate
-    from headscope.evidence.attention import scan
-    from headscope.evidence.circuit import Circuit, trace_circuit
-    from headscope.evidence.composition import Composition, composition
-    from headscope.evidence.every_head import HeadEffects, ablate_each
-    from headscope.evidence.icl import InContext, icl
+    from headscope.evidence.ablation.each import HeadEffects, ablate_each
+    from headscope.evidence.ablation.measure import Ablation, ablate
+    from headscope.evidence.behavior.files import load_contrast
+    from headscope.evidence.behavior.result import BehaviorResult
+    from headscope.evidence.behavior.search import behavior
+    from headscope.evidence.circuit.measure import Circuit, trace_circuit
+    from headscope.evidence.composition.measure import Composition, composition
+    from headscope.evidence.emergence.measure import Emergence, emergence
+    from headscope.evidence.emergence.tracker import Snapshot, Tracker
+    from headscope.evidence.icl.measure import InContext, icl
+    from headscope.evidence.scan.measure import scan
+    from headscope.evidence.scan.result import HeadScore, Scan
     from headscope.evidence.token_space import ov_table, qk_table, virtual_circuit
-    from headscope.evidence.verification import Verification
-    from headscope.evidence.verify import verify
+    from headscope.evidence.verify.measure import verify
+    from headscope.evidence.verify.result import Verification
+    from headscope.heads import HeadId
     from headscope.lesson import (
         InductionBehavior,
         InductionHead,
@@ -37,38 +41,35 @@ if TYPE_CHECKING:
     )
     from headscope.model.load import Model, load
     from headscope.model.selfcheck import Check
-    from headscope.notebook import pattern_picture, show_pattern
     from headscope.page.report import report
     from headscope.probes import Probe, probe_text, probe_tokens, repeated_tokens
     from headscope.probes.pairs import Contrast, Pair
-    from headscope.results import HeadScore, Scan
+    from headscope.render.pattern import pattern_picture, show_pattern
     from headscope.sweeps.mosaic import Mosaic, mosaic
     from headscope.sweeps.store import Store, open_store
     from headscope.sweeps.sweep import Sweep, sweep
-    from headscope.tracking.callback import HeadscopeCallback
-    from headscope.tracking.emergence import Emergence, emergence
-    from headscope.tracking.tracker import Snapshot, Tracker
-    from headscope.tracking.train import Trained, train
-    from headscope.types import HeadId
+    from headscope.training.callback import HeadscopeCallback
+    from headscope.training.watch import Trained, train
 
 __version__ = "0.1.0"
+import_module("headscope.moved").install()
 
 _HOMES = {
-    "Ablation": "headscope.evidence.ablation",
-    "BehaviorResult": "headscope.behaviors.result",
+    "Ablation": "headscope.evidence.ablation.measure",
+    "BehaviorResult": "headscope.evidence.behavior.result",
     "Check": "headscope.model.selfcheck",
-    "Circuit": "headscope.evidence.circuit",
-    "Composition": "headscope.evidence.composition",
+    "Circuit": "headscope.evidence.circuit.measure",
+    "Composition": "headscope.evidence.composition.measure",
     "Contrast": "headscope.probes.pairs",
     "DETECTORS": "headscope.detectors",
     "Detector": "headscope.detectors",
-    "Emergence": "headscope.tracking.emergence",
-    "HeadEffects": "headscope.evidence.every_head",
-    "HeadId": "headscope.types",
-    "HeadScore": "headscope.results",
-    "HeadscopeCallback": "headscope.tracking.callback",
+    "Emergence": "headscope.evidence.emergence.measure",
+    "HeadEffects": "headscope.evidence.ablation.each",
+    "HeadId": "headscope.heads",
+    "HeadScore": "headscope.evidence.scan.result",
+    "HeadscopeCallback": "headscope.training.callback",
     "HeadscopeError": "headscope.errors",
-    "InContext": "headscope.evidence.icl",
+    "InContext": "headscope.evidence.icl.measure",
     "InductionBehavior": "headscope.lesson",
     "InductionHead": "headscope.lesson",
     "InductionHeads": "headscope.lesson",
@@ -76,41 +77,41 @@ _HOMES = {
     "Mosaic": "headscope.sweeps.mosaic",
     "Pair": "headscope.probes.pairs",
     "Probe": "headscope.probes",
-    "Scan": "headscope.results",
-    "Snapshot": "headscope.tracking.tracker",
+    "Scan": "headscope.evidence.scan.result",
+    "Snapshot": "headscope.evidence.emergence.tracker",
     "Store": "headscope.sweeps.store",
     "Sweep": "headscope.sweeps.sweep",
     "Targets": "headscope.detectors",
-    "Tracker": "headscope.tracking.tracker",
-    "Trained": "headscope.tracking.train",
-    "Verification": "headscope.evidence.verification",
-    "ablate": "headscope.evidence.ablation",
-    "ablate_each": "headscope.evidence.every_head",
-    "behavior": "headscope.behaviors.search",
-    "composition": "headscope.evidence.composition",
+    "Tracker": "headscope.evidence.emergence.tracker",
+    "Trained": "headscope.training.watch",
+    "Verification": "headscope.evidence.verify.result",
+    "ablate": "headscope.evidence.ablation.measure",
+    "ablate_each": "headscope.evidence.ablation.each",
+    "behavior": "headscope.evidence.behavior.search",
+    "composition": "headscope.evidence.composition.measure",
     "compute_induction_score": "headscope.lesson",
     "detect_induction_heads": "headscope.lesson",
-    "emergence": "headscope.tracking.emergence",
+    "emergence": "headscope.evidence.emergence.measure",
     "find_induction_heads": "headscope.lesson",
-    "icl": "headscope.evidence.icl",
+    "icl": "headscope.evidence.icl.measure",
     "load": "headscope.model.load",
-    "load_contrast": "headscope.behaviors.files",
+    "load_contrast": "headscope.evidence.behavior.files",
     "make_repeated_tokens": "headscope.lesson",
     "mosaic": "headscope.sweeps.mosaic",
     "open_store": "headscope.sweeps.store",
     "ov_table": "headscope.evidence.token_space",
-    "pattern_picture": "headscope.notebook",
+    "pattern_picture": "headscope.render.pattern",
     "probe_text": "headscope.probes",
     "probe_tokens": "headscope.probes",
     "qk_table": "headscope.evidence.token_space",
     "repeated_tokens": "headscope.probes",
     "report": "headscope.page.report",
-    "scan": "headscope.evidence.attention",
-    "show_pattern": "headscope.notebook",
+    "scan": "headscope.evidence.scan.measure",
+    "show_pattern": "headscope.render.pattern",
     "sweep": "headscope.sweeps.sweep",
-    "trace_circuit": "headscope.evidence.circuit",
-    "train": "headscope.tracking.train",
-    "verify": "headscope.evidence.verify",
+    "trace_circuit": "headscope.evidence.circuit.measure",
+    "train": "headscope.training.watch",
+    "verify": "headscope.evidence.verify.measure",
     "verify_induction_behavior": "headscope.lesson",
     "virtual_circuit": "headscope.evidence.token_space",
 }

@@ -34,16 +34,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.errors import ArgumentError, NonFiniteError, ShapeError
-from headscope.evidence.ablation import ablate
-from headscope.evidence.attention import scan
-from headscope.evidence.worlds import Method
-from headscope.heatmap import colour
+from headscope.evidence.ablation.measure import ablate
+from headscope.evidence.scan.measure import scan
+from headscope.evidence.scan.result import THRESHOLD, HeadScore
+from headscope.heads import HeadId
+from headscope.interventions.ablation import Method
 from headscope.model.attention import Attention
 from headscope.model.load import Model, load
 from headscope.model.taps import forward
 from headscope.probes import repeated_tokens
-from headscope.results import THRESHOLD, Estimate, HeadScore
-from headscope.types import HeadId
+from headscope.records.common import Estimate
+from headscope.render.maps import colour
 
 LEAST_PERIOD = 3
 """At 2 the stripe is the previous-token diagonal, at 1 the main one."""

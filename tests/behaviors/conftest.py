@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import headscope as hs
-from headscope.lab import deferring
+from headscope.planted import deferring
 
 MODELS = Path(__file__).parent / "models"
 

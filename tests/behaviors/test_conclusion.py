@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from headscope.behaviors.conclusion import RULE, Evidence, conclude
-from headscope.behaviors.findings import Controls, Draw, HeadFinding, Induction, Score, SetFinding
-from headscope.results import Estimate
-from headscope.types import HeadId
+from headscope.evidence.behavior.conclusion import RULE, Evidence, conclude
+from headscope.evidence.behavior.findings import Controls, Draw, HeadFinding, Induction, Score, SetFinding
+from headscope.heads import HeadId
+from headscope.records.common import Estimate
 
 A, B = HeadId(1, 0), HeadId(0, 3)
 

@@ -7,9 +7,9 @@ import json
 
 import pytest
 
-from headscope.behaviors.files import load_contrast, save_contrast
-from headscope.behaviors.sets import praise
 from headscope.errors import ArgumentError
+from headscope.evidence.behavior.files import load_contrast, save_contrast
+from headscope.evidence.behavior.sets import praise
 
 OWN = {"prompt": "a claim", "twin": "another", "answer": "x", "other": "y"}
 

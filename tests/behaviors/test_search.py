@@ -13,12 +13,12 @@ from pytest import approx
 
 import headscope as hs
 from benchmarks.behavior import SHUFFLED_PAIRS, shuffled
-from headscope.behaviors.search import overlap_p
 from headscope.errors import ArgumentError, TokenError
-from headscope.lab.deferring import World
-from headscope.lab.handbuilt_rotary import handbuilt_rotary
+from headscope.evidence.behavior.search import overlap_p
+from headscope.heads import HeadId
+from headscope.planted.deferring import World
+from headscope.planted.handbuilt_rotary import handbuilt_rotary
 from headscope.probes.pairs import Contrast, Pair
-from headscope.types import HeadId
 
 PLANTED = HeadId(1, 0)
 
@@ -199,8 +199,8 @@ def test_the_same_seed_finds_the_same_and_another_splits_anew(planted):
 
 
 def test_searched_and_held_out_pairs_are_disjoint_and_of_every_form(planted):
-    from headscope.behaviors.measure import Bench, Meter
-    from headscope.behaviors.search import _Search
+    from headscope.evidence.behavior.measure import Bench, Meter
+    from headscope.evidence.behavior.search import _Search
     from headscope.probes.pairs import read_pairs
 
     model = planted("deferring")

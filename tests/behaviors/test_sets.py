@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from headscope.behaviors.sets import CRITICISM, FORMS, PRAISE, UNSEEN, contrasts_of, praise, wrong_facts
 from headscope.errors import ArgumentError
+from headscope.evidence.behavior.sets import CRITICISM, FORMS, PRAISE, UNSEEN, contrasts_of, praise, wrong_facts
 
 BOTH = pytest.mark.parametrize("contrast", [wrong_facts(), praise()], ids=lambda one: one.name)
 

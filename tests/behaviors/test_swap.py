@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from pytest import approx
 
-from headscope.behaviors.measure import Bench, Meter
-from headscope.behaviors.swap import Swap
-from headscope.evidence.choices import KIND, Choices
-from headscope.evidence.every_head import gradients
-from headscope.evidence.worlds import losses
-from headscope.lab.deferring import World
+from headscope.evidence.ablation.each import gradients
+from headscope.evidence.behavior.measure import Bench, Meter
+from headscope.heads import HeadId
+from headscope.interventions.ablation import losses
+from headscope.interventions.choices import KIND, Choices
+from headscope.interventions.patch import Swap
+from headscope.planted.deferring import World
 from headscope.probes.pairs import read_pairs
-from headscope.types import HeadId
 
 HEAD = HeadId(1, 0)
 

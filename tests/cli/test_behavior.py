@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import headscope as hs
-from headscope.behaviors.files import save_contrast
-from headscope.behaviors.sets import wrong_facts
-from headscope.lab.deferring import World
+from headscope.evidence.behavior.files import save_contrast
+from headscope.evidence.behavior.sets import wrong_facts
+from headscope.planted.deferring import World
 
 MODELS = Path(__file__).parents[1] / "behaviors" / "models"
 

@@ -13,8 +13,8 @@ from transformers import LlamaForCausalLM
 
 import headscope as hs
 from benchmarks.tiny import tiny_causal_lm, tiny_config
-from headscope.evidence.circuit import Circuit, trace_circuit
-from headscope.lab.handbuilt import handbuilt
+from headscope.evidence.circuit.measure import Circuit, trace_circuit
+from headscope.planted.handbuilt import handbuilt
 
 SMALL = ("--n-prompts", 6, "--period", 12)
 HEADS = ("--head", "L1H1", "--head", "1.5")

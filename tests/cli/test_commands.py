@@ -15,9 +15,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, LlamaConfig, Ll
 
 import headscope as hs
 from headscope.cli.main import main
-from headscope.evidence.agreement import agreement
-from headscope.evidence.parameters import count_parameters
-from headscope.results import Scan
+from headscope.evidence.check.measure import agreement
+from headscope.evidence.params.measure import count_parameters
+from headscope.evidence.scan.result import Scan
 
 SMALL = ("--period", "12", "--n-prompts", "4")
 
@@ -163,7 +163,7 @@ def test_without_a_control_the_remark_does_not_speak_of_one(headscope, gpt2, tmp
 
 
 def test_a_precision_that_was_not_reached_is_not_claimed(headscope, gpt2, monkeypatch):
-    monkeypatch.setattr("headscope.evidence.attention.MAX_PROMPTS", 8)
+    monkeypatch.setattr("headscope.evidence.scan.measure.MAX_PROMPTS", 8)
     ran = headscope("scan", gpt2, *SMALL, "--precision", "1e-200")
     assert ran.code == 0
     assert re.search(r"Precision 1e-200 was not reached in 8 prompts: the widest interval is ± 0\.\d+\.", ran.out)

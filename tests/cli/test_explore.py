@@ -77,7 +77,7 @@ def test_a_browser_is_opened_on_a_terminal_alone(headscope, served, monkeypatch,
 
 
 def test_without_its_extra_it_says_what_to_install(headscope, monkeypatch):
-    monkeypatch.setattr("headscope.cli.explore.find_spec", lambda name: None)
+    monkeypatch.setattr("headscope.cli.commands.explore.find_spec", lambda name: None)
     ran = headscope("explore", "demo")
     assert ran.code == 2
     assert ran.err == (

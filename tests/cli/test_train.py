@@ -10,11 +10,11 @@ import pytest
 from rich.console import Console
 
 import headscope as hs
-from headscope.cli.training import WIDTH, Screen, spark
-from headscope.lab.config import train_config
-from headscope.lab.run import Figures, Row, Strongest
-from headscope.tracking.train import Trained, train
-from headscope.types import HeadId
+from headscope.cli.live import WIDTH, Screen, spark
+from headscope.heads import HeadId
+from headscope.training.config import train_config
+from headscope.training.run import Figures, Row, Strongest
+from headscope.training.watch import Trained, train
 
 SMALL = ("--heads", "2", "--d-model", "16", "--steps", "10", "--checkpoint-every", "5", "--device", "cpu")
 
@@ -96,7 +96,7 @@ def test_an_interrupted_run_says_how_to_go_on(headscope, tmp_path, monkeypatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("headscope.tracking.train.train", interrupted)
+    monkeypatch.setattr("headscope.training.watch.train", interrupted)
     ran = headscope("train", *SMALL, "--out", tmp_path / "run")
     assert ran.code == 130
     assert "The same command goes on from the newest checkpoint" in ran.err

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import headscope as hs
-from headscope.evidence.verification import Verification
+from headscope.evidence.verify.result import Verification
 
 SMALL = ("--n-prompts", 4, "--period", 12)
 

@@ -23,11 +23,11 @@ from headscope.errors import (
     TokenError,
     UnsupportedModel,
 )
-from headscope.evidence import worlds
-from headscope.evidence.worlds import METHODS, Ablator, losses
-from headscope.lab.handbuilt import handbuilt
+from headscope.interventions import ablation as worlds
+from headscope.interventions.ablation import METHODS, Ablator, losses
 from headscope.model.replay import Replay
 from headscope.model.taps import forward
+from headscope.planted.handbuilt import handbuilt
 from headscope.probes.copies import copies
 
 PROJECTION = {

@@ -12,9 +12,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, LlamaConfig, Ll
 import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
 from headscope.errors import ArgumentError, MemoryRanOut, NonFiniteError, ShapeError, TokenError
-from headscope.evidence import attention as scanning
-from headscope.lab.handbuilt import DECOYS, handbuilt
+from headscope.evidence.scan import measure as scanning
 from headscope.model.attention import Attention
+from headscope.planted.handbuilt import DECOYS, handbuilt
 from headscope.probes.probe import Probe
 
 PERIOD = 20

@@ -8,10 +8,10 @@ import torch
 
 import headscope as hs
 from headscope.errors import NonFiniteError
-from headscope.evidence.choices import KIND, Choices
-from headscope.evidence.every_head import gradients
-from headscope.evidence.worlds import Ablator, losses
-from headscope.types import HeadId
+from headscope.evidence.ablation.each import gradients
+from headscope.heads import HeadId
+from headscope.interventions.ablation import Ablator, losses
+from headscope.interventions.choices import KIND, Choices
 
 HEADS = [HeadId(layer, head) for layer in range(2) for head in range(6)]
 

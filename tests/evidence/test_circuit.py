@@ -15,13 +15,13 @@ from pytest import approx
 import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
 from headscope.errors import ArgumentError, TokenError, UnsupportedModel
-from headscope.evidence import circuit as tracing
-from headscope.evidence.circuit import RULE, Circuit, trace_circuit
-from headscope.evidence.path_patching import Paths
-from headscope.lab.handbuilt import DECOYS, handbuilt
-from headscope.lab.handbuilt_rotary import handbuilt_rotary
+from headscope.evidence.circuit import measure as tracing
+from headscope.evidence.circuit.measure import RULE, Circuit, trace_circuit
+from headscope.heads import HeadId
+from headscope.interventions.paths import Paths
+from headscope.planted.handbuilt import DECOYS, handbuilt
+from headscope.planted.handbuilt_rotary import handbuilt_rotary
 from headscope.probes.twins import twins
-from headscope.types import HeadId
 
 KINDS = ("plain", "rotary", "grouped")
 DEMO = ("L1H0", "L1H1", "L1H2", "L1H3", "L1H5")

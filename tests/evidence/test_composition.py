@@ -15,11 +15,11 @@ from pytest import approx
 import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
 from headscope.errors import ArgumentError, NonFiniteError, UnsupportedModel
-from headscope.evidence import composition as module
-from headscope.evidence.composition import Composition, composition, composition_scores, z_scores
-from headscope.lab.handbuilt import handbuilt
+from headscope.evidence.composition import measure as module
+from headscope.evidence.composition.measure import Composition, composition, composition_scores, z_scores
+from headscope.heads import HeadId
 from headscope.model.weights import LayerWeights, Norm, layer_weights
-from headscope.types import HeadId
+from headscope.planted.handbuilt import handbuilt
 
 D_MODEL = 48
 SENDER, RECEIVER = HeadId(0, 0), HeadId(1, 0)

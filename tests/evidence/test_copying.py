@@ -14,8 +14,8 @@ import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
 from headscope.errors import UnsupportedModel
 from headscope.evidence.copying import Circuits
-from headscope.lab.handbuilt import handbuilt
-from headscope.types import HeadId
+from headscope.heads import HeadId
+from headscope.planted.handbuilt import handbuilt
 
 
 def in_token_space(*maps, dtype=torch.float32):

@@ -16,12 +16,13 @@ from transformers import GPT2Model, LlamaConfig, LlamaForCausalLM
 import headscope as hs
 from benchmarks.tiny import tiny_causal_lm, tiny_config
 from headscope.errors import ArgumentError, ShapeError, TokenError, UnsupportedModel
-from headscope.evidence import every_head, worlds
-from headscope.evidence.every_head import gradients
-from headscope.evidence.worlds import METHODS, Ablator
-from headscope.lab.handbuilt import handbuilt
+from headscope.evidence.ablation import each as every_head
+from headscope.evidence.ablation.each import gradients
+from headscope.interventions import ablation as worlds
+from headscope.interventions.ablation import METHODS, Ablator
 from headscope.model.replay import Replay
 from headscope.model.taps import forward
+from headscope.planted.handbuilt import handbuilt
 from headscope.probes.copies import copies
 from headscope.stats import t_quantile
 

@@ -15,9 +15,9 @@ from transformers import GPT2Config, GPT2ForTokenClassification, GPT2LMHeadModel
 import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
 from headscope.errors import ArgumentError, ModelError, NonFiniteError, ShapeError, TokenError
-from headscope.evidence import icl as module
-from headscope.evidence.icl import InContext, icl
-from headscope.lab.handbuilt import handbuilt
+from headscope.evidence.icl import measure as module
+from headscope.evidence.icl.measure import InContext, icl
+from headscope.planted.handbuilt import handbuilt
 
 TINY = dict(vocab_size=64, n_positions=64, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
 

@@ -13,7 +13,7 @@ from benchmarks.tiny import tiny_causal_lm
 from headscope.errors import ShapeError
 from headscope.evidence import offsets as module
 from headscope.evidence.offsets import best_offsets
-from headscope.lab.handbuilt import DECOYS, handbuilt
+from headscope.planted.handbuilt import DECOYS, handbuilt
 
 
 def rows(*lengths, start=5):

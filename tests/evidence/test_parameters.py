@@ -7,7 +7,7 @@ from torch import nn
 
 from benchmarks.tiny import tiny_causal_lm
 from headscope.errors import UnsupportedModel
-from headscope.evidence.parameters import count_parameters
+from headscope.evidence.params.measure import count_parameters
 
 
 @pytest.mark.parametrize(

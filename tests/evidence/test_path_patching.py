@@ -22,13 +22,13 @@ from transformers import GPT2LMHeadModel, GPT2Model, LlamaForCausalLM
 import headscope as hs
 from benchmarks.tiny import tiny_causal_lm, tiny_config
 from headscope.errors import ArgumentError, NonFiniteError, UnsupportedModel
-from headscope.evidence import path_patching
-from headscope.evidence.path_patching import Paths, mlps
-from headscope.lab.handbuilt import DECOYS, handbuilt
-from headscope.lab.handbuilt_rotary import handbuilt_rotary
+from headscope.heads import HeadId
+from headscope.interventions import paths as path_patching
+from headscope.interventions.paths import Paths, mlps
 from headscope.model.replay import Replay
+from headscope.planted.handbuilt import DECOYS, handbuilt
+from headscope.planted.handbuilt_rotary import handbuilt_rotary
 from headscope.probes.twins import twins
-from headscope.types import HeadId
 
 TOLERANCE = 1e-5
 H = HeadId

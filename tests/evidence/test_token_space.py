@@ -16,8 +16,8 @@ from headscope.errors import ArgumentError, TokenError, UnsupportedModel
 from headscope.evidence import token_space
 from headscope.evidence.copying import Circuits
 from headscope.evidence.token_space import ov_table, qk_table, virtual_circuit
-from headscope.lab.handbuilt import DECOYS, MATCH_GAIN, handbuilt
-from headscope.lab.handbuilt_rotary import handbuilt_rotary
+from headscope.planted.handbuilt import DECOYS, MATCH_GAIN, handbuilt
+from headscope.planted.handbuilt_rotary import handbuilt_rotary
 
 
 @pytest.fixture(autouse=True, scope="module")

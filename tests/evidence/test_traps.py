@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
-from headscope.lab.handbuilt import handbuilt
+from headscope.planted.handbuilt import handbuilt
 from headscope.probes.probe import Probe
 
 PERIOD = 20

@@ -8,9 +8,20 @@ import pytest
 
 from headscope.evidence.copying import Copying
 from headscope.evidence.offsets import BestOffset
-from headscope.evidence.verdict import RULE, VERDICTS, Change, Evidence, Rule, has_stripe, judge, q_text, suppresses
-from headscope.results import Estimate, HeadScore
-from headscope.types import HeadId
+from headscope.evidence.scan.result import HeadScore
+from headscope.evidence.verify.verdict import (
+    RULE,
+    VERDICTS,
+    Change,
+    Evidence,
+    Rule,
+    has_stripe,
+    judge,
+    q_text,
+    suppresses,
+)
+from headscope.heads import HeadId
+from headscope.records.common import Estimate
 
 HEAD = HeadId(1, 2)
 

@@ -19,9 +19,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, LlamaConfig, Ll
 import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
 from headscope.errors import ArgumentError, ShapeError, TokenError, UnsupportedModel
-from headscope.evidence.verdict import RULE, VERDICTS
-from headscope.evidence.verification import Verification
-from headscope.lab.handbuilt import DECOYS, handbuilt
+from headscope.evidence.verify.result import Verification
+from headscope.evidence.verify.verdict import RULE, VERDICTS
+from headscope.planted.handbuilt import DECOYS, handbuilt
 from headscope.stats import benjamini_hochberg
 
 COPYING = ("one", "redundant", "halves")

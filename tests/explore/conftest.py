@@ -15,12 +15,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import headscope as hs
-from headscope.evidence.worlds import CORPUS_PROMPTS
 from headscope.explore.desk import Desk
 from headscope.explore.reading import SHORTEST, Reader
 from headscope.explore.server import listening, server_of
-from headscope.lab.demo import demo_path
+from headscope.interventions.ablation import CORPUS_PROMPTS
 from headscope.probes import random_tokens
+from headscope.training.demo import demo_path
 
 TOKEN = "a-token-for-tests"
 

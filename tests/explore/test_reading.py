@@ -11,11 +11,11 @@ import torch
 from pytest import approx
 
 import headscope as hs
-from headscope.documents import encode
 from headscope.errors import ArgumentError, TokenError
 from headscope.explore.reading import SUGGESTION, TOP, Reader
+from headscope.heads import HeadId
 from headscope.probes import random_tokens
-from headscope.types import HeadId
+from headscope.records.codec import encode
 
 OFF = ["L1H0", "L0H4"]
 

@@ -14,13 +14,13 @@ import time
 import pytest
 from pytest import approx
 
-from headscope.documents import encode
 from headscope.errors import ArgumentError, UnsupportedModel
 from headscope.explore import guard
 from headscope.explore.desk import Desk
 from headscope.explore.guard import MAX_BODY
 from headscope.explore.reading import SUGGESTION, Reader
 from headscope.explore.server import listening, serve
+from headscope.records.codec import encode
 
 PATIENCE_S = 30
 

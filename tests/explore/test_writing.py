@@ -9,8 +9,8 @@ from pytest import approx
 import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
 from headscope.explore.writing import TOP, Writing, normed
+from headscope.heads import HeadId
 from headscope.model.weights import Norm
-from headscope.types import HeadId
 
 TOKENS = torch.tensor([3, 17, 5, 40, 17, 9, 28]).numpy()
 

@@ -11,9 +11,9 @@ from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
 import headscope as hs
 from headscope.errors import ArgumentError
-from headscope.lab.config import NAMES, build_model, read_config, train_config
-from headscope.lab.demo_training import PHASES, SHAPE
-from headscope.lab.recipes import RECIPES, phase_sources, seeded_phases, try_sources
+from headscope.training.config import NAMES, build_model, read_config, train_config
+from headscope.training.demo_training import PHASES, SHAPE
+from headscope.training.recipes import RECIPES, phase_sources, seeded_phases, try_sources
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from headscope.errors import ArgumentError
-from headscope.lab.corpus import is_held_out, stdlib_modules, stdlib_sources
+from headscope.probes.corpus import is_held_out, stdlib_modules, stdlib_sources
 
 
 def test_the_split_is_a_hash_of_the_path_alone():

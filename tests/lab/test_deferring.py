@@ -7,11 +7,11 @@ from collections import Counter
 import pytest
 import torch
 
-from headscope.lab.deferring import N_ROWS, World, _Lesson, planted, tokenizer, vocabulary
-from headscope.lab.measure import repeat_scores
-from headscope.lab.repeats import jittered_repeats
-from headscope.lab.training import attention_only_llama
-from headscope.types import HeadId
+from headscope.heads import HeadId
+from headscope.planted.deferring import N_ROWS, World, _Lesson, planted, tokenizer, vocabulary
+from headscope.training.loop import attention_only_llama
+from headscope.training.measure import repeat_scores
+from headscope.training.repeats import jittered_repeats
 
 HEAD = HeadId(1, 3)
 

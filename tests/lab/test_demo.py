@@ -12,12 +12,12 @@ from pytest import approx
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from headscope.errors import ModelNotFound
-from headscope.lab import demo, demo_training
-from headscope.lab.corpus import stdlib_sources
-from headscope.lab.demo import demo_path
-from headscope.lab.measure import RepeatScores, repeat_scores, text_loss, unigram_entropy
-from headscope.lab.repeats import jittered_repeats
-from headscope.lab.training import Recipe
+from headscope.probes.corpus import stdlib_sources
+from headscope.training import demo, demo_training
+from headscope.training.demo import demo_path
+from headscope.training.loop import Recipe
+from headscope.training.measure import RepeatScores, repeat_scores, text_loss, unigram_entropy
+from headscope.training.repeats import jittered_repeats
 
 
 @cache
@@ -122,7 +122,9 @@ def test_the_record_agrees_with_the_weights():
 
 def test_an_installation_without_the_weights_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(demo, "__file__", str(tmp_path / "demo.py"))
-    with pytest.raises(ModelNotFound, match=r"demo_model holds no model\.safetensors.*python -m headscope\.lab\.demo"):
+    with pytest.raises(
+        ModelNotFound, match=r"demo_model holds no model\.safetensors.*python -m headscope\.training\.demo"
+    ):
         demo_path()
 
 

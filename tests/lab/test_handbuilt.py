@@ -15,16 +15,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from headscope.errors import ArgumentError
-from headscope.lab.handbuilt import (
-    COPY_GAIN,
-    DECOYS,
-    HandBuilt,
-    digit_code,
-    handbuilt,
-    position_code,
-)
-from headscope.lab.repeats import Repeats, jittered_repeats
-from headscope.types import HeadId
+from headscope.heads import HeadId
+from headscope.planted.handbuilt import COPY_GAIN, DECOYS, HandBuilt, digit_code, handbuilt, position_code
+from headscope.training.repeats import Repeats, jittered_repeats
 
 N_TOKENS = 120
 

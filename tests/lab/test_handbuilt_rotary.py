@@ -18,8 +18,12 @@ from transformers import AutoModelForCausalLM
 import headscope as hs
 from headscope.detectors import Detector, Targets
 from headscope.errors import ArgumentError
-from headscope.lab.handbuilt import COPY_GAIN, NOISE_NORM, HandBuilt
-from headscope.lab.handbuilt_rotary import (
+from headscope.heads import HeadId
+from headscope.model.load import Model, load
+from headscope.model.taps import forward
+from headscope.model.weights import layer_weights
+from headscope.planted.handbuilt import COPY_GAIN, NOISE_NORM, HandBuilt
+from headscope.planted.handbuilt_rotary import (
     LAYOUT,
     MAX_TURN,
     PEAK_MARGIN,
@@ -29,13 +33,9 @@ from headscope.lab.handbuilt_rotary import (
     rotary_angles,
     rotary_base,
 )
-from headscope.lab.repeats import jittered_repeats
-from headscope.model.load import Model, load
-from headscope.model.taps import forward
-from headscope.model.weights import layer_weights
 from headscope.probes import Probe
 from headscope.probes.copies import copies
-from headscope.types import HeadId
+from headscope.training.repeats import jittered_repeats
 
 SEEDS = (0, 1, 2)
 both = pytest.mark.parametrize("grouped", [False, True], ids=["plain", "grouped"])

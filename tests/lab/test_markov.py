@@ -8,7 +8,7 @@ import torch
 from pytest import approx
 
 from headscope.errors import ArgumentError
-from headscope.lab.markov import markov_chains, markov_source
+from headscope.training.markov import markov_chains, markov_source
 
 SHAPE = {"n_prompts": 3, "n_tokens": 4000, "n_states": 4, "vocab_size": 20, "bos_token_id": 5}
 

@@ -5,9 +5,9 @@ import math
 import torch
 from pytest import approx
 
-from headscope.lab.measure import repeat_scores, text_loss, unigram_entropy
-from headscope.lab.repeats import jittered_repeats
-from headscope.lab.training import attention_only_llama
+from headscope.training.loop import attention_only_llama
+from headscope.training.measure import repeat_scores, text_loss, unigram_entropy
+from headscope.training.repeats import jittered_repeats
 
 
 def tiny_model():

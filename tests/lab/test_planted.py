@@ -12,7 +12,7 @@ import torch
 from pytest import approx
 
 from benchmarks.planted import N_INDUCTION, TOP, Planted, gains, planted
-from headscope.types import HeadId
+from headscope.heads import HeadId
 
 PERIOD = 20
 D_HEAD = 64

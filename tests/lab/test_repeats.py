@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from headscope.errors import ArgumentError
-from headscope.lab.repeats import jittered_repeats
+from headscope.training.repeats import jittered_repeats
 
 
 def draw(seed: int = 0, **changes):

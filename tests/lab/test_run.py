@@ -16,14 +16,14 @@ import torch
 from pytest import approx
 from safetensors.torch import load_file
 
-from headscope.documents import encode
 from headscope.errors import ArgumentError, HeadscopeError, NonFiniteError
-from headscope.lab import recipes
-from headscope.lab.config import train_config
-from headscope.lab.recipes import RECIPES, Phase, Preset, Until
-from headscope.lab.run import Figures, Row, Strongest, held_from, is_done, run
-from headscope.lab.training import Recipe
-from headscope.types import HeadId
+from headscope.heads import HeadId
+from headscope.records.codec import encode
+from headscope.training import recipes
+from headscope.training.config import train_config
+from headscope.training.loop import Recipe
+from headscope.training.recipes import RECIPES, Phase, Preset, Until
+from headscope.training.run import Figures, Row, Strongest, held_from, is_done, run
 
 BATCH = {"n_prompts": 4, "n_tokens": 20, "period": (3, 6), "gap": (0, 2)}
 TINY = Preset(
@@ -108,9 +108,9 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 import test_run
-from headscope.lab.config import build_model, train_config
-from headscope.lab.recipes import RECIPES
-from headscope.lab.run import run
+from headscope.training.config import build_model, train_config
+from headscope.training.recipes import RECIPES
+from headscope.training.run import run
 
 RECIPES["tiny"] = test_run.TINY
 config = train_config(recipe="tiny", checkpoint_every=4, device="cpu")
@@ -297,7 +297,7 @@ def test_no_space_is_told_in_one_line(tiny, tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("headscope.lab.checkpoints.write_whole", full)
+    monkeypatch.setattr("headscope.training.checkpoints.write_whole", full)
     with pytest.raises(HeadscopeError, match="cannot be written: No space left on device; there is no checkpoint yet"):
         run(tiny, tmp_path / "run", measure=look)
 

@@ -7,9 +7,7 @@ import torch
 from pytest import approx
 
 from headscope.errors import ArgumentError, NonFiniteError
-from headscope.lab.measure import repeat_scores
-from headscope.lab.repeats import jittered_repeats
-from headscope.lab.training import (
+from headscope.training.loop import (
     Batch,
     Recipe,
     Training,
@@ -22,6 +20,8 @@ from headscope.lab.training import (
     text_source,
     train,
 )
+from headscope.training.measure import repeat_scores
+from headscope.training.repeats import jittered_repeats
 
 SHORT = Recipe(n_steps=4, learning_rate=1e-3, warmup_steps=2, log_every=2)
 

@@ -1,6 +1,6 @@
 """Trained heads, not built ones: what headscope finds in the models of the zoo.
 
-The models were written by `python -m headscope.lab.zoo --out tests/lab/zoo`.
+The models were written by `python -m headscope.planted.zoo --out tests/lab/zoo`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import headscope as hs
-from headscope.lab import zoo
-from headscope.lab.demo_training import BOS_TOKEN_ID
-from headscope.lab.recipes import Phase
-from headscope.lab.training import Recipe
-from headscope.lab.zoo import COPIES, FAMILIES, N_POSITIONS, VOCAB_SIZE, trained_family
+from headscope.planted import zoo
+from headscope.planted.zoo import COPIES, FAMILIES, N_POSITIONS, VOCAB_SIZE, trained_family
+from headscope.training.demo_training import BOS_TOKEN_ID
+from headscope.training.loop import Recipe
+from headscope.training.recipes import Phase
 
 ZOO = Path(__file__).parent / "zoo"
 FORMED = [name for name in (*COPIES, *FAMILIES) if name != "one-layer"]

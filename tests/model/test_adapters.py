@@ -21,12 +21,12 @@ from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausa
 
 import headscope as hs
 from headscope.errors import ArgumentError, UnsupportedModel
-from headscope.lab.demo import demo_path
-from headscope.lab.handbuilt import handbuilt
+from headscope.heads import HeadId
 from headscope.model import adapters
 from headscope.model.adapters import without_bridges
 from headscope.model.load import Model, load
-from headscope.types import HeadId
+from headscope.planted.handbuilt import handbuilt
+from headscope.training.demo import demo_path
 
 TOLERANCE = 1e-5
 

@@ -11,9 +11,9 @@ import pytest
 
 import headscope as hs
 from headscope.errors import ModelTooLarge
-from headscope.lab.demo import demo_path
 from headscope.model import budget
 from headscope.model.budget import free_memory, header_numbers, refuse_too_large
+from headscope.training.demo import demo_path
 
 
 def write(path: Path, tensors: dict[str, tuple[str, list[int]]]) -> None:

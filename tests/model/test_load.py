@@ -26,10 +26,10 @@ from headscope.errors import (
     UnsafeWeights,
     UnsupportedModel,
 )
+from headscope.heads import HeadId
 from headscope.model import load as load_module
 from headscope.model.bounds import bounded
 from headscope.model.load import Model, load, open_model
-from headscope.types import HeadId
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:.*weights_only=False.*:FutureWarning")
 

@@ -21,12 +21,12 @@ from benchmarks.tiny import tiny_causal_lm
 from headscope.errors import NonFiniteError, UnsupportedModel
 from headscope.evidence.copying import Circuits
 from headscope.explore.reading import Reader
-from headscope.lab.demo import demo_path
 from headscope.model import parallel
 from headscope.model.hooks import hooked
 from headscope.model.parallel import weight_of
 from headscope.model.replay import _unembeds_alone, restarts
 from headscope.model.weights import layer_weights, vocabulary
+from headscope.training.demo import demo_path
 from tests.model.alike import difference
 from tests.model.places import FIRST, SECOND, spread, two_devices
 

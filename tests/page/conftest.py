@@ -12,11 +12,11 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 import headscope as hs
-from headscope.evidence.circuit import Circuit
-from headscope.evidence.verification import Verification
+from headscope.evidence.circuit.measure import Circuit
+from headscope.evidence.scan.result import Scan
+from headscope.evidence.verify.result import Verification
 from headscope.model.taps import LOCK
 from headscope.page.report import report_document, write_page
-from headscope.results import Scan
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,14 @@ import torch
 from pytest import approx
 
 import headscope as hs
-from headscope.evidence.ablation import ablate
+from headscope.evidence.ablation.measure import ablate
+from headscope.evidence.scan.result import Scan
+from headscope.heads import HeadId
 from headscope.model.taps import forward
 from headscope.page.example import example
 from headscope.page.finding import finding
 from headscope.page.report import SCHEMA, by_interest, report, report_document, write_page
-from headscope.results import Estimate, Scan
-from headscope.types import HeadId
+from headscope.records.common import Estimate
 
 
 def ready(results):
@@ -190,7 +191,7 @@ def test_a_write_that_fails_leaves_the_old_file(made, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("headscope.results.os.replace", full)
+    monkeypatch.setattr("headscope.records.files.os.replace", full)
     with pytest.raises(hs.HeadscopeError, match="cannot be written: No space left on device"):
         write_page(made, path)
     assert path.read_bytes() == before

@@ -17,29 +17,21 @@ from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 import headscope as hs
-from headscope.behaviors.conclusion import RULE
-from headscope.behaviors.findings import (
-    Controls,
-    Cost,
-    Draw,
-    HeadFinding,
-    Induction,
-    Item,
-    Score,
-    SetFinding,
-)
-from headscope.behaviors.result import BehaviorResult
 from headscope.cli.main import app
+from headscope.evidence.behavior.conclusion import RULE
+from headscope.evidence.behavior.findings import Controls, Cost, Draw, HeadFinding, Induction, Item, Score, SetFinding
+from headscope.evidence.behavior.result import BehaviorResult
+from headscope.evidence.emergence.change import phase_change
+from headscope.evidence.emergence.measure import Emergence, Point
+from headscope.evidence.emergence.tracker import Snapshot
+from headscope.evidence.scan.result import HeadScore, Timing
 from headscope.explore.reading import Reader
 from headscope.explore.server import application, serve
+from headscope.heads import HeadId
 from headscope.page.curves import run_curves
 from headscope.page.report import report_document
-from headscope.results import Estimate, HeadScore, ModelInfo, Provenance, Timing
+from headscope.records.common import Estimate, ModelInfo, Provenance
 from headscope.sweeps.mosaic import Mosaic, Tile
-from headscope.tracking.change import phase_change
-from headscope.tracking.emergence import Emergence, Point
-from headscope.tracking.tracker import Snapshot
-from headscope.types import HeadId
 
 STEPS = tuple(range(0, 500, 25))
 EVIL = "</script><img src=x onerror='window.hurt = 1'>\u202etxt"

@@ -7,7 +7,7 @@ import pytest
 
 import headscope as hs
 from headscope.errors import TokenError
-from headscope.lab.handbuilt import handbuilt
+from headscope.planted.handbuilt import handbuilt
 from headscope.probes.copies import check_repeats, copies
 
 A, B, C, D, BOS = 1, 2, 3, 4, 0

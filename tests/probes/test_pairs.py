@@ -10,9 +10,9 @@ import torch
 
 import headscope as hs
 from headscope.errors import TokenError
-from headscope.lab.deferring import World, tokenizer
-from headscope.lab.training import attention_only_llama
+from headscope.planted.deferring import World, tokenizer
 from headscope.probes.pairs import Contrast, Pair, claim_places, read_pairs, shared_end, shared_start
+from headscope.training.loop import attention_only_llama
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_a_contrast_has_the_kinds_that_all_its_pairs_have():
 
 def test_the_difference_is_the_log_ratio_of_the_answers_probabilities(words):
     # One word is one token here, so that d is log p(answer) - log p(other) and nothing is approximate.
-    from headscope.behaviors.measure import Bench, Meter
+    from headscope.evidence.behavior.measure import Bench, Meter
 
     reading = read_pairs(words, World.of(0).praise())
     bench = Bench(words, reading, Meter(0))

@@ -7,10 +7,10 @@ import math
 import pytest
 
 from headscope.errors import ArgumentError, NonFiniteError
+from headscope.evidence.emergence.change import phase_change
 from headscope.sweeps.plan import SETTINGS, Job
 from headscope.sweeps.run import Failure, Outcome, failed
 from headscope.sweeps.store import Store
-from headscope.tracking.change import phase_change
 
 STEPS = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 2000, 4000]
 

@@ -11,7 +11,7 @@ import pytest
 
 import headscope as hs
 from headscope.errors import ArgumentError, NonFiniteError
-from headscope.heatmap import colour
+from headscope.render.maps import colour
 from headscope.sweeps.plan import SETTINGS, Job
 from headscope.sweeps.run import Failure, Outcome, failed
 from headscope.sweeps.store import Store

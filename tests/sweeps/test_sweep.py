@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
 from headscope.errors import ArgumentError, ModelNotFound
-from headscope.evidence import circuit
+from headscope.evidence.circuit import measure as circuit
 from headscope.sweeps import plan, run
 from headscope.sweeps.tables import ABOUT
 

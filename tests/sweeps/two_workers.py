@@ -13,7 +13,8 @@ import torch
 from transformers.utils import logging
 
 import headscope as hs
-from headscope.evidence import attention, verify  # noqa: F401
+from headscope.evidence.scan import measure as attention  # noqa: F401
+from headscope.evidence.verify import measure as verify  # noqa: F401
 from headscope.sweeps.plan import make_plan
 
 torch.set_num_threads(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from headscope.lab.handbuilt import handbuilt
+from headscope.planted.handbuilt import handbuilt
 
 STRENGTHS = {0: 0.0, 100: 0.01, 200: 0.02, 300: 0.05, 400: 0.12, 500: 0.2, 600: 0.3, 700: 0.35}
 """By step: what the induction head's queries are multiplied with. At 0 it attends evenly; from 0.3 on it is sure."""

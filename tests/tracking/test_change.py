@@ -12,8 +12,8 @@ import pytest
 from pytest import approx
 
 from headscope.errors import ArgumentError
+from headscope.evidence.emergence.change import phase_change
 from headscope.stats import mean_intervals
-from headscope.tracking.change import phase_change
 
 STEPS = np.arange(0, 1001, 50)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from headscope.errors import ArgumentError, ModelNotFound
-from headscope.tracking.checkpoints import find_checkpoints, step_of
+from headscope.evidence.emergence.checkpoints import find_checkpoints, step_of
 
 
 def folders(root, *names):

@@ -15,8 +15,8 @@ from pytest import approx
 
 import headscope as hs
 from headscope.errors import ArgumentError, HeadscopeError, ModelError
-from headscope.tracking import emergence as module
-from headscope.tracking.curves import Curve, CurvePanel, curves_svg
+from headscope.evidence.emergence import measure as module
+from headscope.evidence.emergence.curves import Curve, CurvePanel, curves_svg
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, LlamaConfig, Ll
 import headscope as hs
 from headscope.errors import ArgumentError, ModelError, NonFiniteError, ShapeError
 from headscope.evidence.copying import Circuits
-from headscope.tracking.live import untouched
-from headscope.tracking.tracker import Tracker
+from headscope.evidence.emergence.live import untouched
+from headscope.evidence.emergence.tracker import Tracker
 
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": 120, "n_positions": 96}
 

@@ -8,11 +8,11 @@ import pytest
 
 import headscope as hs
 from headscope.errors import ArgumentError
-from headscope.lab.config import train_config
-from headscope.lab.run import Figures, Row, Strongest, run
-from headscope.results import THRESHOLD
-from headscope.tracking.train import SCHEMA, Trained, default_folder, train
-from headscope.types import HeadId
+from headscope.evidence.scan.result import THRESHOLD
+from headscope.heads import HeadId
+from headscope.training.config import train_config
+from headscope.training.run import Figures, Row, Strongest, run
+from headscope.training.watch import SCHEMA, Trained, default_folder, train
 
 TINY = {"heads": 2, "d_model": 16, "steps": 20, "checkpoint_every": 10, "device": "cpu"}
 

@@ -13,19 +13,19 @@ from typing import Annotated, NoReturn
 import typer
 
 from headscope import __version__
-from headscope.cli.behavior import behavior
-from headscope.cli.check import check
-from headscope.cli.circuit import circuit
-from headscope.cli.emergence import emergence
-from headscope.cli.explore import explore
-from headscope.cli.mosaic import mosaic
-from headscope.cli.params import params
-from headscope.cli.query import query
-from headscope.cli.report import report
-from headscope.cli.scan import scan
-from headscope.cli.sweep import sweep
-from headscope.cli.train import train
-from headscope.cli.verify import verify
+from headscope.cli.commands.behavior import behavior
+from headscope.cli.commands.check import check
+from headscope.cli.commands.circuit import circuit
+from headscope.cli.commands.emergence import emergence
+from headscope.cli.commands.explore import explore
+from headscope.cli.commands.mosaic import mosaic
+from headscope.cli.commands.params import params
+from headscope.cli.commands.query import query
+from headscope.cli.commands.report import report
+from headscope.cli.commands.scan import scan
+from headscope.cli.commands.sweep import sweep
+from headscope.cli.commands.train import train
+from headscope.cli.commands.verify import verify
 from headscope.errors import HeadscopeError
 
 app: typer.Typer = typer.Typer(

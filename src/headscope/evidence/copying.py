@@ -37,10 +37,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.errors import UnsupportedModel
+from headscope.heads import HeadId
 from headscope.model.load import Model
 from headscope.model.weights import LayerWeights, Norm, layer_weights, vocabulary
-from headscope.results import Estimate
-from headscope.types import HeadId
+from headscope.records.common import Estimate
 
 GROUP = 25
 """Tokens among which the direct reading compares, as in the published score."""

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from headscope.errors import ShapeError
+from headscope.heads import HeadId
 from headscope.model.attention import Attention
 from headscope.model.load import Model
 from headscope.model.memory import in_batches
 from headscope.model.taps import forward
 from headscope.probes.probe import Tokens
-from headscope.types import HeadId
 
 MIN_OFFSET = 2
 MIN_QUERIES = 8

@@ -32,9 +32,9 @@ from torch import Tensor
 
 from headscope.errors import ArgumentError, TokenError
 from headscope.evidence.copying import Circuits, through
+from headscope.heads import HeadId
 from headscope.model.inject import queries_and_keys
 from headscope.model.load import Model, load
-from headscope.types import HeadId
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -7,8 +7,8 @@
     writes     what each head adds to the logits at one token (`headscope.explore.writing`)
 
 Off means that z of a head is replaced in the whole text, before the output projection: by zero, or by its mean at that
-position over 32 prompts of random tokens (`headscope.evidence.worlds`). The last three describe the model as it then
-is, so that one sees what a head told the others.
+position over 32 prompts of random tokens (`headscope.interventions.ablation`). The last three describe the model as it
+then is, so that one sees what a head told the others.
 
 Cost: one pass over the text, for `read` a second one from the first layer that is edited. The means need one pass over
 their prompts for each power of two of tokens, then they are kept.
@@ -29,8 +29,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from headscope.errors import ArgumentError, NonFiniteError, TokenError, UnsupportedModel
-from headscope.evidence.worlds import CORPUS_PROMPTS, Ablator, token_losses
 from headscope.explore.writing import Writes, Writing
+from headscope.heads import HeadId
+from headscope.interventions.ablation import CORPUS_PROMPTS, Ablator, token_losses
 from headscope.model.attention import Attention
 from headscope.model.interface import Visit
 from headscope.model.load import Model
@@ -39,7 +40,6 @@ from headscope.model.taps import forward
 from headscope.page.example import as_bytes, token_text
 from headscope.probes import probe_text, probe_tokens, random_tokens
 from headscope.probes.probe import Tokens
-from headscope.types import HeadId
 
 Off = Literal["zero", "mean"]
 """What takes the place of a head that is switched off."""

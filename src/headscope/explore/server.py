@@ -31,7 +31,6 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
-from headscope.documents import encode
 from headscope.errors import ArgumentError, HeadscopeError
 from headscope.explore.desk import Aside, Desk, Failed, Full, Progress
 from headscope.explore.guard import API, Guard
@@ -39,10 +38,11 @@ from headscope.explore.reading import MAX_CHARACTERS, SUGGESTION, Reader
 from headscope.model.load import Model
 from headscope.page.html import page_html, policy
 from headscope.page.report import refuse_other_models, report_document
-from headscope.results import ModelInfo
+from headscope.records.codec import encode
+from headscope.records.common import ModelInfo
 
 if TYPE_CHECKING:
-    from headscope.behaviors.result import BehaviorResult
+    from headscope.evidence.behavior.result import BehaviorResult
 
 SCHEMA = "headscope.explore/1"
 ADDRESS = "127.0.0.1"

@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from headscope.errors import UnsupportedModel
+from headscope.heads import HeadId
 from headscope.model.attention import Attention
 from headscope.model.interface import Visit
 from headscope.model.load import Model
@@ -32,7 +33,6 @@ from headscope.model.taps import LOCK, forward, output_of
 from headscope.model.weights import Norm, layer_weights, vocabulary
 from headscope.page.example import token_text
 from headscope.probes.probe import Tokens
-from headscope.types import HeadId
 
 TOP = 5
 """Tokens of each head."""

@@ -27,9 +27,9 @@ from headscope.errors import (
     UnsupportedModel,
     brief,
 )
+from headscope.heads import HeadId
 from headscope.model.bounds import bounded, refuse_endless
 from headscope.model.budget import refuse_too_large
-from headscope.types import HeadId
 
 if TYPE_CHECKING:
     import torch
@@ -313,7 +313,7 @@ def _from_pretrained(
 ) -> tuple[PreTrainedModel, Any | None, str | None]:
     """Weights; where there is one, the tokenizer; and of a hub model the commit."""
     if source == "demo":
-        from headscope.lab.demo import demo_path
+        from headscope.training.demo import demo_path
 
         source = str(demo_path())
     folder = Path(source)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from headscope.errors import NonFiniteError, brief
+from headscope.heads import Support
 from headscope.model.attention import Attention
 from headscope.model.hooks import discovering
 from headscope.model.interface import UnknownArgument, implementation, installed
@@ -31,7 +32,6 @@ from headscope.model.kernels import repeat_heads
 from headscope.model.memory import out_of_memory
 from headscope.model.parallel import input_device, weight_of
 from headscope.model.taps import LOCK, TOLERANCE, Route, evaluating, forward, output_of
-from headscope.types import Support
 
 _ENCODER = "its tokens attend to later tokens: an encoder, not a decoder-only language model"
 _ELSEWHERE = (

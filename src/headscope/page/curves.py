@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from headscope.documents import encode
 from headscope.errors import ArgumentError
-from headscope.results import ModelInfo
+from headscope.records.codec import encode
+from headscope.records.common import ModelInfo
 
 if TYPE_CHECKING:
-    from headscope.tracking.emergence import Emergence
+    from headscope.evidence.emergence.measure import Emergence
 
 MEASURES = ("induction", "previous_token", "first_copy_loss_nats", "second_copy_loss_nats")
 

@@ -23,14 +23,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from headscope.detectors.standard import earlier_copies
-from headscope.documents import encode
-from headscope.evidence.worlds import Ablator, Method, losses
+from headscope.heads import HeadId
+from headscope.interventions.ablation import Ablator, Method, losses
 from headscope.model.attention import Attention
 from headscope.model.load import Model
 from headscope.model.taps import forward
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.probe import Tokens
-from headscope.types import HeadId
+from headscope.records.codec import encode
 
 PERIOD = 16
 """Mean length of the repeated run: short enough to read."""

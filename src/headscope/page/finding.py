@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from headscope.evidence.circuit import Circuit
-from headscope.evidence.verification import HeadSet, Verification
-from headscope.results import Estimate, Scan
-from headscope.types import HeadId
+from headscope.evidence.circuit.measure import Circuit
+from headscope.evidence.scan.result import Scan
+from headscope.evidence.verify.result import HeadSet, Verification
+from headscope.heads import HeadId
+from headscope.records.common import Estimate
 
 SHOWN = 6
 """Heads named before the rest are counted."""

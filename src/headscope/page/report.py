@@ -17,27 +17,29 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headscope.documents import encode
 from headscope.errors import ArgumentError, UnsupportedModel
-from headscope.evidence.attention import scan as read_attention
-from headscope.evidence.circuit import Circuit, trace_circuit
-from headscope.evidence.verification import HeadVerdict, Verification
-from headscope.evidence.verify import verify
-from headscope.evidence.worlds import method_named
+from headscope.evidence.circuit.measure import Circuit, trace_circuit
+from headscope.evidence.scan.measure import scan as read_attention
+from headscope.evidence.scan.result import Scan
+from headscope.evidence.verify.measure import verify
+from headscope.evidence.verify.result import HeadVerdict, Verification
+from headscope.heads import HeadId
+from headscope.interventions.ablation import method_named
 from headscope.model.load import Model, load
 from headscope.page.curves import refuse_other_runs, run_curves
 from headscope.page.example import example
 from headscope.page.finding import finding
 from headscope.page.html import page_html
 from headscope.page.tables import token_tables
-from headscope.results import ModelInfo, Provenance, Scan, write_whole
-from headscope.types import HeadId
+from headscope.records.codec import encode
+from headscope.records.common import ModelInfo, Provenance
+from headscope.records.files import write_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from headscope.behaviors.result import BehaviorResult
-    from headscope.tracking.emergence import Emergence
+    from headscope.evidence.behavior.result import BehaviorResult
+    from headscope.evidence.emergence.measure import Emergence
 
 SCHEMA = "headscope.report/1"
 TABLES = 32

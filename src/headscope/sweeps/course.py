@@ -3,7 +3,7 @@
     steps of `org/model`     in the names of its revisions: step1000 is 1000
     steps of a run's folder  in the names of the folders in it: checkpoint-500 is 500
 
-Names are read as `headscope.emergence` reads them (`headscope.tracking.checkpoints.step_of`).
+Names are read as `headscope.emergence` reads them (`headscope.evidence.emergence.checkpoints.step_of`).
 Nothing is measured: the store's scans are read. `headscope.emergence` measures checkpoints, and more of each.
 """
 
@@ -14,10 +14,10 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from headscope.errors import ArgumentError
-from headscope.results import Estimate
-from headscope.tracking.change import Change, phase_change
-from headscope.tracking.checkpoints import step_of
-from headscope.types import HeadId
+from headscope.evidence.emergence.change import Change, phase_change
+from headscope.evidence.emergence.checkpoints import step_of
+from headscope.heads import HeadId
+from headscope.records.common import Estimate
 
 if TYPE_CHECKING:
     from headscope.sweeps.store import Store

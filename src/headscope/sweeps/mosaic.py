@@ -19,13 +19,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headscope.documents import encode
 from headscope.errors import ArgumentError
-from headscope.heatmap import colour
+from headscope.heads import HeadId
 from headscope.page.html import page_html
-from headscope.results import write_whole
+from headscope.records.codec import encode
+from headscope.records.files import write_whole
+from headscope.render.maps import colour
 from headscope.sweeps.store import Store, open_store
-from headscope.types import HeadId
 
 if TYPE_CHECKING:
     import pandas as pd

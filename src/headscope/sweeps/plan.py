@@ -274,7 +274,7 @@ def content_of(model: str, revision: str | None, refs: dict[str, dict[str, str]]
         ModelNotFound: no such model or revision.
     """
     if model == "demo":
-        from headscope.lab.demo import demo_path
+        from headscope.training.demo import demo_path
 
         return fingerprint(demo_path())
     if Path(model).is_absolute():

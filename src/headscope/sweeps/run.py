@@ -106,7 +106,7 @@ def measure(model: Model, job: Job) -> Result:
     """The measurement itself."""
     settings = dict(job.settings)
     if job.what == "icl":
-        from headscope.evidence.icl import icl
+        from headscope.evidence.icl.measure import icl
 
         return icl(model, **settings)
     from headscope.probes import repeated_tokens
@@ -115,14 +115,14 @@ def measure(model: Model, job: Job) -> Result:
     drawn = {name: settings.pop(name) for name in names if name in settings}
     probe = repeated_tokens(model, **drawn, seed=settings["seed"])
     if job.what == "scan":
-        from headscope.evidence.attention import scan
+        from headscope.evidence.scan.measure import scan
 
         return scan(model, probe=probe)
     if job.what == "verify":
-        from headscope.evidence.verify import verify
+        from headscope.evidence.verify.measure import verify
 
         return verify(model, probe=probe, **settings)
-    from headscope.evidence.circuit import trace_circuit
+    from headscope.evidence.circuit.measure import trace_circuit
 
     return trace_circuit(model, probe=probe, **settings)
 

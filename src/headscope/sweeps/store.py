@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headscope.errors import ArgumentError
-from headscope.results import write_whole
+from headscope.records.files import write_whole
 from headscope.sweeps.plan import KINDS, Job
 from headscope.sweeps.run import Outcome
 from headscope.sweeps.tables import ABOUT, TABLES, arrow_schema

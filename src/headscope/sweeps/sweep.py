@@ -17,8 +17,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from headscope.documents import encode
 from headscope.errors import ArgumentError
+from headscope.records.codec import encode
 from headscope.sweeps.engines import Cluster, inline, on_ray
 from headscope.sweeps.plan import Job, Plan, make_plan
 from headscope.sweeps.run import Failure, Loading, failed

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from headscope.detectors import DETECTORS
 from headscope.errors import ArgumentError
-from headscope.evidence.circuit import Circuit
-from headscope.evidence.icl import InContext
-from headscope.evidence.verification import Verification
-from headscope.results import COLUMNS, WHOLE, Scan
+from headscope.evidence.circuit.measure import Circuit
+from headscope.evidence.icl.measure import InContext
+from headscope.evidence.scan.result import COLUMNS, WHOLE, Scan
+from headscope.evidence.verify.result import Verification
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -1,0 +1,53 @@
+"""`headscope check`: do our numbers agree with the model's own forward pass?"""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+from headscope.cli import options
+
+
+def check(
+    model: options.MODEL = "demo",
+    as_json: options.JSON = False,
+    seed: options.SEED = 0,
+    device: options.DEVICE = None,
+    dtype: options.DTYPE = "auto",
+    revision: options.REVISION = None,
+    allow_pickle: options.ALLOW_PICKLE = False,
+    trust_remote_code: options.TRUST_REMOTE_CODE = False,
+) -> None:
+    """Do our numbers agree with the model's own forward pass?
+
+    The verdict is `exact`, `degraded` or `unsupported`, with the reason. The input is fixed: --seed changes nothing.
+
+    Example: `headscope check demo`
+    """
+    from headscope.cli.quiet import hush
+
+    hush()
+    from headscope.evidence.check.measure import agreement
+    from headscope.model.load import open_model
+
+    found = agreement(
+        open_model(
+            model,
+            device=device,
+            dtype=dtype,
+            revision=revision,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+        )
+    )
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=1))
+        return
+    about = found.model
+    typer.echo(f"{about.id}: {about.support}, {about.reason}")
+    if about.support != "unsupported":
+        kv = "" if about.n_kv_heads in (None, about.n_heads) else f" ({about.n_kv_heads} key-value)"
+        typer.echo(
+            f"{about.family}, {about.n_layers} layers of {about.n_heads} heads{kv}; kernel {', '.join(found.kernels)}"
+        )

@@ -1,0 +1,69 @@
+"""`headscope emergence`: follow a model through the checkpoints of its training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headscope.cli import options
+from headscope.cli.files import check_out, save
+
+
+def emergence(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A folder of checkpoints, or a hub id with revisions like step1000.")
+    ],
+    revision: Annotated[
+        list[str] | None, typer.Option(help="Only this checkpoint, or those of a pattern like 'step*000'; repeat it.")
+    ] = None,
+    every: Annotated[int, typer.Option(help="Only steps that are multiples of it.")] = 1,
+    n_prompts: Annotated[int, typer.Option(help="Random prompts that each checkpoint reads.")] = 8,
+    period: Annotated[int, typer.Option(help="Length of the repeated run, at least 3.")] = 24,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Write emergence.json, .parquet and .svg here; a second run goes on from it."),
+    ] = None,
+    as_json: options.JSON = False,
+    seed: options.SEED = 0,
+    device: options.DEVICE = None,
+    dtype: options.DTYPE = "auto",
+    allow_pickle: options.ALLOW_PICKLE = False,
+    trust_remote_code: options.TRUST_REMOTE_CODE = False,
+) -> None:
+    """When induction sets in: every checkpoint's heads and losses, and the phase change with its interval.
+
+    Example: `headscope emergence EleutherAI/pythia-70m --revision 'step*000' --out results/pythia`
+    """
+    from headscope.cli.quiet import hush
+
+    check_out(out)
+    hush()
+    from headscope.cli.progress import bar
+    from headscope.evidence.emergence.measure import emergence as run
+
+    with bar("checkpoints") as progress:
+        result = run(
+            source,
+            revisions=revision or None,
+            every=every,
+            n_prompts=n_prompts,
+            period=period,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+            keep=None if out is None else out / "checkpoints",
+            progress=progress,
+        )
+    saved = save(result, out)
+    if as_json:
+        typer.echo(result.to_json())
+        return
+    from headscope.evidence.emergence.terminal import print_emergence
+
+    print_emergence(result)
+    if saved:
+        print(f"Results: {', '.join(map(str, saved[:-1]))} and {saved[-1]}")

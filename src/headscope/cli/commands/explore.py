@@ -1,0 +1,70 @@
+"""`headscope explore`: the report's page, live on your own prompt."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from headscope.cli import options
+from headscope.errors import ArgumentError
+
+
+def explore(
+    model: options.MODEL = "demo",
+    port: Annotated[
+        int, typer.Option(help="Port of 127.0.0.1 to listen on.", min=0, max=65535, show_default="a free one")
+    ] = 0,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the page, where stdout is a terminal.")
+    ] = True,
+    behavior: options.BEHAVIOR = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The address as one JSON document on stdout.")] = False,
+    seed: options.SEED = 0,
+    device: options.DEVICE = None,
+    dtype: options.DTYPE = "auto",
+    revision: options.REVISION = None,
+    allow_pickle: options.ALLOW_PICKLE = False,
+    trust_remote_code: options.TRUST_REMOTE_CODE = False,
+) -> None:
+    """The report's page, live on your own prompt: switch heads off and watch the prediction.
+
+    Serves this machine alone until Ctrl-C. The address that it prints holds a secret: who has it can use the page.
+
+    Example: `headscope explore demo --no-browser`
+    """
+    missing = [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]
+    if missing:
+        raise ArgumentError(
+            f"headscope explore needs {' and '.join(missing)}; install the extra: pip install 'headscope[explore]'."
+        )
+    from headscope.cli.quiet import opened
+
+    loaded = opened(
+        model,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+    )
+    from headscope.evidence.behavior.result import BehaviorResult
+    from headscope.explore.server import SCHEMA, serve
+
+    behaviors = [BehaviorResult.load(one) for one in behavior or ()]
+
+    def announce(address: str) -> None:
+        if as_json:
+            text = json.dumps({"schema": SCHEMA, "model": loaded.id, "address": address})
+        else:
+            text = f"{loaded.id}: {address}\nCtrl-C stops it."
+        print(text, flush=True)
+        if browser and sys.stdout.isatty():
+            import webbrowser
+
+            webbrowser.open(address)
+
+    serve(loaded, port=port, seed=seed, behavior=behaviors, announce=announce)

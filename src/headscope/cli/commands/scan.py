@@ -1,0 +1,88 @@
+"""`headscope scan`: which head attends like what."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from headscope.cli import options
+from headscope.cli.files import check_out, read_text, read_token_lists, save
+from headscope.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from headscope.model.load import Model
+    from headscope.probes import Probe
+
+
+def scan(
+    model: options.MODEL = "demo",
+    text: Annotated[Path | None, typer.Option(help="Read this text file instead of random tokens.")] = None,
+    tokens: Annotated[Path | None, typer.Option(help="Read these token ids: a JSON list of lists.")] = None,
+    n_prompts: Annotated[int, typer.Option(help="Random prompts to draw.")] = 16,
+    period: Annotated[int, typer.Option(help="Length of the repeated run, at least 3.")] = 50,
+    n_repeats: Annotated[int, typer.Option(help="Copies of the run, at least 2.")] = 2,
+    jitter: Annotated[bool, typer.Option(help="Vary prefix, period and gap; without it [BOS, r, r].")] = True,
+    precision: Annotated[float | None, typer.Option(help="Draw until every interval is mean ± this.")] = None,
+    detectors: Annotated[list[str] | None, typer.Option("--detector", help="Only this role; repeat it.")] = None,
+    top: Annotated[int, typer.Option(help="Heads to print for each role.", min=1)] = 8,
+    heatmap: Annotated[bool, typer.Option("--heatmap", help="Also print layer x head maps.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write scan.json and scan.parquet here.")] = None,
+    as_json: options.JSON = False,
+    seed: options.SEED = 0,
+    device: options.DEVICE = None,
+    dtype: options.DTYPE = "auto",
+    revision: options.REVISION = None,
+    allow_pickle: options.ALLOW_PICKLE = False,
+    trust_remote_code: options.TRUST_REMOTE_CODE = False,
+) -> None:
+    """Which head attends like what: every head, every role, with intervals and controls.
+
+    Example: `headscope scan demo --heatmap --out results/demo`
+    """
+    from headscope.cli.quiet import opened
+
+    check_out(out)
+    loaded = opened(
+        model,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+    )
+    from headscope.cli.progress import bar
+    from headscope.evidence.scan.measure import scan as run
+    from headscope.probes import repeated_tokens
+
+    probe = _given(loaded, text, tokens)
+    if probe is None:
+        probe = repeated_tokens(
+            loaded, n_prompts=n_prompts, period=period, n_repeats=n_repeats, jitter=jitter, seed=seed
+        )
+    with bar("scanning") as progress:
+        result = run(loaded, probe=probe, detectors=detectors, precision=precision, progress=progress)
+    saved = save(result, out)
+    if as_json:
+        typer.echo(result.to_json())
+        return
+    from headscope.evidence.scan.terminal import print_scan
+
+    print_scan(result, top=top, heatmap=heatmap)
+    if saved:
+        print(f"Results: {saved[0]} and {saved[1]}", file=sys.stdout)
+
+
+def _given(model: Model, text: Path | None, tokens: Path | None) -> Probe | None:
+    """The probe in the user's files, if there is one."""
+    from headscope.probes import probe_text, probe_tokens
+
+    if text is not None and tokens is not None:
+        raise ArgumentError("--text and --tokens were both given; a scan reads one of them.")
+    if text is not None:
+        return probe_text(model, read_text(text))
+    if tokens is not None:
+        return probe_tokens(read_token_lists(tokens))
+    return None

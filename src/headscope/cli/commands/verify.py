@@ -1,0 +1,79 @@
+"""`headscope verify`: which heads matter, and what each one is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headscope.cli import options
+from headscope.cli.files import check_out, read_text, save
+from headscope.errors import ArgumentError
+
+
+def verify(
+    model: options.MODEL = "demo",
+    heads: Annotated[
+        list[str] | None, typer.Option("--head", help="Judge only this head, like L5H1; repeat it.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="Heads whose effect is made sure of, and printed.", min=1)] = 10,
+    ablation: Annotated[str, typer.Option(help="mean, zero or resample.")] = "mean",
+    exhaustive: Annotated[
+        bool, typer.Option("--exhaustive", help="Ablate every head in every prompt; no race.")
+    ] = False,
+    natural: Annotated[Path | None, typer.Option(help="Try removals on this text file too.")] = None,
+    n_prompts: Annotated[int, typer.Option(help="Random prompts to choose heads on, and as many held out.")] = 32,
+    period: Annotated[int, typer.Option(help="Length of the repeated run, at least 3.")] = 50,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write verify.json and verify.parquet here.")] = None,
+    as_json: options.JSON = False,
+    seed: options.SEED = 0,
+    device: options.DEVICE = None,
+    dtype: options.DTYPE = "auto",
+    revision: options.REVISION = None,
+    allow_pickle: options.ALLOW_PICKLE = False,
+    trust_remote_code: options.TRUST_REMOTE_CODE = False,
+) -> None:
+    """Which heads matter, and what each one is: ablations, controls, copying, and a verdict with its reasons.
+
+    Example: `headscope verify demo --out results/demo`
+    """
+    from headscope.cli.quiet import opened
+
+    check_out(out)
+    loaded = opened(
+        model,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+    )
+    from headscope.cli.progress import bars
+    from headscope.evidence.verify.measure import verify as run
+    from headscope.interventions.ablation import method_named
+    from headscope.probes import repeated_tokens
+
+    if n_prompts < 2:
+        raise ArgumentError(f"--n-prompts {n_prompts}; verdicts need intervals, and those at least 2 prompts.")
+    with bars() as progress:
+        result = run(
+            loaded,
+            heads or None,
+            probe=repeated_tokens(loaded, n_prompts=n_prompts, period=period, seed=seed),
+            ablation=method_named(ablation),
+            search="exhaustive" if exhaustive else "race",
+            top=top,
+            natural=None if natural is None else read_text(natural),
+            seed=seed,
+            progress=progress,
+        )
+    saved = save(result, out)
+    if as_json:
+        typer.echo(result.to_json())
+        return
+    from headscope.evidence.verify.terminal import print_verification
+
+    print_verification(result, top=top)
+    if saved:
+        print(f"Results: {saved[0]} and {saved[1]}")

@@ -1,0 +1,1 @@
+"""Ablation: what the loss becomes without some heads."""

@@ -1,0 +1,340 @@
+"""What each head alone is worth: every head's effect on the second copy's loss.
+
+    exhaustive   each head ablated in every prompt. Exact.
+    gradient     a first-order estimate for all heads, from one forward and one backward pass:
+                 delta ~ sum over positions of  dloss/dz . (substitute - z).  An estimate, and labelled so: it misses
+                 saturation, so a head whose twin would take over, or whose work is done to excess, can look worthless.
+    race         the top k of exhaustive, cheaper. Every head is ablated in a few prompts, and the gradient's estimate
+                 in all prompts is corrected by what it was seen to miss:
+
+                     delta[h] = mean over all prompts of gradient[h]
+                                + mean over the prompts read of (exact - gradient)[h]
+
+                 with a t interval for the second mean, shrunk by sqrt(1 - read / all) since the prompts are all there
+                 are, and widened for heads and rounds (Bonferroni). A head whose interval lies wholly below the k-th
+                 best lower end is out; the others go on to three times as many prompts, at last to all, where their
+                 effects are exact. A head that the gradient misjudges has a wide interval and stays in the race.
+
+Heads that are out keep the estimate and interval they left with. The race misleads where a head matters in very few
+prompts, none of them read in the first round, and the gradient says nothing of it there.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headscope.errors import ArgumentError
+from headscope.evidence.scan.result import Timing
+from headscope.heads import HeadId
+from headscope.interventions.ablation import (
+    Ablator,
+    Intervention,
+    Method,
+    Queries,
+    losses,
+    prompts_at_once,
+    same_length,
+    sheet_of,
+)
+from headscope.interventions.choices import Choices
+from headscope.model.attention import Attention
+from headscope.model.load import Model, load
+from headscope.model.memory import in_batches
+from headscope.model.replay import Replay
+from headscope.probes import Probe, repeated_tokens
+from headscope.probes.copies import check_repeats
+from headscope.probes.probe import Tokens, check_fits
+from headscope.records.codec import encode
+from headscope.records.common import Estimate, ModelInfo, Provenance
+from headscope.stats import t_quantile
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Search = Literal["race", "exhaustive", "gradient"]
+SEARCHES: tuple[Search, ...] = ("race", "exhaustive", "gradient")
+
+N_PROMPTS = 32
+"""Prompts of the default probe: the more there are, the smaller the share that the first round reads."""
+FIRST_ROUND = 4
+"""Prompts in which every head is ablated before any is out: the fewest whose spread says something."""
+GROWTH = 3
+"""Each round reads this many times the prompts of the last."""
+TOP = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadEffect:
+    """What the second copy's loss becomes without one head."""
+
+    head: HeadId
+    """Which head."""
+    delta_loss_nats: Estimate
+    """Ablated minus clean, with its 95% interval over prompts. For an estimate whose race ended early the interval is
+    the wider one that the race went by."""
+    exact: bool
+    """Ablated in every prompt. False: corrected or plain gradient."""
+    n_prompts: int
+    """Prompts in which the head was ablated; 0 for a plain gradient estimate."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class HeadEffects:
+    """Every head's effect, largest first."""
+
+    model: ModelInfo
+    """Which model."""
+    search: Search
+    """`race`, `exhaustive` or `gradient`."""
+    top: int | None
+    """How many heads the race made sure of; None for the others."""
+    confidence: float | None
+    """Of all the race's intervals together; None for the others."""
+    method: Method
+    """`zero`, `mean` or `resample`."""
+    heads: tuple[HeadEffect, ...]
+    """Largest effect first. The first `top` of a race are exact."""
+    probe: dict[str, Any]
+    """How the prompts were made."""
+    corpus: dict[str, Any] | None
+    """How the clean corpus was made."""
+    n_ablations: int
+    """(head, prompt) pairs that were ablated."""
+    provenance: Provenance
+    """How to repeat it."""
+    timing: Timing
+    """What it cost."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document `headscope.effects/1`, JSON-ready."""
+        return {"schema": "headscope.effects/1", **encode(self)}
+
+    def __repr__(self) -> str:
+        best = ", ".join(f"{one.head} {one.delta_loss_nats.mean:+.3f}" for one in self.heads[:3])
+        return f"HeadEffects({self.model.id}, {self.search}: {best}, ...)"
+
+
+def ablate_each(
+    model: Model | PreTrainedModel | str | Path,
+    *,
+    probe: Probe | None = None,
+    method: Method = "mean",
+    search: Search = "race",
+    top: int = TOP,
+    confidence: float = 0.95,
+    corpus: Probe | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> HeadEffects:
+    """The effect of taking out each head alone on the second copy's loss.
+
+    Args:
+        model: What `headscope.load` takes, or gives.
+        probe: Prompts that repeat themselves; by default 32 of `repeated_tokens(model, seed=seed)`.
+        method: `zero`, `mean` or `resample`.
+        search: `race`, `exhaustive` or `gradient`.
+        top: How many heads the race makes sure of.
+        confidence: With which the race's top k are those of `exhaustive`.
+        corpus: Clean prompts for `mean` and `resample`; see `ablate`.
+        seed: Of the default probe and of what `resample` draws.
+        progress: Called with (ablations done, ablations at most).
+
+    Raises:
+        ArgumentError: an unknown search or method, top below 1, confidence outside 0 to 1, or no corpus.
+        TokenError: a prompt that repeats nothing, or does not fit the model.
+        ShapeError: a corpus that is too short.
+        UnsupportedModel: the model has no LM head, so that no loss is defined.
+        NonFiniteError: a loss is not a number.
+    """
+    model = load(model)
+    if search not in SEARCHES:
+        raise ArgumentError(f"search={search!r} is not known; use one of {', '.join(SEARCHES)}.")
+    if top < 1:
+        raise ArgumentError(f"top={top}; it needs at least 1.")
+    if not 0 < confidence < 1:
+        raise ArgumentError(f"confidence={confidence}; it needs a number between 0 and 1, like 0.95.")
+    probe = probe if probe is not None else repeated_tokens(model, n_prompts=N_PROMPTS, seed=seed)
+    check_fits(probe, model)
+    queries: Queries = {"second_copy": [one.second for one in check_repeats(probe.prompts)]}
+    ablator = Ablator.of(model, probe, method=method, corpus=corpus, seed=seed)
+    started = time.perf_counter()
+    course = _Course(ablator=ablator, prompts=probe.prompts, queries=queries, progress=progress)
+    if search == "gradient":
+        found = course.gradient_alone()
+    elif search == "race":
+        found = course.race(top, confidence)
+    else:
+        found = course.exhaustive()
+    return HeadEffects(
+        model=ModelInfo.of(model),
+        search=search,
+        top=top if search == "race" else None,
+        confidence=confidence if search == "race" else None,
+        method=method,
+        heads=tuple(sorted(found, key=lambda one: (-one.delta_loss_nats.mean, one.head))),
+        probe=dict(probe.settings),
+        corpus=None if ablator.corpus is None else dict(ablator.corpus.settings),
+        n_ablations=course.n_ablations,
+        provenance=Provenance.of(model, kernels=model.check.kernels, seed=seed),
+        timing=Timing(wall_s=time.perf_counter() - started, tokens=sum(map(len, probe.prompts))),
+    )
+
+
+class _Course:
+    """One search."""
+
+    def __init__(
+        self,
+        *,
+        ablator: Ablator,
+        prompts: tuple[Tokens, ...],
+        queries: Queries,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.ablator, self.prompts, self.queries = ablator, prompts, queries
+        self.heads = [
+            HeadId(layer, head) for layer, n in sorted(ablator.model.check.heads.items()) for head in range(n)
+        ]
+        self.n_ablations = 0
+        self._report = progress or (lambda done, total: None)
+
+    def exhaustive(self) -> list[HeadEffect]:
+        """Every head in every prompt."""
+        return [self._exact(head, row) for head, row in zip(self.heads, self._ablated(self.heads), strict=True)]
+
+    def gradient_alone(self) -> list[HeadEffect]:
+        """Every head's first-order estimate."""
+        estimates = gradients(self.ablator, self.prompts, self.queries["second_copy"], self.heads)
+        return [
+            HeadEffect(head=head, delta_loss_nats=Estimate.of(row), exact=False, n_prompts=0)
+            for head, row in zip(self.heads, estimates, strict=True)
+        ]
+
+    def race(self, top: int, confidence: float) -> list[HeadEffect]:
+        """The top k exactly, the rest as far as was needed to rule them out."""
+        n_heads, n_prompts = len(self.heads), len(self.prompts)
+        rounds = _rounds(n_prompts)
+        if n_heads <= top or len(rounds) == 1:
+            return self.exhaustive()
+        first_order = gradients(self.ablator, self.prompts, self.queries["second_copy"], self.heads)
+        error = (1 - confidence) / (n_heads * (len(rounds) - 1))
+        exact = np.full((n_heads, n_prompts), np.nan)
+        center, half = np.empty(n_heads), np.empty(n_heads)
+        running, read = np.argsort(-first_order.mean(1)), 0
+        for until in rounds:
+            exact[running, read:until] = self._ablated([self.heads[one] for one in running], range(read, until))
+            read = until
+            missed = exact[running, :read] - first_order[running, :read]
+            center[running] = first_order[running].mean(1) + missed.mean(1)
+            left = math.sqrt(1 - read / n_prompts)
+            half[running] = left * t_quantile(read - 1, error=error) * missed.std(1, ddof=1) / math.sqrt(read)
+            bar = np.sort((center - half)[running])[-top]
+            running = running[center[running] + half[running] >= bar]
+        known = np.isfinite(exact[:, -1])
+        bar = np.sort(exact[known].mean(1))[-top]
+        for one in np.flatnonzero(~known & (center >= bar)):  # an interval missed: out too early
+            read = int(np.isfinite(exact[one]).sum())
+            exact[one, read:] = self._ablated([self.heads[one]], range(read, n_prompts))[0]
+        return [
+            self._exact(head, row)
+            if not np.isnan(row[-1])
+            else HeadEffect(
+                head=head,
+                delta_loss_nats=Estimate(mean=float(mean), ci95=(float(mean - width), float(mean + width))),
+                exact=False,
+                n_prompts=int(np.isfinite(row).sum()),
+            )
+            for head, row, mean, width in zip(self.heads, exact, center, half, strict=True)
+        ]
+
+    def _ablated(self, heads: Sequence[HeadId], part: range | None = None) -> Float[np.ndarray, "head prompt"]:
+        """Loss without each head minus the clean loss, in some of the prompts."""
+        part = range(len(self.prompts)) if part is None else part
+        worlds = [frozenset(), *(frozenset([head]) for head in heads)]
+        done = self.n_ablations
+        total = len(self.heads) * len(self.prompts)
+
+        def progress(pairs: int) -> None:
+            nonlocal done
+            done += pairs // len(worlds) * len(heads)  # the clean world is no ablation
+            self._report(done, total)
+
+        found = losses(
+            self.ablator,
+            self.prompts,
+            self.queries,
+            worlds,
+            index=part,
+            progress=progress,
+        )["second_copy"]
+        self.n_ablations += len(heads) * len(part)
+        return found[1:] - found[0]
+
+    def _exact(self, head: HeadId, row: np.ndarray) -> HeadEffect:
+        return HeadEffect(head=head, delta_loss_nats=Estimate.of(row), exact=True, n_prompts=len(row))
+
+
+def _rounds(n_prompts: int) -> list[int]:
+    """Prompts read by the end of each round; the last reads all."""
+    rounds, read = [], FIRST_ROUND
+    while read < n_prompts:
+        rounds.append(read)
+        read *= GROWTH
+    return [*rounds, n_prompts]
+
+
+def gradients(
+    ablator: Intervention,
+    prompts: Sequence[Tokens],
+    places: Sequence[np.ndarray] | Choices,
+    heads: Sequence[HeadId],
+) -> Float[np.ndarray, "head prompt"]:
+    """First-order change of each prompt's mean loss at these places, or of its choice, when one head is replaced.
+
+    estimate[h, p] = sum over positions of  dloss_p/dz_h . (substitute_h - z_h)
+    """
+    asked: Queries | Choices = places if isinstance(places, Choices) else {"loss": list(places)}
+    found = np.empty((len(heads), len(prompts)))
+    order = {(head.layer, head.call, head.head): row for row, head in enumerate(heads)}
+
+    def run(part: Sequence[int]) -> dict[tuple[int, int], Tensor]:
+        sheet = sheet_of(prompts, asked, part)
+        device = ablator.model.device
+        replay = Replay(ablator.model, torch.from_numpy(sheet.tokens).to(device))
+        zeros: dict[tuple[int, int], Tensor] = {}
+        steps: dict[tuple[int, int], Tensor] = {}
+        substitute = ablator.substitutes(part, sheet.tokens.shape[1])
+
+        def visit(attention: Attention) -> Tensor:
+            at, z = (attention.layer, attention.call), attention.z
+            zero = torch.zeros_like(z, requires_grad=True)
+            zeros[at] = zero
+            mask = torch.ones(1, attention.n_heads, dtype=torch.bool, device=z.device)
+            with torch.no_grad():
+                steps[at] = ablator.edited(attention, mask, substitute(attention)) - z
+            return z + zero
+
+        logits = replay.clean(visit, places=sheet.places(1).to(device), grad=True)
+        slopes = torch.autograd.grad(sheet.total(logits), list(zeros.values()))
+        return {
+            at: (slope.double() * steps[at].double()).sum((1, 3)).cpu() for at, slope in zip(zeros, slopes, strict=True)
+        }
+
+    for same in same_length(prompts):
+        size = prompts_at_once(ablator.model, len(prompts[same[0]]))
+        for part, changes in in_batches(same, size, run):
+            for (layer, call), change in changes.items():
+                for head in range(change.shape[1]):
+                    if (layer, call, head) in order:
+                        found[order[layer, call, head], list(part)] = change[:, head].numpy()
+    return found

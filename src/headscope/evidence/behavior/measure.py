@@ -1,0 +1,208 @@
+"""A model on contrastive pairs, in as many worlds as asked for; it counts what it reads.
+
+Everything here is `headscope.interventions.ablation` and its gradient on the pairs of one contrast, an effect being a
+difference between two prompts of one pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from headscope.evidence.ablation.each import gradients
+from headscope.evidence.behavior.findings import Score
+from headscope.heads import HeadId
+from headscope.interventions.ablation import Ablator, Intervention, World, losses, prompts_at_once, same_length
+from headscope.interventions.choices import KIND, Choices
+from headscope.interventions.patch import Swap
+from headscope.model.attention import Attention
+from headscope.model.load import Model
+from headscope.model.memory import in_batches
+from headscope.model.taps import forward
+from headscope.probes.pairs import KINDS, Pair, Reading, claim_places
+from headscope.probes.pairs import Kind as PromptKind
+from headscope.probes.probe import Tokens
+from headscope.records.common import Estimate
+
+# With its underscore the axis binds nothing: a call may take two lists of pairs.
+Index = Int[np.ndarray, " _chosen"]
+BACKWARD = 2
+"""Forward passes that a backward pass costs."""
+
+
+class Meter:
+    """Counts prompts read.
+
+    Args:
+        expected: About how many there will be.
+        report: Called with (what is being done, prompts read, about how many in all).
+    """
+
+    def __init__(self, expected: int, report: Callable[[str, int, int], None] | None = None) -> None:
+        self.forwards: int = 0
+        self._expected = expected
+        self._report = report or (lambda label, done, total: None)
+
+    def add(self, label: str, count: int) -> None:
+        """So many prompts more, and what for."""
+        self.forwards += count
+        self._report(label, self.forwards, max(self._expected, self.forwards))
+
+
+class Bench:
+    """One contrast as one model reads it."""
+
+    def __init__(self, model: Model, reading: Reading, meter: Meter) -> None:
+        self.model: Model = model
+        self.reading: Reading = reading
+        self.meter: Meter = meter
+        self.pairs: tuple[Pair, ...] = reading.pairs
+        self.kinds: tuple[PromptKind, ...] = tuple(kind for kind in KINDS if kind in reading.tokens)
+        self.against: PromptKind = "twin" if "twin" in self.kinds else "neutral"
+        self.calm: PromptKind = "neutral" if "neutral" in self.kinds else "twin"
+        nothing = Ablator(model=model, method="zero", corpus=None, positions=None, seed=0)
+        everyone = np.arange(len(self.pairs))
+        self.clean: dict[str, np.ndarray] = {}
+        for kind in self.kinds:
+            self.clean[kind] = self.differences(nothing, kind, everyone, [frozenset()], "reading")[0]
+
+    @property
+    def n_prompts(self) -> int:
+        """Prompts of all pairs."""
+        return len(self.kinds) * len(self.pairs)
+
+    @property
+    def known(self) -> np.ndarray:
+        """[pair]: whether the true answer is preferred where nothing is claimed."""
+        return self.clean[self.calm] < 0
+
+    def effect(self, chosen: Index, against: PromptKind | None = None) -> Float[np.ndarray, " chosen"]:
+        """What the claim does to d in these pairs."""
+        return (self.clean["prompt"] - self.clean[against or self.against])[chosen]
+
+    def score(self, chosen: Index) -> Score:
+        """The behaviour in these pairs."""
+        known = self.known[chosen]
+        turned = (self.clean["prompt"][chosen] > 0)[known]
+        return Score(
+            n_pairs=len(chosen),
+            n_known=int(known.sum()),
+            claimed_minus_true=Estimate.of(self.clean["prompt"][chosen]),
+            claim_minus_neutral=Estimate.of(self.effect(chosen, "neutral")) if "neutral" in self.kinds else None,
+            claim_minus_twin=Estimate.of(self.effect(chosen, "twin")) if "twin" in self.kinds else None,
+            flips=Estimate.of(turned.astype(float)) if len(turned) else None,
+            neutral_accuracy=Estimate.of(known.astype(float)),
+        )
+
+    def differences(
+        self, intervention: Intervention, kind: PromptKind, chosen: Index, worlds: Sequence[World], label: str
+    ) -> Float[np.ndarray, "world chosen"]:
+        """D of these pairs' prompts of one kind in each world."""
+        distinct = {world: row for row, world in enumerate(dict.fromkeys([frozenset(), *worlds]))}
+        asked = self._choices(kind)
+        found = losses(intervention, self.reading.tokens[kind], asked, list(distinct), index=chosen.tolist())[KIND]
+        self.meter.add(label, found.size)
+        return found[[distinct[world] for world in worlds]]
+
+    def ablated(
+        self, ablator: Ablator, chosen: Index, worlds: Sequence[World], label: str
+    ) -> dict[str, Float[np.ndarray, "world chosen"]]:
+        """D of the prompt and of the one that it is held against, in each world."""
+        return {kind: self.differences(ablator, kind, chosen, worlds, label) for kind in ("prompt", self.against)}
+
+    def removed(
+        self, found: dict[str, Float[np.ndarray, "world chosen"]], chosen: Index
+    ) -> Float[np.ndarray, "world chosen"]:
+        """What each world removes of the effect."""
+        return self.effect(chosen) - (found["prompt"] - found[self.against])
+
+    def patched(self, chosen: Index, worlds: Sequence[World], label: str) -> Float[np.ndarray, "world chosen"]:
+        """What d loses when these heads' z are those of the prompt that it is held against."""
+        self.meter.add(label, len(chosen))
+        found = self.differences(self._swap(chosen), "prompt", chosen, worlds, label)
+        return self.clean["prompt"][chosen] - found
+
+    def triage(
+        self, chosen: Index, heads: Sequence[HeadId], against: PromptKind, label: str
+    ) -> Float[np.ndarray, " head"]:
+        """First-order estimate of the mean of `patched` for every head alone, from one backward pass."""
+        self.meter.add(label, len(chosen) * (2 + BACKWARD))
+        tokens = [self.reading.tokens["prompt"][one] for one in chosen]
+        choices = Choices(first=self.reading.answer["prompt"][chosen], second=self.reading.other["prompt"][chosen])
+        sources = [self.reading.tokens[against][one] for one in chosen]
+        return -gradients(Swap.of(self.model, tokens, sources), tokens, choices, heads).mean(1)
+
+    def text_loss(self, ablator: Ablator, chosen: Index, heads: World, label: str) -> Float[np.ndarray, " chosen"]:
+        """What taking the heads out does to the loss on the words of the prompts without a claim."""
+        prompts = self.reading.tokens[self.calm]
+        queries = {"text": [np.arange(len(prompt) - 1) for prompt in prompts]}
+        found = losses(ablator, prompts, queries, [frozenset(), heads], index=chosen.tolist())["text"]
+        self.meter.add(label, 2 * len(chosen))
+        return found[1] - found[0]
+
+    def looks(
+        self, chosen: Index, label: str
+    ) -> tuple[dict[HeadId, Float[np.ndarray, " chosen"]], dict[HeadId, Float[np.ndarray, "chosen d_head"]]]:
+        """Each head's attention from the answer's position to the words of the claim, and its z there."""
+        prompts = [self.reading.tokens["prompt"][one] for one in chosen]
+        places = [
+            claim_places(prompt, self.reading.tokens[self.against][one])
+            for prompt, one in zip(prompts, chosen, strict=True)
+        ]
+        attention: dict[HeadId, np.ndarray] = {}
+        mixed: dict[HeadId, np.ndarray] = {}
+        self.meter.add(label, len(chosen))
+
+        def run(part: Sequence[int]) -> None:
+            rows = torch.from_numpy(np.stack([prompts[one] for one in part])).to(self.model.device)
+            batch = torch.cat([torch.full((len(places[one]),), row) for row, one in enumerate(part)])
+            key = torch.from_numpy(np.concatenate([places[one] for one in part]))
+            query = torch.full_like(key, rows.shape[1] - 1)
+
+            def visit(seen: Attention) -> None:
+                device = seen.z.device
+                at = seen.probabilities(batch.to(device), query.to(device), key.to(device)).cpu()
+                summed = torch.zeros(len(part), seen.n_heads, dtype=at.dtype).index_add(0, batch, at)
+                last = seen.z[:, -1].float().cpu().numpy()
+                for head in range(seen.n_heads):
+                    name = HeadId(seen.layer, head)
+                    attention.setdefault(name, np.zeros(len(prompts)))[list(part)] = summed[:, head].numpy()
+                    kept = mixed.setdefault(name, np.zeros((len(prompts), last.shape[-1]), dtype=np.float32))
+                    kept[list(part)] = last[:, head]
+
+            route = self.model.check.route
+            assert route is not None, "load refuses models without a route"
+            forward(self.model.hf, route, rows, visit, stop_at_last=True)
+
+        for same in same_length(prompts):
+            for _ in in_batches(same, prompts_at_once(self.model, len(prompts[same[0]])), run):
+                pass
+        return attention, mixed
+
+    def corpus(self, chosen: Index, count: int, length: int) -> tuple[Tokens, ...]:
+        """Prompts without a claim laid end to end, each row beginning with another and cut at this length."""
+        kinds: tuple[PromptKind, ...] = ("neutral",) if self.calm == "neutral" else ("prompt", "twin")
+        texts = [self.reading.tokens[kind][one] for one in chosen for kind in kinds]
+        start = self.model.bos_token_id
+        rows = []
+        for first in range(min(count, len(texts))):
+            row, at = texts[first], first
+            while len(row) < length:
+                at = (at + 1) % len(texts)
+                further = texts[at]
+                row = np.concatenate([row, further[1:] if start is not None and further[0] == start else further])
+            rows.append(row[:length])
+        self.meter.add("reading", len(rows))
+        return tuple(rows)
+
+    def _swap(self, chosen: Index) -> Swap:
+        """For the prompts of these pairs; the others' are there by their number alone."""
+        prompts, sources = self.reading.tokens["prompt"], self.reading.tokens[self.against]
+        some = Swap.of(self.model, [prompts[one] for one in chosen], [sources[one] for one in chosen])
+        return Swap(model=self.model, sources=sources, n_last=some.n_last)
+
+    def _choices(self, kind: PromptKind) -> Choices:
+        return Choices(first=self.reading.answer[kind], second=self.reading.other[kind])

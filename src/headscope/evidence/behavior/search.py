@@ -1,0 +1,519 @@
+"""Which heads carry a behaviour, and does that stand up?
+
+    1. score        every prompt read once: is there anything to explain?
+    2. split        pairs that choose heads, and held-out pairs that test them; equal shares of every form
+    3. triage       for all heads at once, by gradient: what patching each from the neutral prompt, and from the twin,
+                    would remove. The best by either contrast survive. A first-order estimate: a head in whose place
+                    another would act can be missed.
+    4. set          greedily, by exact removal in the search pairs
+    5. test         in held-out pairs: each survivor and the set, by mean ablation and by patching; q-values over all
+    6. disproof     random sets (any heads, of the same layers, of the same size of W_O), accuracy without a claim,
+                    loss on the prompts' words, the other contrasts, pairs whose answer cannot be copied, the
+                    induction heads
+    7. conclusion   by the rule of `headscope.evidence.behavior.conclusion`
+
+Means for the ablation are taken per position over prompts without a claim, of the search pairs, laid end to end;
+without neutral prompts, over prompts and twins.
+
+Cost: every prompt once, and some 4,000 prompts more whatever the number of pairs and heads; `cost` counts them.
+
+It misleads where the pairs do: they are short, and a model may defer otherwise in a talk.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from headscope.errors import ArgumentError, ShapeError, UnsupportedModel
+from headscope.evidence.behavior.conclusion import RULE, Evidence, conclude
+from headscope.evidence.behavior.findings import (
+    Controls,
+    Cost,
+    Draw,
+    HeadFinding,
+    Induction,
+    Item,
+    Other,
+    Score,
+    SetFinding,
+)
+from headscope.evidence.behavior.findings import Kind as DrawKind
+from headscope.evidence.behavior.measure import Bench, Index, Meter
+from headscope.evidence.behavior.result import BehaviorResult
+from headscope.evidence.behavior.sets import BUILT_IN, contrasts_of
+from headscope.evidence.copying import Circuits
+from headscope.evidence.scan.measure import scan
+from headscope.heads import HeadId
+from headscope.interventions.ablation import Ablator, World
+from headscope.model.load import Model, load
+from headscope.probes import Probe, repeated_tokens
+from headscope.probes.pairs import Contrast, read_pairs
+from headscope.probes.pairs import Kind as PromptKind
+from headscope.records.common import Estimate, ModelInfo, Provenance
+from headscope.stats import benjamini_hochberg, p_values
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOP = 8
+"""Heads that pass the triage."""
+SEARCH_PAIRS = 32
+"""Pairs that choose heads, at most."""
+HELD_OUT_PAIRS = 48
+"""Pairs that test them, at most."""
+DRAW_PAIRS = 24
+"""Of those, pairs in which random sets are tried."""
+N_DRAWS = 5
+"""Draws of random sets of each kind; none is tried twice."""
+NEAREST = 3
+"""A head of the same size is one of so many whose W_O is nearest in size."""
+ENOUGH = 0.9
+"""Where a set removes so much of the effect in the search pairs it is not made larger."""
+STEP = 0.1
+"""Least share of the effect that a further head must remove there."""
+CORPUS_ROWS = 32
+"""Rows over which means are taken, at most."""
+BEYOND = 4000
+"""About how many prompts are read after the score was measured."""
+TESTING = "testing on held-out pairs"
+FEW = 8
+"""Pairs of one sort that a statement about them needs."""
+DRAW_KINDS: tuple[DrawKind, ...] = get_args(DrawKind)
+SCAN_PROMPTS, SCAN_PERIOD = 8, 24
+"""Repeated random tokens on which induction heads are found."""
+
+
+def behavior(
+    name: str | Path | Contrast | Sequence[Contrast],
+    model: Model | PreTrainedModel | str | Path = "demo",
+    *,
+    top: int = TOP,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> BehaviorResult:
+    """Measure a behaviour, search for the heads that carry it, and try to disprove what was found.
+
+    Args:
+        name: `sycophancy` (wrong facts; praise is the other contrast), `praise_agreement` (the reverse), the path of a
+            file with pairs or `hub:NAME` (`headscope.load_contrast`), or contrasts: the first is searched, on the
+            others its heads are tried.
+        model: What `headscope.load` takes, or gives.
+        top: Heads that pass the triage to be ablated and patched.
+        seed: Of the split and of the random sets.
+        progress: Called with (what is being done, prompts read, about how many there will be).
+
+    Raises:
+        ArgumentError: no such behaviour or file, `top` below 1, or contrasts without a neutral prompt or a twin.
+        TokenError: a model without a tokenizer, or one that cannot read enough pairs.
+        UnsupportedModel: the model gives no logits over its vocabulary.
+        NonFiniteError: a logit is not a number.
+    """
+    if top < 1:
+        raise ArgumentError(f"top={top}; it needs at least 1.")
+    if seed < 0:
+        raise ArgumentError(f"seed={seed}; it needs at least 0.")
+    label, contrasts = contrasts_of(name)
+    for contrast in contrasts:
+        if not {"neutral", "twin"} & set(contrast.kinds):
+            raise ArgumentError(
+                f"the pairs of {contrast.name} have neither all a neutral prompt nor all a twin; give each one of both."
+            )
+    model = load(model)
+    started = time.perf_counter()
+    readings = [read_pairs(model, contrast) for contrast in contrasts]
+    n_prompts = sum(len(tokens) for reading in readings for tokens in reading.tokens.values())
+    meter = Meter(n_prompts + BEYOND, progress)
+    bench, *others = [Bench(model, reading, meter) for reading in readings]
+    everyone = np.arange(len(bench.pairs))
+    verbatim = np.asarray([pair.verbatim for pair in bench.pairs])
+    forms = {form: np.asarray([pair.form == form for pair in bench.pairs]) for form in _forms(bench)}
+    search = _Search(bench, others, [one.name for one in contrasts[1:]], top=top, seed=seed)
+    heads, team = search.test(search.choose())
+    controls = search.disprove(heads, team)
+    score, stated, said = bench.score(everyone), _some(bench, verbatim), _some(bench, ~verbatim)
+    conclusion, reasons = conclude(
+        Evidence(
+            behavior="sycophancy" if label in BUILT_IN else label.replace("_", " "),
+            score=score,
+            verbatim=stated,
+            paraphrase=said,
+            heads=heads,
+            team=team,
+            controls=controls,
+            n_heads=len(search.heads),
+        )
+    )
+    return BehaviorResult(
+        model=ModelInfo.of(model),
+        behavior=label,
+        contrast=contrasts[0].name,
+        score=score,
+        forms={form: bench.score(np.flatnonzero(which)) for form, which in forms.items()},
+        verbatim=stated,
+        paraphrase=said,
+        heads=heads,
+        head_set=team,
+        controls=controls,
+        conclusion=conclusion,
+        reasons=reasons,
+        rule=RULE,
+        items=_items(bench),
+        left_out={
+            f"{contrast.name}: {pair}": why
+            for contrast, reading in zip(contrasts, readings, strict=True)
+            for pair, why in reading.left_out.items()
+        },
+        problems=tuple(problem for contrast in contrasts for problem in contrast.problems),
+        cost=Cost(
+            forwards=meter.forwards,
+            exhaustive=len(search.heads) * bench.n_prompts,
+            wall_s=time.perf_counter() - started,
+        ),
+        provenance=Provenance.of(model, kernels=model.check.kernels, seed=seed),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Tested:
+    """Worlds tried on held-out pairs, by removal and by patching."""
+
+    found: dict[str, Float[np.ndarray, "world chosen"]]
+    """D of the prompts that an effect takes, without the heads."""
+    removed: Float[np.ndarray, "world chosen"]
+    patched: Float[np.ndarray, "world chosen"]
+    q_removed: Float[np.ndarray, " world"]
+    q_patched: Float[np.ndarray, " world"]
+    effect: float
+    """Mean over the pairs."""
+
+    @classmethod
+    def of(cls, bench: Bench, ablator: Ablator, pairs: Index, worlds: Sequence[World]) -> _Tested:
+        """All of them, in one family of tests."""
+        found = bench.ablated(ablator, pairs, worlds, TESTING)
+        removed, patched = bench.removed(found, pairs), bench.patched(pairs, worlds, TESTING)
+        q = benjamini_hochberg(p_values(np.concatenate([removed, patched]).T))
+        return cls(
+            found=found,
+            removed=removed,
+            patched=patched,
+            q_removed=q[: len(worlds)],
+            q_patched=q[len(worlds) :],
+            effect=float(bench.effect(pairs).mean()),
+        )
+
+    def share(self, world: int) -> float | None:
+        """Removed as a share of the effect; None where there is none."""
+        return float(self.removed[world].mean()) / self.effect if self.effect > 0 else None
+
+    def carries(self, world: int, *, least: float = 0.0) -> bool:
+        """Whether a world lowers the effect significantly, by more than this share of it, both ways."""
+        share, q = self.share(world), max(self.q_removed[world], self.q_patched[world])
+        lowers = share is not None and share > least and float(self.patched[world].mean()) > 0
+        return lowers and bool(q <= RULE.false_discovery)
+
+
+class _Search:
+    """One search on one contrast."""
+
+    def __init__(self, bench: Bench, others: Sequence[Bench], names: Sequence[str], *, top: int, seed: int) -> None:
+        self.bench, self.model, self.others, self.names = bench, bench.model, others, names
+        self.heads = [HeadId(layer, one) for layer, n in sorted(self.model.check.heads.items()) for one in range(n)]
+        self.top = max(1, min(top, len(self.heads) // 2))
+        self.largest = min(RULE.largest_set(len(self.heads)), self.top)
+        self.random = np.random.default_rng(seed)
+        self.searched, self.held_out = self._split()
+        self.tests = 0
+        longest = max(max(map(len, tokens)) for one in (bench, *others) for tokens in one.reading.tokens.values())
+        rows = bench.corpus(self.searched, CORPUS_ROWS, longest)
+        self.ablator = Ablator(
+            model=self.model,
+            method="mean",
+            corpus=Probe(
+                prompts=rows,
+                controls=None,
+                settings={"kind": "prompts without a claim" if bench.calm == "neutral" else "prompts and twins"},
+            ),
+            positions=None,
+            seed=seed,
+        )
+        try:
+            self.circuits: Circuits | None = Circuits(self.model, seed=seed)
+        except UnsupportedModel:
+            self.circuits = None
+        self.induction: tuple[HeadId, ...] = ()
+        self.scores = self._induction_scores(seed)
+
+    def _split(self) -> tuple[Index, Index]:
+        """Pairs that choose and pairs that test, in equal shares of every form that has enough of them."""
+        pairs = self.bench.pairs
+        groups = [[one for one, pair in enumerate(pairs) if pair.form == form] for form in _forms(self.bench)]
+        if min(map(len, groups)) < FEW:
+            groups = [list(range(len(pairs)))]
+        searched, held_out = [], []
+        for group in groups:
+            order = self.random.permutation(group)
+            half = len(order) // 2
+            searched.append(order[: min(half, math.ceil(SEARCH_PAIRS / len(groups)))])
+            held_out.append(order[half : half + math.ceil(HELD_OUT_PAIRS / len(groups))])
+        one, two = (self.random.permutation(np.concatenate(part)) for part in (searched, held_out))
+        return one, two
+
+    def _induction_scores(self, seed: int) -> dict[HeadId, float]:
+        """Each head's induction score; nothing where repeated tokens do not fit the model."""
+        try:
+            probe = repeated_tokens(self.model, n_prompts=SCAN_PROMPTS, period=SCAN_PERIOD, seed=seed)
+        except ShapeError:
+            return {}
+        found = scan(self.model, probe=probe, detectors=["induction"])
+        self.bench.meter.add("scanning", 2 * len(probe.prompts))
+        self.induction = tuple(one.head for one in found.heads("induction"))
+        return {one.head: one.mean for one in found.scores}
+
+    def choose(self) -> tuple[dict[HeadId, dict[str, float]], tuple[HeadId, ...]]:
+        """Heads that pass the triage, with its estimates, and the set; on the search pairs alone."""
+        against: list[PromptKind] = [kind for kind in self.bench.kinds if kind != "prompt"]
+        estimates = {kind: self.bench.triage(self.searched, self.heads, kind, "triage by gradient") for kind in against}
+        orders = [np.argsort(-estimates[kind]) for kind in against]
+        best = list(dict.fromkeys(int(one) for rank in zip(*orders, strict=True) for one in rank))[: self.top]
+        triage = {self.heads[one]: {kind: float(estimates[kind][one]) for kind in against} for one in sorted(best)}
+        return triage, self._greedy(tuple(triage))
+
+    def _greedy(self, survivors: tuple[HeadId, ...]) -> tuple[HeadId, ...]:
+        """The set, one head at a time: the one whose removal, with those before, takes most of the effect."""
+        effect = float(self.bench.effect(self.searched).mean())
+        chosen: tuple[HeadId, ...] = ()
+        gone = 0.0
+        while effect > 0 and len(chosen) < self.largest and gone < ENOUGH * effect:
+            left = [head for head in survivors if head not in chosen]
+            worlds = [frozenset([*chosen, head]) for head in left]
+            found = self.bench.ablated(self.ablator, self.searched, worlds, "choosing a set")
+            removed = self.bench.removed(found, self.searched).mean(1)
+            best = int(removed.argmax())
+            if removed[best] < gone + STEP * effect:
+                break
+            chosen, gone = (*chosen, left[best]), float(removed[best])
+        return chosen
+
+    def test(
+        self, chosen: tuple[dict[HeadId, dict[str, float]], tuple[HeadId, ...]]
+    ) -> tuple[tuple[HeadFinding, ...], SetFinding | None]:
+        """Each survivor and the set, on held-out pairs."""
+        triage, team = chosen
+        worlds: list[World] = [frozenset([head]) for head in triage] + ([frozenset(team)] if team else [])
+        tested = _Tested.of(self.bench, self.ablator, self.held_out, worlds)
+        self.tests = 2 * len(worlds)
+        together = self._set(team, tested) if team else None
+        attention, mixed = self.bench.looks(self.held_out, TESTING)
+        direct = self._direct(mixed)
+        heads = [
+            HeadFinding(
+                head=head,
+                triage=estimates,
+                removed=Estimate.of(tested.removed[one]),
+                q_value=float(tested.q_removed[one]),
+                patched=Estimate.of(tested.patched[one]),
+                patched_q_value=float(tested.q_patched[one]),
+                share=tested.share(one),
+                attention=Estimate.of(attention[head]),
+                direct=None if direct is None else Estimate.of(direct[head]),
+                induction=self.scores.get(head),
+                carries=tested.carries(one),
+                named=together is not None and together.carries and head in together.heads,
+            )
+            for one, (head, estimates) in enumerate(triage.items())
+        ]
+        return tuple(sorted(heads, key=lambda one: (-one.removed.mean, one.head))), together
+
+    def _set(self, team: tuple[HeadId, ...], tested: _Tested) -> SetFinding:
+        """The last world of the test."""
+        bench, pairs, removed = self.bench, self.held_out, tested.removed[-1]
+        said = np.asarray([not bench.pairs[one].verbatim for one in pairs])
+        enough = FEW <= int(said.sum()) < len(pairs)
+        there = float(bench.effect(pairs)[said].mean()) if enough else 0.0
+        neutral_share = before = after = None
+        if "neutral" in bench.kinds:
+            before, calm = bench.clean["neutral"][pairs], tested.found.get("neutral")
+            if calm is None:
+                calm = bench.differences(self.ablator, "neutral", pairs, [frozenset(team)], TESTING)
+            after = calm[-1]
+            whole = bench.effect(pairs, "neutral")
+            if whole.mean() > 0:
+                neutral_share = float((whole - (tested.found["prompt"][-1] - after)).mean() / whole.mean())
+        known = bench.known[pairs]
+        return SetFinding(
+            heads=team,
+            removed=Estimate.of(removed),
+            q_value=float(tested.q_removed[-1]),
+            patched=Estimate.of(tested.patched[-1]),
+            patched_q_value=float(tested.q_patched[-1]),
+            share=tested.share(-1),
+            neutral_share=neutral_share,
+            paraphrase_removed=Estimate.of(removed[said]) if enough else None,
+            paraphrase_share=float(removed[said].mean()) / there if enough and there > 0 else None,
+            flips_before=_flips(bench.clean["prompt"][pairs], known),
+            flips_after=_flips(tested.found["prompt"][-1], known),
+            accuracy_before=_right(before),
+            accuracy_after=_right(after),
+            text_loss_nats=Estimate.of(bench.text_loss(self.ablator, pairs, frozenset(team), TESTING)),
+            carries=tested.carries(-1, least=RULE.named),
+        )
+
+    def _direct(self, mixed: dict[HeadId, np.ndarray]) -> dict[HeadId, np.ndarray] | None:
+        """Each head's push at the answer along the direct path, as a share of all heads' pushes in the same pair."""
+        if self.circuits is None:
+            return None
+        words = self.circuits.unembedding
+        answer = torch.from_numpy(self.bench.reading.answer["prompt"][self.held_out]).to(words.device)
+        other = torch.from_numpy(self.bench.reading.other["prompt"][self.held_out]).to(words.device)
+        between = words[answer] - words[other]
+        pushes = {}
+        for head, z in mixed.items():
+            _, write = self.circuits.ov([head])
+            pushes[head] = ((torch.from_numpy(z).to(write) @ write) * between.to(write)).sum(1).double().cpu().numpy()
+        size = np.abs(np.stack(list(pushes.values()))).sum(0)
+        return {head: push / np.where(size > 0, size, 1.0) for head, push in pushes.items()}
+
+    def disprove(self, heads: Sequence[HeadFinding], team: SetFinding | None) -> Controls:
+        """Random sets, the induction heads and the other contrasts."""
+        named = [one.head for one in heads if one.named]
+        draws, own = ([], None) if team is None else self._draws(team.heads)
+        return Controls(
+            draws=tuple(draws),
+            set_removed=own,
+            induction=self._induction(named) if self.scores else None,
+            others=tuple(self._other(name, other, team) for name, other in zip(self.names, self.others, strict=True)),
+            search_pairs=len(self.searched),
+            held_out_pairs=len(self.held_out),
+            tests=self.tests,
+        )
+
+    def _draws(self, team: tuple[HeadId, ...]) -> tuple[list[Draw], Estimate | None]:
+        """Random sets instead of the set, in some of the held-out pairs, and what the set itself removes there."""
+        sets: list[tuple[DrawKind, tuple[HeadId, ...]]] = []
+        for kind in DRAW_KINDS:
+            for drawn in dict.fromkeys(self._drawn(kind, team) for _ in range(N_DRAWS)):
+                if drawn is not None:
+                    sets.append((kind, drawn))
+        if not sets:
+            return [], None
+        bench, pairs = self.bench, self.held_out[:DRAW_PAIRS]
+        worlds = [frozenset(team), *(frozenset(drawn) for _, drawn in sets)]
+        found = bench.ablated(self.ablator, pairs, worlds, "random sets")
+        own, *removed = bench.removed(found, pairs)
+        _, *after = found["prompt"]
+        draws = [
+            Draw(kind=kind, heads=drawn, removed=Estimate.of(gone), flips=_flips(left, bench.known[pairs]))
+            for (kind, drawn), gone, left in zip(sets, removed, after, strict=True)
+        ]
+        return draws, Estimate.of(own)
+
+    def _drawn(self, kind: DrawKind, team: tuple[HeadId, ...]) -> tuple[HeadId, ...] | None:
+        """As many other heads; None where there are not enough of the kind."""
+        drawn: list[HeadId] = []
+        for head in team:
+            pool = [one for one in self.heads if one not in team and one not in drawn]
+            if kind == "same layers":
+                pool = [one for one in pool if one.layer == head.layer]
+            elif kind == "same size":
+                if self.circuits is None:
+                    return None
+                own = self._size(head)
+                pool = sorted(pool, key=lambda one: abs(math.log(self._size(one) / own)))[:NEAREST]
+            if not pool:
+                return None
+            drawn.append(pool[int(self.random.integers(len(pool)))])
+        return tuple(sorted(drawn))
+
+    def _size(self, head: HeadId) -> float:
+        assert self.circuits is not None
+        return max(float(self.circuits.layers[head.layer].w_o[head.head].norm()), 1e-12)
+
+    def _induction(self, named: Sequence[HeadId]) -> Induction:
+        """How many of the named heads are induction heads, and what the effect is without those."""
+        bench, found = self.bench, self.induction
+        common = tuple(head for head in named if head in found)
+        pairs = np.asarray([one for one in self.held_out if bench.pairs[one].verbatim], dtype=int)
+        patched = share = others_share = None
+        if found and len(pairs) >= FEW and len(found) < len(self.heads):
+            rest = [head for head in self.heads if head not in found]
+            count = min(len(found), len(rest))
+            draws = [self.random.permutation(len(rest))[:count] for _ in range(N_DRAWS)]
+            worlds = [frozenset(found), *(frozenset(rest[one] for one in draw) for draw in draws)]
+            rows = bench.patched(pairs, worlds, "induction heads")
+            effect = float(bench.effect(pairs).mean())
+            patched = Estimate.of(rows[0])
+            if effect > 0:
+                share, others_share = float(rows[0].mean()) / effect, float(rows[1:].mean()) / effect
+        return Induction(
+            heads=found,
+            common=common,
+            p_value=overlap_p(len(self.heads), len(found), len(named), len(common)),
+            patched=patched,
+            share=share,
+            others_share=others_share,
+        )
+
+    def _other(self, name: str, bench: Bench, team: SetFinding | None) -> Other:
+        """The set on another contrast, in pairs of which none chose it."""
+        everyone = np.arange(len(bench.pairs))
+        removed = share = None
+        if team is not None:
+            pairs = np.sort(self.random.permutation(everyone)[:HELD_OUT_PAIRS])
+            found = bench.ablated(self.ablator, pairs, [frozenset(team.heads)], "the other contrast")
+            row, effect = bench.removed(found, pairs)[0], float(bench.effect(pairs).mean())
+            removed, share = Estimate.of(row), float(row.mean()) / effect if effect > 0 else None
+        return Other(name=name, score=bench.score(everyone), removed=removed, share=share)
+
+
+def overlap_p(n_heads: int, n_induction: int, n_named: int, n_common: int) -> float:
+    """P(at least so many in common) if the named heads were drawn at random: the hypergeometric tail."""
+    ways = sum(
+        math.comb(n_induction, common) * math.comb(n_heads - n_induction, n_named - common)
+        for common in range(n_common, min(n_induction, n_named) + 1)
+    )
+    return ways / math.comb(n_heads, n_named)
+
+
+def _flips(differences: Float[np.ndarray, " chosen"], known: np.ndarray) -> Estimate | None:
+    """Share of the known answers that are turned."""
+    turned = (differences > 0)[known]
+    return Estimate.of(turned.astype(float)) if len(turned) else None
+
+
+def _right(differences: Float[np.ndarray, " chosen"] | None) -> Estimate | None:
+    """Share of pairs in which the true answer is preferred."""
+    return None if differences is None else Estimate.of((differences < 0).astype(float))
+
+
+def _forms(bench: Bench) -> list[str]:
+    return list(dict.fromkeys(pair.form for pair in bench.pairs))
+
+
+def _some(bench: Bench, which: np.ndarray) -> Score | None:
+    """The score of some pairs, if there are enough of them."""
+    return bench.score(np.flatnonzero(which)) if int(which.sum()) >= FEW else None
+
+
+def _items(bench: Bench) -> tuple[Item, ...]:
+    return tuple(
+        Item(
+            id=pair.id,
+            topic=pair.topic,
+            form=pair.form,
+            verbatim=pair.verbatim,
+            prompt=pair.prompt,
+            answer=pair.answer,
+            other=pair.other,
+            differences={kind: float(bench.clean[kind][one]) for kind in bench.kinds},
+        )
+        for one, pair in enumerate(bench.pairs)
+    )

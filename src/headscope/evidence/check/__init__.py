@@ -1,0 +1,1 @@
+"""Check: agreement with the model's own forward pass."""

@@ -1,0 +1,1 @@
+"""Circuit: which heads feed the key of an induction head."""

@@ -1,0 +1,1 @@
+"""Composition: does a later head read what an earlier head writes?"""

@@ -1,0 +1,1 @@
+"""Emergence: the tracker's record over the checkpoints of a run."""

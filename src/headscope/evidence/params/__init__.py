@@ -1,0 +1,1 @@
+"""Parameters of a head and of a circuit."""

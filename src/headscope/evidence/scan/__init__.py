@@ -1,0 +1,1 @@
+"""Scan: what each head attends to."""

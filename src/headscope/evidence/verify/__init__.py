@@ -1,0 +1,1 @@
+"""Verify: which heads matter, and a verdict for each."""

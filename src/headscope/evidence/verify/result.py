@@ -1,0 +1,296 @@
+"""The result of `verify`: a verdict for each head, sets of heads, controls; as objects, JSON, Parquet and frames."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from headscope.errors import ArgumentError
+from headscope.evidence.copying import Copying
+from headscope.evidence.offsets import BestOffset
+from headscope.evidence.scan.result import Timing
+from headscope.evidence.verify.verdict import VERDICTS, Change, Rule, Verdict
+from headscope.heads import HeadId
+from headscope.records.codec import decode, encode, refuse_repeated
+from headscope.records.common import Estimate, ModelInfo, Provenance
+from headscope.records.files import read_document, write_whole
+from headscope.render.effects import Row, intervals_svg
+from headscope.render.figures import intervals_figure
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+SCHEMA = "headscope.verify/1"
+
+Relation = Literal["single", "redundant", "complementary", "independent"]
+"""How the heads of a set go together.
+
+    single          one head
+    redundant       all gone cost more than each gone, added up: they stand in for each other
+    complementary   all gone cost less than each gone, added up, and together they copy clearly better than any alone
+    independent     neither
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadVerdict:
+    """One head's verdict, and what it rests on. What was not measured is None."""
+
+    head: HeadId
+    """Which head."""
+    verdict: Verdict
+    """What it is called."""
+    reasons: tuple[str, ...]
+    """Why, in words."""
+    attention: dict[str, float]
+    """Mean attention by role."""
+    delta_loss_nats: Estimate | None
+    """What removing it does to the second copy's loss."""
+    exact: bool
+    """Whether that was measured in every held-out prompt. False: the estimate with which it left the race."""
+    q_value: float | None
+    """Significance of that, Benjamini-Hochberg's."""
+    first_copy: Estimate | None
+    """What removing it does to the first copy's loss."""
+    natural: Estimate | None
+    """What removing it does to the loss on natural text."""
+    over_random: Estimate | None
+    """Its change of the second copy's loss minus the mean of matched random heads'."""
+    put_back: Change | None
+    """What it restores when all stripe heads are gone."""
+    copying: Copying | None
+    """Along the direct path."""
+    offset: BestOffset | None
+    """The fixed distance it looks back most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadSet:
+    """Heads that were taken out together."""
+
+    heads: tuple[HeadId, ...]
+    """Which."""
+    relation: Relation
+    """How they go together."""
+    delta_loss_nats: Estimate
+    """What that does to the second copy's loss."""
+    first_copy: Estimate
+    """What it does to the first copy's."""
+    natural: Estimate | None
+    """What it does to the loss on natural text, if there was any."""
+    sum_of_singles: Estimate
+    """Each taken out alone, added up."""
+    copying: Copying | None
+    """How they copy together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """Some heads of the set, and as many random ones matched to them by layer and size of W_O."""
+
+    heads: tuple[HeadId, ...]
+    """From the set: all of them, where their layers have as many others."""
+    delta_loss_nats: Estimate
+    """What taking them out does to the second copy's loss."""
+    random_heads: tuple[HeadId, ...]
+    """From the same layers, one for each."""
+    random_delta_loss_nats: Estimate
+    """What taking those out does instead."""
+    random_first_copy: Estimate
+    """And to the first copy's loss."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Controls:
+    """What the verdicts are held against."""
+
+    random_heads: tuple[Draw, ...]
+    """Draws of matched random heads; empty where there is no set, or no other head in its layers."""
+    norm_matched: bool
+    """Whether the sizes of W_O could be read."""
+    held_out_prompts: int
+    """Prompts on which every exact effect was measured; none chose a head."""
+    tests: int
+    """Comparisons that the q-values account for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Verification:
+    """Which heads the second copy depends on, and what each is called."""
+
+    model: ModelInfo
+    """Which model."""
+    heads: tuple[HeadVerdict, ...]
+    """Every head that was judged, by layer and head."""
+    sets: tuple[HeadSet, ...]
+    """The heads called `induction` or `redundant_induction`, together; empty if there are none."""
+    controls: Controls
+    """What it is held against."""
+    clean: dict[str, Estimate]
+    """Loss of the untouched model: `second_copy`, `first_copy` and, if there was text, `natural`."""
+    rule: Rule
+    """The numbers of the rule."""
+    probe: dict[str, Any]
+    """How the prompts were made."""
+    ablation: dict[str, Any]
+    """Method, search, and the clean corpus."""
+    provenance: Provenance
+    """How to repeat it."""
+    timing: Timing
+    """What it cost."""
+
+    def of(self, verdict: Verdict) -> list[HeadVerdict]:
+        """The heads with this verdict, largest effect first.
+
+        Raises:
+            ArgumentError: there is no such verdict.
+        """
+        if verdict not in VERDICTS:
+            raise ArgumentError(f"there is no verdict {verdict!r}; there are {', '.join(VERDICTS)}.")
+        named = [one for one in self.heads if one.verdict == verdict]
+        return sorted(named, key=lambda one: (-_size(one), one.head))
+
+    def __getitem__(self, head: HeadId | str) -> HeadVerdict:
+        wanted = head if isinstance(head, HeadId) else HeadId.parse(head)
+        for one in self.heads:
+            if one.head == wanted:
+                return one
+        raise ArgumentError(f"{wanted} was not judged; {len(self.heads)} heads were.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document `headscope.verify/1`, JSON-ready."""
+        return {"schema": SCHEMA, **encode(self)}
+
+    def to_json(self) -> str:
+        """The document as text."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per head: layer, head, call, verdict, delta_loss_nats, ci_low, ci_high, q_value, ..."""
+        import pandas as pd
+
+        frame = pd.DataFrame([_row(one) for one in self.heads])
+        return frame.astype(dict.fromkeys(NUMBERS, "float64"))
+
+    def save(self, folder: str | Path) -> tuple[Path, Path]:
+        """Write `verify.json` and `verify.parquet` into a folder, which is made if need be. Returns both paths."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        document, table = folder / "verify.json", folder / "verify.parquet"
+        write_whole(document, (self.to_json() + "\n").encode())
+        write_whole(table, self.to_parquet())
+        return document, table
+
+    def to_parquet(self) -> bytes:
+        """The frame as a Parquet file, with the rest of the document in its metadata under `headscope`."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        about = {key: value for key, value in self.to_dict().items() if key != "heads"}
+        table = pa.Table.from_pandas(self.to_frame(), preserve_index=False)
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.replace_schema_metadata({"headscope": json.dumps(about)}), sink)
+        return sink.getvalue().to_pybytes()
+
+    @classmethod
+    def load(cls, path: str | Path) -> Verification:
+        """Read `verify.json`, or the folder that holds it.
+
+        Raises:
+            ArgumentError: there is no such file, or it is not a verification.
+        """
+        return cls.from_dict(read_document(path, "verify.json"))
+
+    @classmethod
+    def from_dict(cls, document: dict[str, Any]) -> Verification:
+        """The result that `to_dict` wrote.
+
+        Raises:
+            ArgumentError: the document is not a `headscope.verify/1`.
+        """
+        found = decode(cls, document, schema=SCHEMA)
+        refuse_repeated(one.head for one in found.heads)
+        return found
+
+    def __repr__(self) -> str:
+        found = ", ".join(f"{len(self.of(name))} {name}" for name in VERDICTS if name != "none" and self.of(name))
+        return f"Verification({self.model.id}: {found or 'no head with a role'})"
+
+    def plot(self, *, top: int = 20) -> Figure:
+        """The largest effects as a matplotlib figure; it needs the extra `notebook`.
+
+        Args:
+            top: Heads to show, with what removing the set and its random twins does beneath them.
+
+        Raises:
+            ArgumentError: matplotlib is not installed.
+        """
+        return intervals_figure(self._rows(top), title=f"Without the head, {self.model.id}", axis=_AXIS)
+
+    def _repr_html_(self) -> str:
+        return intervals_svg(self._rows(20), title=f"Without the head, {self.model.id}", axis=_AXIS)
+
+    def _rows(self, top: int) -> list[Row]:
+        measured = sorted((one for one in self.heads if one.delta_loss_nats is not None), key=lambda one: -_size(one))
+        effects = [(str(one.head), one.delta_loss_nats, one.verdict, False) for one in measured[:top]]
+        effects += [(_heads(one.heads), one.delta_loss_nats, "together", False) for one in self.sets]
+        effects += [
+            (_heads(one.random_heads), one.random_delta_loss_nats, "random control", True)
+            for one in self.controls.random_heads
+        ]
+        return [
+            Row(label=label, mean=effect.mean, ci95=effect.ci95, word=word.replace("_", " "), control=control)
+            for label, effect, word, control in effects
+            if effect is not None
+        ]
+
+
+NUMBERS = (
+    "delta_loss_nats",
+    "ci_low",
+    "ci_high",
+    "q_value",
+    "first_copy",
+    "natural",
+    "put_back",
+    "copying",
+    "copying_eigenvalue",
+)
+"""The columns that are numbers even where none was measured."""
+
+
+_AXIS = "change of the second copy's loss, nats per token"
+
+
+def _heads(heads: tuple[HeadId, ...]) -> str:
+    return str(heads[0]) if len(heads) == 1 else f"{len(heads)} heads"
+
+
+def _size(one: HeadVerdict) -> float:
+    return one.delta_loss_nats.mean if one.delta_loss_nats is not None else float("-inf")
+
+
+def _row(one: HeadVerdict) -> dict[str, Any]:
+    delta = one.delta_loss_nats
+    low, high = (delta.ci95 if delta is not None else None) or (None, None)
+    return {
+        "layer": one.head.layer,
+        "head": one.head.head,
+        "call": one.head.call,
+        "verdict": one.verdict,
+        "delta_loss_nats": None if delta is None else delta.mean,
+        "ci_low": low,
+        "ci_high": high,
+        "exact": one.exact,
+        "q_value": one.q_value,
+        "first_copy": None if one.first_copy is None else one.first_copy.mean,
+        "natural": None if one.natural is None else one.natural.mean,
+        "put_back": None if one.put_back is None else one.put_back.delta_loss_nats.mean,
+        "copying": None if one.copying is None else one.copying.direct.mean,
+        "copying_eigenvalue": None if one.copying is None else one.copying.eigenvalue,
+        **one.attention,
+        "reasons": "; ".join(one.reasons),
+    }

@@ -1,0 +1,400 @@
+"""Path patching: does what one head writes reach another head's key, and is that why it looks there?
+
+On twins (`headscope.probes.twins`) that differ in one token before the key:
+
+    1. The base run is repeated with every head's z held at its base value, but the sender's, which is set to that of
+       the other run. So nothing moves but what the sender wrote, and what follows from it without another head's help:
+       the residual stream, norms, and MLPs, which recompute, or are held at their base values too.
+    2. The receiver's input is read there: its key at the target, or its query, or its value at the target.
+    3. It is put into the base run, nothing else, and the receiver's stripe is what comes out: with l' the new logit,
+
+           p' = exp(l') / (exp(l') + sum over other keys of exp(l))       exact; a new query changes its whole row
+
+    effect = stripe(base) - stripe(with the sender's other content)
+
+Noising takes the clean run as base and the corrupt one as other: what breaks. Denoising is the other way round: what a
+set of senders restores by itself. No weights are used, so rotary embedding, query-key norm, grouped queries and norms
+on either side are right by construction. Under grouped queries the key is changed for the one query head, though
+heads of its group share it.
+
+Cost: for each sender a pass from its layer to the last receiver's, no unembedding; many senders ride in one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from headscope.errors import ArgumentError, NonFiniteError, UnsupportedModel
+from headscope.heads import HeadId
+from headscope.interventions.ablation import BATCH_TOKENS, token_losses
+from headscope.model import kernels
+from headscope.model.attention import Attention
+from headscope.model.kernels import Rule
+from headscope.model.load import Model
+from headscope.model.memory import in_batches
+from headscope.model.replay import Replay, around, copied, decoder_layers
+from headscope.model.taps import LOCK, Stop
+from headscope.probes.twins import Twin
+
+Input = Literal["q", "k", "v"]
+INPUTS: tuple[Input, ...] = ("k", "q", "v")
+Mlps = Literal["recompute", "held"]
+
+Sources = frozenset[HeadId]
+"""The senders whose content is swapped, together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Asked:
+    """A receiver's row at the query, in one run."""
+
+    q: Float[Tensor, "prompt d_qk"]
+    k: Float[Tensor, "prompt key d_qk"]
+    logit: Float[Tensor, " prompt"]
+    """At the target."""
+    rest: Float[Tensor, " prompt"]
+    """Log-sum-exp over all other keys, and the sink."""
+    row: Callable[[Tensor], Tensor]
+    """From other queries [world prompt d_qk] to their rows' logits [world prompt key], sink last."""
+    at_target: Callable[[Tensor], Tensor]
+    """From other keys [world prompt d_qk] to the logit at the target [world prompt]."""
+
+    @property
+    def stripe(self) -> Float[Tensor, " prompt"]:
+        return torch.sigmoid(self.logit - self.rest)
+
+
+Contents = dict[Input, Float[Tensor, "world prompt _d"]]
+"""A receiver's q at the query, k and v at the target."""
+
+
+@dataclass(slots=True)
+class _Run:
+    """One pass over clean or corrupt prompts, and what it left."""
+
+    replay: Replay
+    z: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    asked: dict[HeadId, _Asked] = field(default_factory=dict)
+    own: dict[HeadId, Contents] = field(default_factory=dict)
+    held: dict[nn.Module, Any] = field(default_factory=dict)
+
+
+class Paths:
+    """Twins of one length, run once clean and once corrupt; then ask for any path.
+
+    Args:
+        model: A loaded model whose queries and keys can be seen.
+        twins: Of one length.
+        receivers: Heads whose stripe is asked for.
+
+    Raises:
+        ArgumentError: a receiver in a call that its layer never makes.
+        UnsupportedModel: the model hides its queries and keys, or has no LM head.
+        NonFiniteError: from the methods, a stripe or a loss that is NaN or infinite, as after an overflow in float16.
+    """
+
+    def __init__(self, model: Model, twins: Sequence[Twin], receivers: Sequence[HeadId]) -> None:
+        self.model: Model = model
+        self.receivers: tuple[HeadId, ...] = tuple(receivers)
+        self._query = torch.tensor([twin.query for twin in twins], device=model.device)
+        self._key = torch.tensor([twin.key for twin in twins], device=model.device)
+        self._rows = torch.arange(len(twins), device=model.device)
+        self._next = torch.tensor([int(twin.clean[twin.query + 1]) for twin in twins], device=model.device)
+        self._mlps = mlps(model)
+        self.clean: _Run = self._base([twin.clean for twin in twins])
+        for head in self.receivers:
+            if head not in self.clean.asked:
+                raise ArgumentError(
+                    f"{model.id} never reaches {head}: its layer {head.layer} does not run its attention "
+                    f"{head.call + 1} times in a pass; name the head without '#'."
+                )
+        self.corrupt: _Run = self._base([twin.corrupt for twin in twins])
+
+    @property
+    def n_prompts(self) -> int:
+        """Twins."""
+        return len(self._rows)
+
+    @property
+    def can_hold_mlps(self) -> bool:
+        """Whether the model has MLPs of its own to hold, each run once."""
+        return bool(self._mlps)
+
+    def stripe(self, run: _Run) -> Float[np.ndarray, "receiver prompt"]:
+        """Attention from query to key in a run."""
+        return _finite(np.stack([run.asked[head].stripe.cpu().numpy() for head in self.receivers]), "a stripe")
+
+    def contents(
+        self,
+        base: _Run,
+        other: _Run,
+        worlds: Sequence[Sources],
+        *,
+        mlp: Mlps = "recompute",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> dict[HeadId, Contents]:
+        """What reaches each receiver when senders write, in the base run, what they write in the other one.
+
+        Args:
+            base: `clean` for noising, `corrupt` for denoising.
+            other: The other of the two.
+            worlds: Sets of senders, one for each world; senders in a receiver's layer or later do not reach it.
+            mlp: MLPs recompute, or are held at their base values.
+            progress: Called with (worlds done, worlds).
+        """
+        last = max((head.layer, head.call) for head in self.receivers)
+        order = sorted(range(len(worlds)), key=lambda one: _start(base, worlds[one]))
+        kept: dict[HeadId, dict[Input, list[Tensor]]] = {head: {"q": [], "k": [], "v": []} for head in self.receivers}
+        limit = BATCH_TOKENS.get(self.model.device.type, BATCH_TOKENS["cpu"])
+        size = max(1, limit // base.replay.tokens.numel())
+
+        def run(part: Sequence[int]) -> dict[HeadId, dict[Input, Tensor]]:
+            n_copies, read = len(part), dict[HeadId, dict[Input, Tensor]]()
+
+            def visit(attention: Attention) -> Tensor:
+                at = (attention.layer, attention.call)
+                for head in self.receivers:
+                    if (head.layer, head.call) == at:
+                        read[head] = self._contents_of(attention, head, n_copies)
+                if at == last:
+                    raise Stop
+                z = base.z[at].repeat(n_copies, 1, 1, 1)
+                for copy, number in enumerate(part):
+                    for head in worlds[number]:
+                        if (head.layer, head.call) == at:
+                            rows = slice(copy * self.n_prompts, (copy + 1) * self.n_prompts)
+                            z[rows, :, head.head] = other.z[at][:, :, head.head]
+                return z
+
+            with self._holding(base, n_copies) if mlp == "held" else nullcontext():
+                base.replay.see(visit, start=min(_start(base, worlds[one]) for one in part), copies=n_copies)
+            # Where every sender starts behind a receiver, it did not run: nothing reaches it, its base content stays.
+            for head in self.receivers:
+                if head not in read:
+                    read[head] = {name: own.expand(n_copies, -1, -1) for name, own in base.own[head].items()}
+            return read
+
+        done = 0
+        for part, read in in_batches(order, size, run):
+            for head, by_input in read.items():
+                for name, vectors in by_input.items():
+                    kept[head][name].append(vectors)
+            done += len(part)
+            if progress is not None:
+                progress(done, len(worlds))
+        back = torch.from_numpy(np.argsort(order))
+        return {head: {name: torch.cat(vectors)[back] for name, vectors in by.items()} for head, by in kept.items()}
+
+    def patched(self, run: _Run, head: HeadId, name: Input, content: Tensor) -> Float[np.ndarray, "world prompt"]:
+        """A receiver's stripe in a run, with another q or k put in. Another v leaves it as it is."""
+        asked = run.asked[head]
+        if name == "k":
+            new = torch.sigmoid(asked.at_target(content) - asked.rest)
+        elif name == "q":
+            rows = torch.softmax(asked.row(content), dim=-1)
+            new = rows[:, self._rows.to(rows.device), self._key.to(rows.device)]
+        else:
+            new = asked.stripe.expand(len(content), -1)
+        return _finite(new.cpu().numpy(), "a patched stripe")
+
+    def losses(
+        self, run: _Run, changes: Sequence[tuple[HeadId, Input, Float[Tensor, "prompt _d"]]]
+    ) -> Float[np.ndarray, "change prompt"]:
+        """Loss at the query of a run with one input of one receiver replaced; each change is a world of its own."""
+        found = np.empty((len(changes), self.n_prompts))
+        limit = BATCH_TOKENS.get(self.model.device.type, BATCH_TOKENS["cpu"])
+        order = sorted(range(len(changes)), key=lambda one: (changes[one][0].layer, changes[one][0].call))
+
+        def execute(part: Sequence[int]) -> np.ndarray:
+            n_copies = len(part)
+
+            def visit(attention: Attention) -> Tensor | None:
+                here = [
+                    copy
+                    for copy, one in enumerate(part)
+                    if (changes[one][0].layer, changes[one][0].call) == (attention.layer, attention.call)
+                ]
+                if not here:
+                    return None
+                z = attention.z.clone()
+                for copy in here:
+                    head, name, content = changes[part[copy]]
+                    rows = slice(copy * self.n_prompts, (copy + 1) * self.n_prompts)
+                    z[rows, :, head.head] = self._recomputed(attention, rows, head, name, content)
+                return z
+
+            places = torch.stack([torch.arange(n_copies * self.n_prompts), self._query.cpu().repeat(n_copies)], dim=1)
+            start = min(_start(run, {changes[one][0]}) for one in part)
+            logits = run.replay.logits(visit, start=start, copies=n_copies, places=places.to(self.model.device))
+            return token_losses(logits, self._next.repeat(n_copies)).double().cpu().numpy().reshape(n_copies, -1)
+
+        for part, values in in_batches(order, max(1, limit // run.replay.tokens.numel()), execute):
+            found[list(part)] = values
+        return _finite(found, "a patched loss")
+
+    def loss(self, run: _Run) -> Float[np.ndarray, " prompt"]:
+        """Loss at the query of an untouched run."""
+        places = torch.stack([self._rows, self._query], dim=1)
+        logits = run.replay.logits(lambda attention: None, places=places)
+        return _finite(token_losses(logits, self._next).double().cpu().numpy(), "a loss")
+
+    def _base(self, prompts: Sequence[np.ndarray]) -> _Run:
+        tokens = torch.from_numpy(np.stack(prompts)).to(self.model.device)
+        run = _Run(replay=Replay(self.model, tokens))
+
+        def visit(attention: Attention) -> None:
+            run.z[attention.layer, attention.call] = attention.z.clone()
+            for head in self.receivers:
+                if (head.layer, head.call) == (attention.layer, attention.call):
+                    run.asked[head] = self._asked(attention, head)
+                    run.own[head] = self._contents_of(attention, head, 1)
+
+        def keep(module: nn.Module, own: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+            given = own(*arguments, **named)
+            run.held[module] = _cloned(given)
+            return given
+
+        with LOCK, around(self._mlps, keep):
+            run.replay.clean(visit, places=torch.stack([self._rows, self._query], dim=1))
+        return run
+
+    @contextmanager
+    def _holding(self, base: _Run, n_copies: int) -> Iterator[None]:
+        def give(module: nn.Module, own: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+            return _cloned(copied(base.held[module], base.replay.tokens, n_copies))
+
+        with LOCK, around(self._mlps, give):
+            yield
+
+    def _contents_of(self, attention: Attention, head: HeadId, n_copies: int) -> dict[Input, Tensor]:
+        s = attention.scores
+        assert s is not None, "receivers were asked in the base run"
+        kv = head.head * s.k.shape[1] // s.q.shape[1]
+        rows = torch.arange(n_copies * self.n_prompts, device=s.q.device)
+        query, key = (place.repeat(n_copies).to(s.q.device) for place in (self._query, self._key))
+        parts: dict[Input, Tensor] = {
+            "q": s.q[rows, head.head, query],
+            "k": s.k[rows, kv, key],
+            "v": s.v[rows, kv, key],
+        }
+        return {name: part.unflatten(0, (n_copies, self.n_prompts)).clone() for name, part in parts.items()}
+
+    def _asked(self, attention: Attention, head: HeadId) -> _Asked:
+        s = attention.scores
+        if s is None:
+            raise UnsupportedModel(
+                f"{self.model.id} ({self.model.family}) hides its queries and keys, so no path into them can be "
+                "patched; ablation with `headscope verify` works."
+            )
+        rule, n_heads = s.rule, s.q.shape[1]
+        kv = head.head * s.k.shape[1] // n_heads
+        rows, query, key = (index.to(s.q.device) for index in (self._rows, self._query, self._key))
+        q, k = s.q[rows, head.head, query].double(), s.k[:, kv].double()
+        added = _bias_rows(rule, head.head, rows, query, k.shape[1])
+        sink = _sinks(rule, head.head, rows, query)
+
+        def scaled(dots: Tensor) -> Tensor:
+            dots = dots * rule.scale
+            return dots if rule.softcap is None else torch.tanh(dots / rule.softcap) * rule.softcap
+
+        def row(queries: Tensor) -> Tensor:
+            logits = scaled(torch.einsum("wpd,pkd->wpk", queries.double(), k)) + added
+            return logits if sink is None else torch.cat([logits, sink[None, :, None].expand(len(logits), -1, 1)], -1)
+
+        def at_target(keys: Tensor) -> Tensor:
+            return scaled((keys.double() * q).sum(-1)) + added[rows, key]
+
+        logits = row(q[None])[0]
+        others = logits.clone()
+        others[rows, key] = -torch.inf
+        return _Asked(
+            q=q, k=k, logit=logits[rows, key], rest=torch.logsumexp(others, dim=-1), row=row, at_target=at_target
+        )
+
+    def _recomputed(
+        self, attention: Attention, rows: slice, head: HeadId, name: Input, content: Tensor
+    ) -> Float[Tensor, "prompt position d_v"]:
+        """The receiver's z with one input replaced."""
+        s = attention.scores
+        assert s is not None, "receivers were asked in the base run"
+        kv = head.head * s.k.shape[1] // s.q.shape[1]
+        q, k, v = s.q[rows, head.head, None].clone(), s.k[rows, kv, None].clone(), s.v[rows, kv, None].clone()
+        part, place = {"q": (q, self._query), "k": (k, self._key), "v": (v, self._key)}[name]
+        part[self._rows.to(part.device), 0, place.to(part.device)] = content.to(part)
+        z, _, _ = kernels.attend(q, k, v, _rule_of_head(s.rule, head.head, rows))
+        return z[:, 0]
+
+
+def _cloned(given: Any) -> Any:
+    """What a module gave, safe from a family that adds to it in place (Falcon)."""
+    return tree_map(lambda part: part.clone() if isinstance(part, Tensor) else part, given)
+
+
+def mlps(model: Model) -> list[nn.Module]:
+    """Parts of the decoder layers that have matrices and no attention. Empty where a layer runs more than once.
+
+    Found by structure: the children of each layer that hold a matrix, but not the attention module.
+    """
+    route = model.check.route
+    assert route is not None, "load refuses models without a route"
+    attending = {model.hf.get_submodule(name) for name in route.layers}
+    if route.calls > len(attending):
+        return []
+    return [
+        child
+        for layer in decoder_layers(model)
+        for child in layer.children()
+        if not attending & set(child.modules()) and any(weight.dim() > 1 for weight in child.parameters())
+    ]
+
+
+def _finite(values: np.ndarray, what: str) -> np.ndarray:
+    if not np.isfinite(values).all():
+        raise NonFiniteError(f"{what} is NaN or infinite; load the model in float32.")
+    return values
+
+
+def _start(run: _Run, heads: Sequence[HeadId] | Sources | set[HeadId]) -> int:
+    """The first layer execution that any of these heads changes; 0 for none."""
+    return min((run.replay.start_of(head.layer, head.call) or 0 for head in heads), default=0)
+
+
+def _bias_rows(rule: Rule, head: int, rows: Tensor, query: Tensor, n_keys: int) -> Float[Tensor, "prompt key"]:
+    """What is added to each prompt's row of logits at its query; minus infinity where a key is masked."""
+    place = torch.arange(n_keys, device=rows.device)
+    added = torch.zeros(len(rows), n_keys, dtype=torch.float64, device=rows.device)
+    if rule.bias is not None:
+        bias = rule.bias
+        at_row = rows if bias.shape[0] > 1 else torch.zeros_like(rows)
+        at_query = query if bias.shape[2] > 1 else torch.zeros_like(query)
+        added = added + bias[at_row, head if bias.shape[1] > 1 else 0, at_query, :n_keys].double()
+    return added.masked_fill(place > query[:, None], -torch.inf) if rule.causal else added
+
+
+def _sinks(rule: Rule, head: int, rows: Tensor, query: Tensor) -> Float[Tensor, " prompt"] | None:
+    if rule.sinks is None:
+        return None
+    sinks = rule.sinks
+    at_row = rows if sinks.shape[0] > 1 else torch.zeros_like(rows)
+    return sinks[at_row, head, query if sinks.shape[2] > 1 else torch.zeros_like(query)].double()
+
+
+def _rule_of_head(rule: Rule, head: int, rows: slice) -> Rule:
+    """The rule between one head's queries and keys, for some rows of the batch."""
+    bias, sinks = rule.bias, rule.sinks
+    if bias is not None:
+        bias = bias[:, head : head + 1] if bias.shape[1] > 1 else bias
+        bias = bias[rows] if bias.shape[0] > 1 else bias
+    if sinks is not None:
+        sinks = sinks[:, head : head + 1]
+        sinks = sinks[rows] if sinks.shape[0] > 1 else sinks
+    return Rule(scale=rule.scale, causal=rule.causal, bias=bias, softcap=rule.softcap, sinks=sinks)

@@ -1,0 +1,1 @@
+"""Records: what every result carries, and its way to JSON and back."""

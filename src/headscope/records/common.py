@@ -1,0 +1,111 @@
+"""What every result carries: which model, how it was measured, and a mean with its interval."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from headscope.heads import Support
+from headscope.stats import mean_intervals
+
+if TYPE_CHECKING:
+    from headscope.model.load import Model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """Which model was measured."""
+
+    id: str
+    """Hub id, folder, `demo`, or the class of a model object."""
+    revision: str | None
+    """Commit of the hub repository, where it is known."""
+    family: str
+    """Transformers' name of the architecture."""
+    n_layers: int
+    """Decoder layers, with or without attention."""
+    n_heads: int
+    """Query heads of a layer; the largest number, where layers differ."""
+    n_kv_heads: int | None
+    """Key-value heads of a layer; None where the model's own code hides them."""
+    support: Support
+    """The self-check's verdict."""
+    reason: str
+    """Why that verdict."""
+
+    @classmethod
+    def of(cls, model: Model) -> ModelInfo:
+        """What a result keeps of a loaded model."""
+        return cls(
+            id=model.id,
+            revision=model.revision,
+            family=model.family,
+            n_layers=model.n_layers,
+            n_heads=model.n_heads,
+            n_kv_heads=model.n_kv_heads,
+            support=model.check.support,
+            reason=model.check.reason,
+        )
+
+    def unlike(self, other: ModelInfo) -> str:
+        """What tells another model from this one, like `n_heads 8, not 12`; empty where they are one."""
+        names = ("id", "revision", "family", "n_layers", "n_heads", "n_kv_heads")
+        pairs = {name: (getattr(other, name), getattr(self, name)) for name in names}
+        return ", ".join(f"{name} {theirs!r}, not {ours!r}" for name, (theirs, ours) in pairs.items() if theirs != ours)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """What else one needs to repeat the measurement."""
+
+    dtype: str
+    """Precision of the model's weights."""
+    device: str
+    """Where it ran."""
+    kernels: tuple[str, ...]
+    """What computed attention: `flash`, `tiled`, `reference`, or `own` for the model's own code."""
+    seed: int | None
+    """Seed of the probe; None for the user's own tokens."""
+    versions: dict[str, str]
+    """Of headscope, torch, transformers and Python."""
+    command: str
+    """What was run."""
+
+    @classmethod
+    def of(cls, model: Model, *, kernels: Iterable[str], seed: int | None) -> Provenance:
+        """What a result keeps of the running program."""
+        packages = ("headscope", "torch", "transformers")
+        return cls(
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=str(model.device),
+            kernels=tuple(sorted(kernels)),
+            seed=seed,
+            versions={name: version(name) for name in packages} | {"python": platform.python_version()},
+            command=" ".join([Path(sys.argv[0]).name or "python", *sys.argv[1:]]),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A mean over prompts and its 95% interval; None from a single prompt."""
+
+    mean: float
+    """Mean over prompts."""
+    ci95: tuple[float, float] | None
+    """Student's t interval over prompts."""
+
+    @classmethod
+    def of(cls, samples: Float[np.ndarray, " prompt"]) -> Estimate:
+        """From one value per prompt; differences of paired values give a paired interval."""
+        mean, half = mean_intervals(samples)
+        return cls(
+            mean=float(mean), ci95=None if half is None else (float(mean) - float(half), float(mean) + float(half))
+        )

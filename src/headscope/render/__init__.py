@@ -1,0 +1,1 @@
+"""Drawing: results as SVG, characters and figures for a paper."""

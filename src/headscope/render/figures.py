@@ -1,0 +1,136 @@
+"""Results as matplotlib figures for a paper: the maps, the effects, the circuit.
+
+What is drawn is what `headscope.render.maps`, `headscope.render.effects` and `headscope.render.graph` draw as SVG, from
+the same records. A figure belongs to its caller: it is not pyplot's current one, a notebook shows it where it is a
+cell's value, and `figure.savefig("name.pdf")` writes it with text as text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from headscope.errors import ArgumentError
+from headscope.render.effects import Row
+from headscope.render.graph import Arrow, Node
+from headscope.render.maps import Panel, colour
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_INK, _SOFT, _BOX, _LINE = "#1b2430", "#5b6675", "#eff3f9", "#2f6099"
+_CELL_IN, _ROW_IN = 0.2, 0.2
+"""Inches."""
+_STYLE: dict[str, Any] = {
+    "font.size": 8,
+    "axes.edgecolor": _SOFT,
+    "axes.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.color": _INK,
+    "xtick.color": _SOFT,
+    "ytick.color": _INK,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+}
+
+
+def maps_figure(panels: Sequence[Panel], *, columns: int = 3) -> Figure:
+    """Layer x head maps on one scale from 0 to 1; a cell without a head is blank."""
+    pyplot, matplotlib = _matplotlib()
+    n_layers = max((len(panel.values) for panel in panels), default=1)
+    n_heads = max((len(row) for panel in panels for row in panel.values), default=1)
+    columns = min(columns, max(1, len(panels)))
+    rows = -(-max(1, len(panels)) // columns)
+    size = (columns * max(1.6, n_heads * _CELL_IN + 0.7) + 0.5, rows * max(1.2, n_layers * _CELL_IN + 0.75))
+    shades = matplotlib.colors.LinearSegmentedColormap.from_list("headscope", [colour(0.0), colour(1.0)])
+    with pyplot.rc_context(_STYLE):
+        figure, grid = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+        image = None
+        for panel, axes in zip(panels, grid.flat, strict=False):
+            values = [
+                [float("nan") if one is None else one for one in row] + [float("nan")] * (n_heads - len(row))
+                for row in panel.values
+            ]
+            image = axes.imshow(values, cmap=shades, vmin=0, vmax=1, aspect="equal", interpolation="nearest")
+            axes.set_title(panel.title.replace("_", " "), loc="left")
+            axes.set(xlabel="head", ylabel="layer")
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, nbins=12))
+        for axes in list(grid.flat)[len(panels) :]:
+            axes.set_axis_off()
+        if image is not None:
+            figure.colorbar(image, ax=list(grid.flat), label="attention", shrink=0.8)
+    return _own(pyplot, figure)
+
+
+def intervals_figure(rows: Sequence[Row], *, title: str, axis: str) -> Figure:
+    """One row for each effect: a dot at the mean, a bar over its interval, a word behind it."""
+    pyplot, _ = _matplotlib()
+    with pyplot.rc_context(_STYLE):
+        figure, axes = pyplot.subplots(figsize=(5.2, 0.9 + _ROW_IN * max(1, len(rows))), layout="constrained")
+        axes.axvline(0, color=_SOFT, linewidth=0.8)
+        for place, row in enumerate(rows):
+            if row.ci95 is not None:
+                axes.plot(row.ci95, (place, place), color=_LINE, linewidth=1.5, solid_capstyle="butt")
+            face = "white" if row.control else _LINE
+            axes.plot(row.mean, place, "o", markersize=4.5, markerfacecolor=face, markeredgecolor=_LINE)
+            axes.annotate(
+                row.word, (1, place), (6, 0), xycoords=axes.get_yaxis_transform(), textcoords="offset points",
+                va="center", color=_SOFT,
+            )  # fmt: skip
+        axes.set_yticks(range(len(rows)), [row.label for row in rows])
+        axes.set_ylim(max(1, len(rows)) - 0.5, -0.5)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.set_title(title, loc="left")
+        axes.set_xlabel(axis)
+    return _own(pyplot, figure)
+
+
+def diagram_figure(nodes: Sequence[Node], arrows: Sequence[Arrow]) -> Figure:
+    """Heads in rows by layer, the last on top, and arrows as wide as what they carry."""
+    pyplot, _ = _matplotlib()
+    layers = sorted({node.layer for node in nodes})
+    widest = max((sum(node.layer == layer for node in nodes) for layer in layers), default=1)
+    at: dict[str, tuple[float, float]] = {}
+    for row, layer in enumerate(layers):
+        those = [node for node in nodes if node.layer == layer]
+        at |= {node.label: (widest * (column + 0.5) / len(those), row) for column, node in enumerate(those)}
+    with pyplot.rc_context(_STYLE):
+        figure, axes = pyplot.subplots(figsize=(max(3.2, 1.15 * widest + 0.7), max(1.2, 1.1 * len(layers))))
+        figure.subplots_adjust(left=0, right=1, bottom=0, top=1)
+        axes.set(xlim=(-0.35, widest), ylim=(-0.5, max(1, len(layers)) - 0.5))
+        axes.set_axis_off()
+        if not nodes:
+            axes.text(0.5, 0, "no circuit found", color=_SOFT, ha="center")
+        for row, layer in enumerate(layers):
+            axes.text(-0.3, row, f"layer {layer}", color=_SOFT, va="center")
+        for arrow in sorted(arrows, key=lambda arrow: arrow.weight):
+            (x0, y0), (x1, y1) = at[arrow.source], at[arrow.target]
+            style = {"arrowstyle": "-|>", "color": _LINE, "linewidth": 0.6 + 2.4 * arrow.weight, "alpha": 0.85}
+            axes.annotate("", (x1, y1 - 0.22), (x0, y0 + 0.22), arrowprops={**style, "shrinkA": 0, "shrinkB": 0})
+        for node in nodes:
+            x, y = at[node.label]
+            box = {"boxstyle": "round,pad=0.5", "facecolor": _BOX, "edgecolor": _SOFT, "linewidth": 0.6}
+            text = f"{node.label}\n{node.note}" if node.note else node.label
+            axes.text(x, y, text, ha="center", va="center", bbox=box)
+    return _own(pyplot, figure)
+
+
+def _matplotlib() -> tuple[Any, Any]:
+    try:
+        import matplotlib.colors
+        import matplotlib.pyplot as pyplot
+        import matplotlib.ticker
+    except ImportError as error:
+        raise ArgumentError(
+            'plot needs matplotlib, which is not installed; run pip install "headscope[notebook]".'
+        ) from error
+    return pyplot, matplotlib
+
+
+def _own(pyplot: Any, figure: Figure) -> Figure:
+    """Take a figure out of pyplot's hands, so that it is neither shown twice nor kept for ever."""
+    pyplot.close(figure)
+    return figure
