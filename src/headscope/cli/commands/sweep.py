@@ -96,7 +96,16 @@ def sweep(
     else:
         print(f"{result.planned} jobs: {result.done} done, {result.skipped} skipped, {result.failed} failed")
         print(f"Store: {result.store}")
+    _list_damage(result)
     _list_failures(result)
+
+
+def _list_damage(result: Sweep) -> None:
+    for one in result.damaged:
+        print(f"damaged: {one.name}: {one.why}", file=sys.stderr)
+    if result.damaged:
+        noun = "file was" if len(result.damaged) == 1 else "files were"
+        print(f"{len(result.damaged)} damaged {noun} set aside in {result.store}/damaged.", file=sys.stderr)
 
 
 def _list_failures(result: Sweep) -> None:
