@@ -495,6 +495,6 @@ def _hub_has_pickle(source: str, revision: str | None) -> bool:
         return False
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return brief(" ".join(lines[:2]) if lines[0].endswith(":") else lines[0])
