@@ -30,6 +30,7 @@ from headscope.errors import (
 from headscope.heads import HeadId
 from headscope.model.bounds import bounded, refuse_endless
 from headscope.model.budget import refuse_too_large
+from headscope.model.tokenizer import is_panic
 
 if TYPE_CHECKING:
     import torch
@@ -428,7 +429,9 @@ def _tokenizer(source: str, common: dict[str, Any]) -> Any | None:
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
     except ImportError:
         return None
-    except Exception as error:  # the tokenizers library raises nothing narrower
+    except BaseException as error:  # the tokenizers library raises nothing narrower
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
         if not os.path.isdir(folder) and isinstance(error, (OSError, ValueError, TypeError, KeyError)):
             return None  # a hub model without one
         raise ModelError(
