@@ -30,6 +30,7 @@ from headscope.heads import HeadId
 from headscope.model import load as load_module
 from headscope.model.bounds import bounded
 from headscope.model.load import Model, load, open_model
+from headscope.model.sources.transformers import backbone
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:.*weights_only=False.*:FutureWarning")
 
@@ -163,7 +164,7 @@ def test_a_context_without_limit_has_none(checked):
     # xlnet writes -1
     model, check = checked("xlnet")
     assert model.config.max_position_embeddings == -1
-    assert Model(hf=model, tokenizer=None, id="x", revision=None, check=check).max_tokens is None
+    assert Model(backbone=backbone(model), tokenizer=None, id="x", revision=None, check=check).max_tokens is None
 
 
 # Model objects
