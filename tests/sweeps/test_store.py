@@ -159,7 +159,7 @@ def test_a_damaged_file_is_named_in_one_line(store, table, damage):
     store.put(outcome())
     path = store._at(f"circuit/{JOB.identity}.parquet")
     store._fs.pipe_file(path, damage(store._fs.cat_file(path)))
-    said = f"{JOB.identity}.parquet' is damaged .*; remove it and sweep again"
+    said = f"{JOB.identity}.parquet' is damaged .*; run the same sweep again"
     with pytest.raises(ArgumentError, match=said) as told:
         store.to_frame(table)
     assert "\n" not in str(told.value)

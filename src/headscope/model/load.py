@@ -28,6 +28,7 @@ from headscope.heads import Heads, OfHead, OneHead
 from headscope.model.bounds import bounded, refuse_endless
 from headscope.model.budget import refuse_too_large
 from headscope.model.model import Model, Opened
+from headscope.model.tokenizer import is_panic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -274,7 +275,9 @@ def _tokenizer(source: str, common: dict[str, Any]) -> Any | None:
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
     except ImportError:
         return None
-    except Exception as error:  # the tokenizers library raises nothing narrower
+    except BaseException as error:  # the tokenizers library raises nothing narrower
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
         if not os.path.isdir(folder) and isinstance(error, (OSError, ValueError, TypeError, KeyError)):
             return None  # a hub model without one
         raise ModelError(

@@ -146,7 +146,7 @@ def _run_group(jobs: list[Job], loading: Loading, cpus: float | int) -> Iterator
     warnings.simplefilter("ignore")
     chatter.set_verbosity_error()
     chatter.disable_progress_bar()
-    yield from run_jobs(jobs, loading)
+    yield from run_jobs(jobs, loading, ends=(KeyboardInterrupt, SystemExit))  # Ray ends a worker by SystemExit
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from headscope.errors import ArgumentError, HeadscopeError, ModelNotFound
+from headscope.errors import ArgumentError, HeadscopeError, ModelError, ModelNotFound
 
 What = Literal["scan", "verify", "circuit", "icl"]
 """A kind of measurement: the function of headscope with this name, `circuit` being `trace_circuit`."""
@@ -166,6 +166,8 @@ def make_plan(
             content = content_of(model, revision, refs)
         except HeadscopeError as found:
             error = found
+        except OSError as found:
+            error = ModelError(f"{model!r} cannot be read: {found.strerror or found}; mend that, and sweep again.")
         for kind, values in full.items():
             job = Job(model=model, revision=revision, content=content, what=kind, settings=values, dtype=dtype)
             if error is None:
@@ -251,9 +253,9 @@ def _settings(kind: What, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _revisions(model: str, revisions: Sequence[str]) -> list[tuple[str, str | None]]:
     """(hub id, `demo` or absolute path; revision) for each revision of a model."""
-    folder = Path(model).expanduser()
+    folder = os.path.expanduser(model)
     if model != "demo" and (os.path.exists(folder) or model.startswith(("/", "./", "../", "~"))):
-        return [(str(folder.resolve()), None)]
+        return [(os.path.realpath(folder), None)]
     name, at, revision = model.partition("@")
     if at and not (name and revision):
         raise ArgumentError(f"{model!r} is no model; write MODEL or MODEL@REVISION.")
