@@ -37,7 +37,7 @@ class Agreement:
 
 
 def agreement(model: Opened) -> Agreement:
-    """What the check at loading found; `headscope.model.load.open_model` also gives models that it found unsupported."""
+    """What the check at loading found; `open_model` also gives models that it found unsupported."""
     check = model.check
     return Agreement(
         model=ModelInfo.of(model),
