@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from headscope.errors import ArgumentError
+from headscope.errors import ArgumentError, brief
 from headscope.heads import HeadId, Heads, heads_in
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class Model(Opened):
         missing = [one for one in found if one.call < 0 or not 0 <= one.head < self.check.heads.get(one.layer, 0)]
         if missing:
             raise ArgumentError(
-                f"{self.id} has no head {', '.join(map(str, missing))}; it has {self.n_layers} layers of up to "
+                f"{self.id} has no head {brief(', '.join(map(str, missing)))}; it has {self.n_layers} layers of up to "
                 f"{self.n_heads} heads, counted from 0."
             )
         return found
