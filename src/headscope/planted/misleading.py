@@ -4,7 +4,7 @@ Built as `headscope.planted.handbuilt` builds, from the same parts: a previous-t
 an induction head's pattern in the second, everything rotated at random. Each case adds one thing:
 
     busy_neighbour        beside the induction head a head that keeps the model from repeating the current token: to
-                          remove it costs about as much, in both copies
+                          remove it costs more nats, in both copies
     rewritten_copier      a head of the first layer writes each token's identity once more, elsewhere; the induction
                           head copies that, and lowers the token itself a little: its direct path says it suppresses
     rewritten_suppressor  its mirror image, beside a stronger induction head: it lowers what it attends to, while its
@@ -34,7 +34,7 @@ Case = Literal[
 ]
 CASES: tuple[Case, ...] = get_args(Case)
 
-REPEAT_GAIN = 13.0
+REPEAT_GAIN = 20.0
 """How much the direct path raises the current token, and the busy neighbour lowers it, in units of a token's code."""
 OPPOSITE = 0.05
 """What the direct path of a rewritten head does, beside 1 through the rewritten identity, with the other sign."""

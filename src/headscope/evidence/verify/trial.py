@@ -12,6 +12,7 @@ from headscope.errors import TokenError
 from headscope.heads import HeadId
 from headscope.interventions.ablation import Ablator, Losses, Method, Queries, World, losses
 from headscope.model.load import Model
+from headscope.model.tokenizer import tokenizing
 from headscope.probes import Probe
 from headscope.probes.copies import check_repeats
 from headscope.probes.probe import Tokens
@@ -42,7 +43,9 @@ class NaturalText:
         """
         if model.tokenizer is None:
             raise TokenError(f"{model.id} has no tokenizer, so it cannot read natural text; load it with tokenizer=.")
-        ids = np.asarray(model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
+        with tokenizing(model.id):
+            read = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = np.asarray(read, dtype=np.int64)
         start = [] if model.bos_token_id is None else [model.bos_token_id]
         body = min(WINDOW, model.max_tokens or WINDOW) - len(start)
         windows = [np.asarray([*start, *ids[at : at + body]]) for at in range(0, len(ids) - body + 1, body)]
