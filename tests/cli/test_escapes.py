@@ -91,22 +91,26 @@ def hostile(tmp_path_factory):
 
 def asked(root):
     """Each command: with the name where a name may stand, and once so that it is refused."""
-    model, run, store, sql = str(root / HOSTILE), str(root / f"run {HOSTILE}"), str(root / "store"), HOSTILE
+    bad, model, run, store = HOSTILE, str(root / HOSTILE), str(root / f"run {HOSTILE}"), str(root / "store")
     few = ["--n-prompts", "2", "--period", "8"]
     return {
-        "scan": [[model, *few, "--heatmap", "--out", f"{root}/out{HOSTILE}"], [HOSTILE], [model, "--detector", HOSTILE]],
-        "verify": [[HOSTILE], [model, "--dtype", HOSTILE]],
-        "circuit": [[HOSTILE], [model, "--head", HOSTILE]],
-        "report": [[HOSTILE], [model, "--out", f"{root}/none/{HOSTILE}/x", "--behavior", HOSTILE]],
-        "explore": [[HOSTILE], [model, "--behavior", HOSTILE]],
-        "sweep": [[model, "no/" + HOSTILE, "./" + HOSTILE, "--store", store, *few], [model, "--what", HOSTILE], ["--from", HOSTILE]],
-        "query": [[store, "SELECT model FROM jobs"], [store, sql], [store, f"SELECT '{sql}' AS x"], [HOSTILE, "SELECT 1"]],
-        "mosaic": [[store, "--out", f"{root}/mosaic.svg"], [store, "--detector", HOSTILE], [HOSTILE]],
-        "train": [["--recipe", HOSTILE], ["--config", HOSTILE], ["--steps", "1", "--device", HOSTILE]],
-        "emergence": [[run, *few, "--out", f"{root}/emergence"], [HOSTILE]],
-        "behavior": [[HOSTILE, model], [str(root / f"{HOSTILE}.jsonl"), model]],
-        "check": [[model], [HOSTILE], [model, "--dtype", HOSTILE]],
-        "params": [[model], [HOSTILE]],
+        "scan": [[model, *few, "--heatmap", "--out", f"{root}/out{bad}"], [bad], [model, "--detector", bad]],
+        "verify": [[bad], [model, "--dtype", bad]],
+        "circuit": [[bad], [model, "--head", bad]],
+        "report": [[bad], [model, "--out", f"{root}/none/{bad}/x", "--behavior", bad]],
+        "explore": [[bad], [model, "--behavior", bad]],
+        "sweep": [
+            [model, "no/" + bad, "./" + bad, "--store", store, *few], [model, "--what", bad], ["--from", bad],
+        ],
+        "query": [
+            [store, "SELECT model FROM jobs"], [store, bad], [store, f"SELECT '{bad}' AS x"], [bad, "SELECT 1"],
+        ],
+        "mosaic": [[store, "--out", f"{root}/mosaic.svg"], [store, "--detector", bad], [bad]],
+        "train": [["--recipe", bad], ["--config", bad], ["--steps", "1", "--device", bad]],
+        "emergence": [[run, *few, "--out", f"{root}/emergence"], [bad]],
+        "behavior": [[bad, model], [str(root / f"{bad}.jsonl"), model]],
+        "check": [[model], [bad], [model, "--dtype", bad]],
+        "params": [[model], [bad]],
     }  # fmt: skip
 
 
