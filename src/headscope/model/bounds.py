@@ -46,8 +46,8 @@ def refuse_endless(source: str, config: Mapping[str, Any]) -> None:
     for key, value in _entries(config):
         if key in _MOST and isinstance(value, (int, float)) and value > _MOST[key]:
             raise ModelError(
-                f"the config of {source!r} says {key}={_number(value)}, and no model has more than {_MOST[key]:,}; use "
-                "the config that belongs to the weights."
+                f"the config of {source!r} says {key}={_number(value)}, and no model has more than {_MOST[key]:,} "
+                f"{key.split('_')[-1]}; use the config that belongs to the weights."
             )
 
 
