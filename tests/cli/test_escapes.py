@@ -107,7 +107,7 @@ def asked(root):
         ],
         "mosaic": [[store, "--out", f"{root}/mosaic.svg"], [store, "--detector", bad], [bad]],
         "train": [["--recipe", bad], ["--config", bad], ["--steps", "1", "--device", bad]],
-        "emergence": [[run, *few, "--out", f"{root}/emergence"], [bad]],
+        "emergence": [[run, *few, "--every", "9"], [run, "--dtype", bad], [bad]],
         "behavior": [[bad, model], [str(root / f"{bad}.jsonl"), model]],
         "check": [[model], [bad], [model, "--dtype", bad]],
         "params": [[model], [bad]],
