@@ -14,9 +14,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import jaxtyping
 
+import tests.typed
+
 # Before any test imports headscope: from here on each of its functions and dataclasses checks what its signature says.
 # A wrong shape therefore raises jaxtyping.TypeCheckError before the function's own ShapeError can.
-jaxtyping.install_import_hook("headscope", "beartype.beartype")
+jaxtyping.install_import_hook("headscope", f"{tests.typed.__name__}.when_called")
 
 import numpy as np
 import pytest
