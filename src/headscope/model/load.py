@@ -119,7 +119,7 @@ class Model:
         missing = [one for one in found if one.call < 0 or not 0 <= one.head < self.check.heads.get(one.layer, 0)]
         if missing:
             raise ArgumentError(
-                f"{self.id} has no head {', '.join(map(str, missing))}; it has {self.n_layers} layers of up to "
+                f"{self.id} has no head {brief(', '.join(map(str, missing)))}; it has {self.n_layers} layers of up to "
                 f"{self.n_heads} heads, counted from 0."
             )
         return found
