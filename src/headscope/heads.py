@@ -44,3 +44,12 @@ class HeadId:
             raise ArgumentError(f"{brief(repr(text))} is not a head; write layer and head from 0, like L5H1 or 5.1.")
         layer, head = match[1] or match[3], match[2] or match[4]
         return cls(int(layer), int(head), int(match[5] or 0))
+
+
+def ranking(value: float, head: HeadId) -> tuple[float, HeadId]:
+    """Sort key: largest value first; values equal to 6 decimals by layer, head and call.
+
+    The last bits of a float32 sum depend on the processor and the number of threads. Two heads that differ in them
+    alone would change places from machine to machine.
+    """
+    return -round(value, 6), head

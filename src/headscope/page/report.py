@@ -23,7 +23,7 @@ from headscope.evidence.scan.measure import scan as read_attention
 from headscope.evidence.scan.result import Scan
 from headscope.evidence.verify.measure import verify
 from headscope.evidence.verify.result import HeadVerdict, Verification
-from headscope.heads import HeadId
+from headscope.heads import HeadId, ranking
 from headscope.interventions.ablation import method_named
 from headscope.model.load import Model, load
 from headscope.page.curves import refuse_other_runs, run_curves
@@ -204,8 +204,8 @@ def writable(path: str | Path) -> Path:
 def by_interest(verification: Verification) -> list[HeadId]:
     """Heads with a role, largest effect first; then the others, likewise."""
 
-    def rank(one: HeadVerdict) -> tuple[bool, float, HeadId]:
+    def rank(one: HeadVerdict) -> tuple[bool, tuple[float, HeadId]]:
         delta = one.delta_loss_nats
-        return one.verdict in ROLELESS, -(delta.mean if delta is not None else float("-inf")), one.head
+        return one.verdict in ROLELESS, ranking(delta.mean if delta is not None else float("-inf"), one.head)
 
     return [one.head for one in sorted(verification.heads, key=rank)]

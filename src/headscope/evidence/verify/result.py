@@ -12,7 +12,7 @@ from headscope.evidence.copying import Copying
 from headscope.evidence.offsets import BestOffset
 from headscope.evidence.scan.result import Timing
 from headscope.evidence.verify.verdict import VERDICTS, Change, Rule, Verdict
-from headscope.heads import HeadId
+from headscope.heads import HeadId, ranking
 from headscope.records.codec import decode, encode, refuse_repeated
 from headscope.records.common import Estimate, ModelInfo, Provenance
 from headscope.records.files import read_document, write_whole
@@ -151,7 +151,7 @@ class Verification:
         if verdict not in VERDICTS:
             raise ArgumentError(f"there is no verdict {verdict!r}; there are {', '.join(VERDICTS)}.")
         named = [one for one in self.heads if one.verdict == verdict]
-        return sorted(named, key=lambda one: (-_size(one), one.head))
+        return sorted(named, key=lambda one: ranking(_size(one), one.head))
 
     def __getitem__(self, head: HeadId | str) -> HeadVerdict:
         wanted = head if isinstance(head, HeadId) else HeadId.parse(head)
@@ -234,7 +234,8 @@ class Verification:
         return intervals_svg(self._rows(20), title=f"Without the head, {self.model.id}", axis=_AXIS)
 
     def _rows(self, top: int) -> list[Row]:
-        measured = sorted((one for one in self.heads if one.delta_loss_nats is not None), key=lambda one: -_size(one))
+        known = (one for one in self.heads if one.delta_loss_nats is not None)
+        measured = sorted(known, key=lambda one: ranking(_size(one), one.head))
         effects = [(str(one.head), one.delta_loss_nats, one.verdict, False) for one in measured[:top]]
         effects += [(_heads(one.heads), one.delta_loss_nats, "together", False) for one in self.sets]
         effects += [

@@ -9,6 +9,7 @@ from rich.text import Text
 from headscope.evidence.scan.terminal import print_model
 from headscope.evidence.verify.result import HeadSet, HeadVerdict, Verification
 from headscope.evidence.verify.verdict import q_text
+from headscope.heads import ranking
 from headscope.records.common import Estimate
 
 WIDTH = 100
@@ -105,7 +106,7 @@ def _set(one: HeadSet, found: Verification) -> Text:
 
 
 def _by_effect(heads: list[HeadVerdict]) -> list[HeadVerdict]:
-    return sorted(heads, key=lambda one: (-(one.delta_loss_nats.mean if one.delta_loss_nats else -1e9), one.head))
+    return sorted(heads, key=lambda one: ranking(one.delta_loss_nats.mean if one.delta_loss_nats else -1e9, one.head))
 
 
 def _signed(estimate: Estimate | None) -> str:

@@ -222,7 +222,7 @@ def _no_stripe(evidence: Evidence, rule: Rule) -> str:
         return "no role was scored"
     if score.mean >= rule.attention:
         return f"{_attends(score)}, so not for what the tokens are"
-    best = max(evidence.scores.values(), key=lambda one: one.mean)
+    best = max(evidence.scores.values(), key=lambda one: round(one.mean, 6))
     return (
         f"attends to the tokens after earlier copies only {score.mean:.2f} (it takes {rule.attention}); "
         f"most to {best.detector.replace('_', ' ')}, {best.mean:.2f}"
