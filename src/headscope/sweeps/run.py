@@ -18,11 +18,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from headscope.errors import HeadscopeError, ModelError
+from headscope.evidence.kinds import sweepable
 from headscope.sweeps.plan import Job, content_of
 
 if TYPE_CHECKING:
     from headscope.model.load import Model
-    from headscope.sweeps.tables import Result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,29 +112,9 @@ def run_jobs(
         gc.collect()
 
 
-def measure(model: Model, job: Job) -> Result:
+def measure(model: Model, job: Job) -> Any:
     """The measurement itself."""
-    settings = dict(job.settings)
-    if job.what == "icl":
-        from headscope.evidence.icl.measure import icl
-
-        return icl(model, **settings)
-    from headscope.probes import repeated_tokens
-
-    names = ("n_prompts", "period", "n_repeats", "jitter")
-    drawn = {name: settings.pop(name) for name in names if name in settings}
-    probe = repeated_tokens(model, **drawn, seed=settings["seed"])
-    if job.what == "scan":
-        from headscope.evidence.scan.measure import scan
-
-        return scan(model, probe=probe)
-    if job.what == "verify":
-        from headscope.evidence.verify.measure import verify
-
-        return verify(model, probe=probe, **settings)
-    from headscope.evidence.circuit.measure import trace_circuit
-
-    return trace_circuit(model, probe=probe, **settings)
+    return sweepable()[job.what].measure(model, **job.settings)
 
 
 def _load(job: Job, loading: Loading) -> Model:
@@ -156,12 +136,10 @@ def _refuse_changed(job: Job) -> None:
 
 
 def _run(model: Model, job: Job, load_s: float, ends: tuple[type[BaseException], ...]) -> Outcome:
-    from headscope.sweeps.tables import rows_of
-
     started = time.perf_counter()
     try:
         result = measure(model, job)
-        rows = rows_of(result)
+        rows = sweepable()[job.what].rows(result)
     except BaseException as error:
         if isinstance(error, ends):
             raise

@@ -51,14 +51,15 @@ def sweep(
     """
     from headscope.cli.progress import bar
     from headscope.cli.quiet import hush
-    from headscope.sweeps.plan import SETTINGS, Wanted, read_wanted
+    from headscope.evidence.kinds import sweepable
+    from headscope.sweeps.plan import Wanted, read_wanted
 
     asked = read_wanted(wanted) if wanted is not None else Wanted(settings={})
     kinds = what or list(asked.what) or ["scan"]
     settings: dict[str, dict[str, Any]] = {kind: dict(values) for kind, values in asked.settings.items()}
     for name, value in (("n_prompts", n_prompts), ("period", period), ("seed", seed)):
         for kind in kinds if value is not None else ():
-            if name in SETTINGS.get(kind, {}):  # type: ignore[call-overload]
+            if kind in sweepable() and name in sweepable()[kind].settings:
                 settings.setdefault(kind, {})[name] = value
     hush()
     from headscope.sweeps.sweep import sweep as run
