@@ -40,7 +40,8 @@ def finding(scan: Scan, verification: Verification, circuit: Circuit | None) -> 
         f"{'it' if len(team.heads) == 1 else 'them'} the loss on the second copy of repeated random tokens rises by "
         f"{_nats(team.delta_loss_nats, sign='')}{_senders(circuit)}."
     )
-    return Finding(sentence=sentence, details=(*_controls(verification, team), *_relation(team), *_circuit(circuit)))
+    details = (*_controls(verification, team), *_relation(team), *_circuit(circuit), *_unknown(verification))
+    return Finding(sentence=sentence, details=details)
 
 
 def _nothing(name: str, scan: Scan, verification: Verification) -> Finding:
@@ -61,6 +62,16 @@ def _nothing(name: str, scan: Scan, verification: Verification) -> Finding:
             f"{clean['first_copy'].mean:.2f} on the first.",
         ),
     )
+
+
+def _unknown(verification: Verification) -> tuple[str, ...]:
+    """The heads that matter without a known role, largest effect first."""
+    heads = verification.of("matters")
+    if not heads:
+        return ()
+    effects = [f"{one.head} ({_nats(one.delta_loss_nats)})" for one in heads[:SHOWN] if one.delta_loss_nats is not None]
+    more = f" and {len(heads) - SHOWN} more" if len(heads) > SHOWN else ""
+    return (f"The second copy's loss also changes without {', '.join(effects)}{more}: their role is not known.",)
 
 
 def _controls(verification: Verification, team: HeadSet) -> tuple[str, ...]:
