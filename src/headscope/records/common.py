@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from headscope.heads import Support
-from headscope.stats import mean_intervals
+from headscope.stats import mean_intervals, ratio_interval
 
 if TYPE_CHECKING:
     from headscope.model.load import Model
@@ -109,3 +109,9 @@ class Estimate:
         return cls(
             mean=float(mean), ci95=None if half is None else (float(mean) - float(half), float(mean) + float(half))
         )
+
+    @classmethod
+    def of_ratio(cls, numerator: Float[np.ndarray, " prompt"], denominator: Float[np.ndarray, " prompt"]) -> Estimate:
+        """Ratio of two means over the same prompts, with Fieller's interval (`headscope.stats.ratio_interval`)."""
+        mean, ci95 = ratio_interval(numerator, denominator)
+        return cls(mean=mean, ci95=ci95)

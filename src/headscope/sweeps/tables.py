@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from headscope.detectors import DETECTORS
 from headscope.errors import ArgumentError
-from headscope.evidence.circuit.measure import Circuit
+from headscope.evidence.circuit.result import Circuit
 from headscope.evidence.icl.measure import InContext
 from headscope.evidence.scan.result import COLUMNS, WHOLE, Scan
 from headscope.evidence.verify.result import Verification
