@@ -30,6 +30,7 @@ from headscope.errors import (
 from headscope.heads import HeadId
 from headscope.model.bounds import bounded, refuse_endless
 from headscope.model.budget import refuse_too_large
+from headscope.model.tokenizer import is_panic
 
 if TYPE_CHECKING:
     import torch
@@ -118,7 +119,7 @@ class Model:
         missing = [one for one in found if one.call < 0 or not 0 <= one.head < self.check.heads.get(one.layer, 0)]
         if missing:
             raise ArgumentError(
-                f"{self.id} has no head {', '.join(map(str, missing))}; it has {self.n_layers} layers of up to "
+                f"{self.id} has no head {brief(', '.join(map(str, missing)))}; it has {self.n_layers} layers of up to "
                 f"{self.n_heads} heads, counted from 0."
             )
         return found
@@ -428,7 +429,9 @@ def _tokenizer(source: str, common: dict[str, Any]) -> Any | None:
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
     except ImportError:
         return None
-    except Exception as error:  # the tokenizers library raises nothing narrower
+    except BaseException as error:  # the tokenizers library raises nothing narrower
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
         if not os.path.isdir(folder) and isinstance(error, (OSError, ValueError, TypeError, KeyError)):
             return None  # a hub model without one
         raise ModelError(

@@ -38,7 +38,7 @@ from headscope.training.config import TrainConfig
 
 SCHEMA = "headscope.train_run/1"
 CONFIG, LOG, STATE = "train.json", "log.jsonl", "state.safetensors"
-_STEP = re.compile(r"step-\d{6,}")
+_STEP = re.compile(r"step-[0-9]{6,}")
 _SCRATCH = tuple(f".{name}" for name in ("step-", f"{CONFIG}.", f"{LOG}.", f"{STATE}."))
 """How the names of files and folders begin that are not whole yet."""
 

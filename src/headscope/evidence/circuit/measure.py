@@ -365,10 +365,11 @@ class _Tracing:
         """What all named senders restore, and what each member of a set restores alone."""
         if not worlds:
             return
-        names = list(dict.fromkeys(name for _, name in worlds))
+        names: list[Input] = list(dict.fromkeys(name for _, name in worlds))
         everyone = frozenset(sender for world, _ in worlds for sender in world)
         drop = self._drop(head)
-        for mlp in ("recompute", "held") if self.paths.can_hold_mlps else ("recompute",):
+        mlps: tuple[Mlps, ...] = ("recompute", "held") if self.paths.can_hold_mlps else ("recompute",)
+        for mlp in mlps:
             self.restored[head, mlp] = Estimate.of_ratio(self._gained(head, names, everyone, mlp), drop)
         for world, name in worlds:
             if len(world) < 2:
@@ -440,10 +441,11 @@ class _Tracing:
 
     def _receiver(self, head: HeadId, edges: Sequence[Edge], verdicts: Mapping[HeadId, Any]) -> Receiver:
         asked, verdict = head in self.asked, verdicts.get(head)
+        routes: tuple[Input, ...] = ROUTES if asked else ()
         named = {edge.sender for edge in edges if edge.input == "k"}
         lost = {
             name: {sender: self._lost(head, name, frozenset([sender])) for sender in self._before(head)}
-            for name in (ROUTES if asked else ())
+            for name in routes
         }
         others = [by for sender, by in lost.get("k", {}).items() if sender not in named]
         restored = self.restored.get((head, "recompute"))
