@@ -26,9 +26,9 @@ from headscope.errors import (
 from headscope.interventions import ablation as worlds
 from headscope.interventions.ablation import METHODS, Ablator, losses
 from headscope.model.replay import Replay
-from headscope.model.taps import forward
 from headscope.planted.handbuilt import handbuilt
 from headscope.probes.copies import copies
+from tests.running import forward
 
 PROJECTION = {
     # family: the output projection, whose input is every head's z side by side
@@ -541,7 +541,7 @@ def test_edits_before_the_second_copy_s_queries_spare_the_induction_head(one):
 
 def test_the_default_probe_and_the_document():
     found = hs.ablate(handbuilt().model, "1.0", method="resample", seed=3)
-    assert found.n_prompts == 16
+    assert found.n_prompts == 32
     assert found.probe["kind"] == "repeated_tokens"
     assert found.probe["seed"] == found.provenance.seed == 3
     assert found.corpus == {"kind": "controls of further prompts"}

@@ -8,16 +8,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Float
 
 from headscope.heads import Support
-from headscope.stats import mean_intervals, ratio_interval
+from headscope.model.model import Model
+from headscope.stats import mean_intervals, ratio_interval, share_interval
 
 if TYPE_CHECKING:
-    from headscope.model.load import Model
+    from headscope.model.load import Opened
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +30,7 @@ class ModelInfo:
     revision: str | None
     """Commit of the hub repository, where it is known."""
     family: str
-    """Transformers' name of the architecture."""
+    """Name of the architecture: transformers' own, like `gpt2`, or the class of another module."""
     n_layers: int
     """Decoder layers, with or without attention."""
     n_heads: int
@@ -40,9 +41,12 @@ class ModelInfo:
     """The self-check's verdict."""
     reason: str
     """Why that verdict."""
+    path: Literal["interface", "hooks"] | None = None
+    """How attention is reached: `interface` is our attention function, `hooks` the model's own code, watched. None if
+    it cannot be, and in documents older than this field."""
 
     @classmethod
-    def of(cls, model: Model) -> ModelInfo:
+    def of(cls, model: Opened) -> ModelInfo:
         """What a result keeps of a loaded model."""
         return cls(
             id=model.id,
@@ -53,6 +57,7 @@ class ModelInfo:
             n_kv_heads=model.n_kv_heads,
             support=model.check.support,
             reason=model.check.reason,
+            path=model.check.route.path if isinstance(model, Model) else None,
         )
 
     def unlike(self, other: ModelInfo) -> str:
@@ -100,15 +105,18 @@ class Estimate:
     mean: float
     """Mean over prompts."""
     ci95: tuple[float, float] | None
-    """Student's t interval over prompts."""
+    """Over prompts, by `headscope.stats.mean_intervals`; for shares of yes-or-no answers, Wilson's."""
 
     @classmethod
     def of(cls, samples: Float[np.ndarray, " prompt"]) -> Estimate:
         """From one value per prompt; differences of paired values give a paired interval."""
-        mean, half = mean_intervals(samples)
-        return cls(
-            mean=float(mean), ci95=None if half is None else (float(mean) - float(half), float(mean) + float(half))
-        )
+        mean, ci95 = mean_intervals(samples)
+        return cls(mean=float(mean), ci95=None if ci95 is None else (float(ci95[0]), float(ci95[1])))
+
+    @classmethod
+    def share(cls, samples: Float[np.ndarray, " prompt"]) -> Estimate:
+        """Of yes-or-no answers, 1 or 0, or of their means in independent groups."""
+        return cls(mean=float(samples.mean()), ci95=share_interval(samples))
 
     @classmethod
     def of_ratio(cls, numerator: Float[np.ndarray, " prompt"], denominator: Float[np.ndarray, " prompt"]) -> Estimate:

@@ -25,7 +25,7 @@ def scan(
     opening: options.Opening,
     text: Annotated[Path | None, typer.Option(help="Read this text file instead of random tokens.")] = None,
     tokens: Annotated[Path | None, typer.Option(help="Read these token ids: a JSON list of lists.")] = None,
-    n_prompts: Annotated[int, typer.Option(help="Random prompts to draw.")] = 16,
+    n_prompts: Annotated[int, typer.Option(help="Random prompts to draw.")] = 32,
     period: Annotated[int, typer.Option(help="Length of the repeated run, at least 3.")] = 50,
     n_repeats: Annotated[int, typer.Option(help="Copies of the run, at least 2.")] = 2,
     jitter: Annotated[bool, typer.Option(help="Vary prefix, period and gap; without it [BOS, r, r].")] = True,
