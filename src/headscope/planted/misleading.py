@@ -27,7 +27,8 @@ from transformers import GPT2LMHeadModel
 
 from headscope.heads import HeadId
 from headscope.planted import handbuilt as parts
-from headscope.planted.handbuilt import COPY_GAIN, MATCH_GAIN, POSITION_GAIN, digit_code, position_code
+from headscope.planted.basis import Space, digit_code, position_code
+from headscope.planted.handbuilt import COPY_GAIN, MATCH_GAIN, POSITION_GAIN
 
 Case = Literal[
     "busy_neighbour", "rewritten_copier", "rewritten_suppressor", "faint", "two", "three", "part_of_a_stripe"
@@ -74,7 +75,7 @@ def misleading(
     here, back = (position_code(n_positions, DIGITS, offset) for offset in (0, 1))
     width = code.shape[1]
     tokens = dict.fromkeys(["token", "embedded", "before", "renamed", "junk"], width)
-    space = parts._Space.of({**tokens, "start": 1, "here": here.shape[1], "back_1": back.shape[1]})
+    space = Space.of({**tokens, "start": 1, "here": here.shape[1], "back_1": back.shape[1]})
     inside = max(width + here.shape[1] + 1, math.ceil((space.n_directions + 1) / n_heads))
     plan = parts._Plan(space=space, d_head=8 * math.ceil(inside / 8), n_digits=DIGITS, random=random)
     copy = plan._head("induction", plan._induction_pattern(), plan._write("token", "token", COPY_GAIN))

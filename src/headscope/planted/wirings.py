@@ -27,7 +27,8 @@ from transformers import GPT2LMHeadModel
 
 from headscope.heads import HeadId
 from headscope.planted import handbuilt as parts
-from headscope.planted.handbuilt import COPY_GAIN, MATCH_GAIN, POSITION_GAIN, digit_code, position_code
+from headscope.planted.basis import Space, digit_code, position_code
+from headscope.planted.handbuilt import COPY_GAIN, MATCH_GAIN, POSITION_GAIN
 
 Wiring = Literal["one", "two", "three", "two_token", "pointer", "one_further"]
 WIRINGS: tuple[Wiring, ...] = get_args(Wiring)
@@ -68,7 +69,7 @@ def wired(wiring: Wiring, *, seed: int = 0, n_heads: int = 4, vocab_size: int = 
         name: position_code(n_positions, 1, back) for name, back in (("here", 0), ("back_1", 1), ("back_2", 2))
     }
     width, places = code.shape[1], positions_of["here"].shape[1]
-    space = parts._Space.of(
+    space = Space.of(
         {
             **dict.fromkeys(["token", "embedded", "before", "before_2", "junk"], width),
             **dict.fromkeys(["pointer", *positions_of], places),
