@@ -251,7 +251,6 @@ class _Tracing:
             for sender in self.senders
             if sender.layer < head.layer
         ]
-<<<<<<< HEAD
         p = np.asarray([float(p_values(self._lost(head, name, frozenset([sender])))) for head, name, sender in tests])
         q = dict(zip(tests, benjamini_hochberg(p).tolist(), strict=True))
         found: list[Edge] = []
@@ -271,29 +270,13 @@ class _Tracing:
             if self.paths.can_hold_mlps:
                 self._learn("clean", "held", held, "patching, MLPs held")
             losses = self._losses(head, list(dict.fromkeys(held)))
-=======
-        p = np.asarray([float(p_values(lost["recompute"][row, "k"][column])) for row, column in tested])
-        q = dict(zip(tested, benjamini_hochberg(p).tolist(), strict=True))
-        most = (self._clean - self._corrupt).mean(1)
-        edges: list[Edge] = []
-        receivers: list[Receiver] = []
-        for row, head in enumerate(self.receivers):
-            before = [column for column, sender in enumerate(self.senders) if sender.layer < head.layer]
-            effects = lost["recompute"][row, "k"].mean(1)
-            shares = effects / most[row] if most[row] > 0 else np.zeros_like(effects)
-            named = [
-                column for column in before if q[row, column] <= RULE.false_discovery and shares[column] >= RULE.share
-            ]
-            named.sort(key=lambda column: ranking(float(effects[column]), self.senders[column]))
-            losses = self._losses(head, [contents["recompute"][head]] * len(named), named)
->>>>>>> main
             of_head = [
                 self._edge(head, name, sender, world, change, q_value, losses[world], verdicts)
                 for (world, name), q_value in worlds.items()
                 for sender in sorted(world)
                 if len(world) == 1 or (sender, name) not in single
             ]
-            found += sorted(of_head, key=lambda edge: (-edge.effect.mean, edge.sender))
+            found += sorted(of_head, key=lambda edge: ranking(edge.effect.mean, edge.sender))
         return found
 
     def receivers(self, edges: Sequence[Edge], verdicts: Mapping[HeadId, Any]) -> tuple[Receiver, ...]:
@@ -456,7 +439,6 @@ class _Tracing:
             changed=change,
         )
 
-<<<<<<< HEAD
     def _receiver(self, head: HeadId, edges: Sequence[Edge], verdicts: Mapping[HeadId, Any]) -> Receiver:
         asked, verdict = head in self.asked, verdicts.get(head)
         routes: tuple[Input, ...] = ROUTES if asked else ()
@@ -467,26 +449,6 @@ class _Tracing:
         }
         others = [by for sender, by in lost.get("k", {}).items() if sender not in named]
         restored = self.restored.get((head, "recompute"))
-=======
-    def _receiver(
-        self,
-        head: HeadId,
-        row: int,
-        named: Sequence[int],
-        before: Sequence[int],
-        lost: dict[Mlps, dict[tuple[int, str], np.ndarray]],
-        edges: Sequence[Edge],
-        weights: Composition | None,
-        names: dict[HeadId, Any],
-    ) -> Receiver:
-        together = frozenset(self.senders[column] for column in named)
-        restored = {mlp: self._restored(head, row, together, mlp) if together else None for mlp in self._mlps}
-        others = [column for column in before if column not in named]
-        through_key, through_query = lost["recompute"][row, "k"], lost["recompute"][row, "q"]
-        strongest = max(others, key=lambda column: abs(through_key[column].mean()).round(6), default=None)
-        control = max(before, key=lambda column: abs(through_query[column].mean()).round(6))
-        explained = restored["recompute"]
->>>>>>> main
         best = edges[0].weights if edges else None
         return Receiver(
             head=head,
@@ -507,7 +469,7 @@ class _Tracing:
 
 
 def _strongest(effects: Iterable[Float[np.ndarray, " prompt"]]) -> Estimate | None:
-    strongest = max(effects, key=lambda effect: abs(effect.mean()), default=None)
+    strongest = max(effects, key=lambda effect: abs(effect.mean()).round(6), default=None)
     return None if strongest is None else Estimate.of(strongest)
 
 
