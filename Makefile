@@ -3,7 +3,7 @@
 # make portability  run the tests of numbers as other processors and other numbers of threads would
 # make web     build the page anew and compare it with the build that the package holds
 # make check   everything that must hold before a change goes in; rewrites nothing
-# make soak    damage thousands of inputs, and run for long; at most ten minutes
+# make soak    damage thousands of inputs, run for long, and kill what works; about half an hour
 # make release build wheel and sdist, and try them in an environment that holds nothing else
 # make clean   remove what these commands made
 #

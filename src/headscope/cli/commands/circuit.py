@@ -10,6 +10,7 @@ import typer
 from headscope.cli import options
 from headscope.cli.files import check_out, save
 from headscope.errors import ArgumentError
+from headscope.render.plain import say
 
 PLACE = 3
 """Where the command stands in the help."""
@@ -50,8 +51,8 @@ def circuit(
         )
     saved = save(found, out)
     if as_json:
-        typer.echo(found.to_json())
+        say(found.to_json())
         return
     print_circuit(found)
     if saved:
-        print(f"Results: {saved[0]} and {saved[1]}")
+        say(f"Results: {saved[0]} and {saved[1]}")

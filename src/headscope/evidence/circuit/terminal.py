@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.text import Text
 
 from headscope.evidence.circuit.result import INPUT_NAMES, RULE, Circuit, Edge, Receiver, SenderSet
 from headscope.evidence.scan.terminal import print_model
 from headscope.heads import HeadId
 from headscope.records.common import Estimate
+from headscope.render.plain import console as terminal
 
 CHANGES = {
     "before_key": "the token before the key",
@@ -22,7 +22,7 @@ CHANGES = {
 
 def print_circuit(found: Circuit) -> None:
     """Print it to stdout."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal()
     print_model(console, found.model)
     probe = found.probe
     console.print(
