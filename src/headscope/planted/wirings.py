@@ -77,10 +77,10 @@ def wired(wiring: Wiring, *, seed: int = 0, n_heads: int = 4, vocab_size: int = 
         }
     )
     inside = max(2 * width + 1, width + places + 1, math.ceil((space.n_directions + 1) / n_heads))
-    plan = parts._Plan(space=space, d_head=8 * math.ceil(inside / 8), n_digits=1, random=random)
-    look_two_back = plan._pattern(("back_2", "here", POSITION_GAIN), rest_gain=POSITION_GAIN)
-    two_back = plan._head("none", look_two_back, plan._write("token", "before_2", 1.0))
-    copy, pattern = plan._write("token", "token", COPY_GAIN), plan._induction_pattern()
+    plan = parts.Plan(space=space, d_head=8 * math.ceil(inside / 8), n_digits=1, random=random)
+    look_two_back = plan.pattern(("back_2", "here", POSITION_GAIN), rest_gain=POSITION_GAIN)
+    two_back = plan.head("none", look_two_back, plan.write("token", "before_2", 1.0))
+    copy, pattern = plan.write("token", "token", COPY_GAIN), plan.induction_pattern()
     first = [("previous_token", plan.previous_token())]
     match wiring:
         case "one" | "two" | "three":
@@ -89,21 +89,21 @@ def wired(wiring: Wiring, *, seed: int = 0, n_heads: int = 4, vocab_size: int = 
             first += [("two_back", two_back)]
             # One match is worth MATCH_GAIN, two twice that; the rest lies between them, at 1.5.
             both = (("token", "before", MATCH_GAIN), ("before", "before_2", MATCH_GAIN))
-            pattern = plan._pattern(*both, rest_gain=3 * MATCH_GAIN)
+            pattern = plan.pattern(*both, rest_gain=3 * MATCH_GAIN)
         case "pointer":
             look = plan.duplicate_token()
             first = [
                 (
                     "duplicate_token",
-                    plan._head("none", (look.q, look.q_bias, look.k), plan._write("here", "pointer", 1.0)),
+                    plan.head("none", (look.q, look.q_bias, look.k), plan.write("here", "pointer", 1.0)),
                 )
             ]
-            pattern = plan._pattern(("pointer", "back_1", MATCH_GAIN), rest_gain=MATCH_GAIN)
+            pattern = plan.pattern(("pointer", "back_1", MATCH_GAIN), rest_gain=MATCH_GAIN)
         case "one_further":
             first += [("two_back", two_back)]
-            pattern = plan._pattern(("token", "before_2", MATCH_GAIN), rest_gain=MATCH_GAIN)
-            copy = plan._write("before", "token", COPY_GAIN)
-    second = [("receiver", plan._head("induction", pattern, copy))]
+            pattern = plan.pattern(("token", "before_2", MATCH_GAIN), rest_gain=MATCH_GAIN)
+            copy = plan.write("before", "token", COPY_GAIN)
+    second = [("receiver", plan.head("induction", pattern, copy))]
     layers, where = [], dict[str, list[HeadId]]()
     for layer, heads in enumerate((first, second)):
         filled = [*heads, *(("none", plan.none()) for _ in range(n_heads - len(heads)))]
@@ -120,7 +120,7 @@ def wired(wiring: Wiring, *, seed: int = 0, n_heads: int = 4, vocab_size: int = 
     unembedding = torch.zeros(vocab_size, space.n_directions, dtype=torch.float64)
     unembedding[:, space["token"]], unembedding[:, space["embedded"]] = code, -code
     return Wired(
-        model=parts._assemble(layers, embedding, positions, unembedding, random),
+        model=parts.assemble(layers, embedding, positions, unembedding, random),
         receiver=where["receiver"][0],
         previous_token=tuple(where.get("previous_token", ())),
         two_back=tuple(where.get("two_back", ())),
