@@ -7,7 +7,8 @@ from .evidence.ablation.measure import Ablation as Ablation, ablate as ablate
 from .evidence.behavior.files import load_contrast as load_contrast
 from .evidence.behavior.result import BehaviorResult as BehaviorResult
 from .evidence.behavior.search import behavior as behavior
-from .evidence.circuit.measure import Circuit as Circuit, trace_circuit as trace_circuit
+from .evidence.circuit.measure import trace_circuit as trace_circuit
+from .evidence.circuit.result import Circuit as Circuit
 from .evidence.composition.measure import Composition as Composition, composition as composition
 from .evidence.emergence.measure import Emergence as Emergence, emergence as emergence
 from .evidence.emergence.tracker import Snapshot as Snapshot, Tracker as Tracker
