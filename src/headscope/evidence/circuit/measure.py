@@ -41,7 +41,7 @@ from headscope.evidence.verify.measure import verify
 from headscope.evidence.verify.result import Verification
 from headscope.heads import HeadId
 from headscope.interventions.paths import INPUTS, Contents, Input, Mlps, Paths, Sources
-from headscope.model.load import Heads, Model, load
+from headscope.model.load import Heads, Model, Source, load
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.probe import check_fits
 from headscope.probes.twins import Twin, twins
@@ -55,7 +55,6 @@ from headscope.stats import benjamini_hochberg, p_values
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-    from transformers import PreTrainedModel
 
 SCHEMA = "headscope.circuit/1"
 N_PROMPTS = 32
@@ -284,7 +283,7 @@ class Circuit:
 
 
 def trace_circuit(
-    model: Model | PreTrainedModel | str | Path,
+    model: Source,
     receivers: Heads | None = None,
     *,
     verification: Verification | None = None,

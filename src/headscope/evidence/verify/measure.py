@@ -21,8 +21,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
@@ -38,16 +36,13 @@ from headscope.evidence.verify.result import Controls, Draw, HeadSet, HeadVerdic
 from headscope.evidence.verify.verdict import RULE, Change, Evidence, has_stripe, judge, suppresses
 from headscope.heads import HeadId
 from headscope.interventions.ablation import Ablator, Losses, Method, Queries, World, losses
-from headscope.model.load import Heads, Model, load
+from headscope.model.load import Heads, Model, Source, load
 from headscope.model.tokenizer import tokenizing
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.copies import check_repeats
 from headscope.probes.probe import Tokens, check_fits
 from headscope.records.common import Estimate, ModelInfo, Provenance
 from headscope.stats import benjamini_hochberg, p_values
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 N_DRAWS = 5
 """Draws of matched random heads."""
@@ -62,7 +57,7 @@ COMPLEMENT = 0.25
 
 
 def verify(
-    model: Model | PreTrainedModel | str | Path,
+    model: Source,
     heads: Heads | None = None,
     *,
     probe: Probe | None = None,
