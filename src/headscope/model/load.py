@@ -30,6 +30,7 @@ from headscope.heads import Heads, OfHead, OneHead
 from headscope.model.bounds import bounded, refuse_endless, refuse_kernels
 from headscope.model.budget import refuse_too_large
 from headscope.model.folder import check_folder, fetched
+from headscope.model.growth import refuse_growing
 from headscope.model.leftover import refuse_leftover
 from headscope.model.model import Model, Opened
 from headscope.model.tokenizer import is_panic
@@ -299,8 +300,11 @@ def _tokenizer(source: str, common: dict[str, Any]) -> Any | None:
         return None
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
+        refuse_growing(source, tokenizer)
     except ImportError:
         return None
+    except HeadscopeError:
+        raise
     except BaseException as error:  # the tokenizers library raises nothing narrower
         if not (isinstance(error, Exception) or is_panic(error)):
             raise

@@ -31,7 +31,8 @@ Cost: about `4 * n_layers * d_model^2` parameters, a million for the plain model
 Misleading as: a picture of learned heads. These do one thing perfectly, which learned heads never do.
 """
 
-import itertools
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from headscope.errors import ArgumentError
 from headscope.heads import HeadId
+from headscope.planted.basis import Space, digit_code, integer, normal, position_code, random_basis, random_orthogonal
 
 Role = Literal[
     "previous_token",
@@ -59,7 +61,6 @@ Role = Literal[
     "none",
 ]
 """What a head truly is. The first four make the circuit, the rest are decoys, `none` fills the layers up."""
-
 Decoy = Literal[
     "positional",
     "duplicate_token",
@@ -78,7 +79,6 @@ Decoy = Literal[
     wrong_position_sender   writes what the induction head's key reads, as the previous-token head does,
                             but of the token two back, and weakly
 """
-
 DECOYS: tuple[Decoy, ...] = (
     "positional",
     "duplicate_token",
@@ -88,7 +88,6 @@ DECOYS: tuple[Decoy, ...] = (
     "wrong_position_sender",
 )
 """Every decoy there is."""
-
 Copying = Literal["one", "redundant", "halves"]
 """Who copies.
 
@@ -97,9 +96,7 @@ Copying = Literal["one", "redundant", "halves"]
     halves      two with one pattern, whose outputs `(I + N)/2` and `(I - N)/2` each drown in a random `N` of three
                 times the copy's size; only their sum copies
 """
-
 START_TOKEN_ID = 0
-
 POSITION_GAIN = 30.0
 MATCH_GAIN = 20.0
 DUPLICATE_GAIN = 80.0
@@ -114,7 +111,6 @@ HALF_NOISE = 3.0
 """Size of `N` beside the half-copiers' `I`."""
 NOISE_NORM = 10.0
 """Frobenius norm of the noise head's OV over the induction head's."""
-
 LAYER_NORM_EPSILON = 2.0**30
 """So large that a variance below 2^6 is lost beside it in float32; its root is the gain, 2^15."""
 
@@ -171,7 +167,7 @@ def handbuilt(
     token_code = torch.nn.functional.pad(digit_code(vocab_size - 1, n_digits), (0, 0, 1, 0))
     offsets = _offsets(decoys, offset)
     position_codes = {name: position_code(n_positions, n_digits, back) for name, back in offsets.items()}
-    space = _Space.of(
+    space = Space.of(
         {
             "token": token_code.shape[1],
             "embedded": token_code.shape[1],
@@ -183,17 +179,17 @@ def handbuilt(
     )
     # The duplicate-token head needs most: token and position codes and the rest.
     d_head = 8 * math.ceil((space.width("token") + space.width("here") + 1) / 8)
-    d_head += 8 * _integer(3, random)
-    plan = _Plan(space=space, d_head=d_head, n_digits=n_digits, random=random)
+    d_head += 8 * integer(3, random)
+    plan = Plan(space=space, d_head=d_head, n_digits=n_digits, random=random)
     senders = [plan.previous_token()]
     receivers = plan.copiers(copying)
     for decoy in decoys:
         in_first = decoy in ("duplicate_token", "wrong_position_sender")
         (senders if in_first else receivers).append(getattr(plan, decoy)())
     n_heads = max(len(senders), len(receivers), math.ceil((space.n_directions + 1) / d_head))
-    first = _integer(n_layers - 1, random)
-    second = first + 1 + _integer(n_layers - 1 - first, random)
-    layers: list[list[_Head]] = [[] for _ in range(n_layers)]
+    first = integer(n_layers - 1, random)
+    second = first + 1 + integer(n_layers - 1 - first, random)
+    layers: list[list[PlannedHead]] = [[] for _ in range(n_layers)]
     layers[first], layers[second] = senders, receivers
     for layer in range(n_layers):
         filled = layers[layer] + [plan.none() for _ in range(n_heads - len(layers[layer]))]
@@ -210,7 +206,7 @@ def handbuilt(
     unembedding = torch.zeros(vocab_size, space.n_directions, dtype=torch.float64)
     unembedding[:, space["token"]] = token_code
     unembedding[:, space["embedded"]] = -token_code
-    model = _assemble(layers, embedding, positions, unembedding, random)
+    model = assemble(layers, embedding, positions, unembedding, random)
     return HandBuilt(
         model=model,
         bos_token_id=START_TOKEN_ID,
@@ -220,55 +216,8 @@ def handbuilt(
     )
 
 
-def digit_code(n_values: int, n_digits: int) -> Float[Tensor, "value direction"]:
-    """One row of one-hot digits per value; the base is the least whose `n_digits` digits suffice.
-
-    `code[m] . code[n]` is the number of digits that m and n share, `n_digits` only when m = n.
-    """
-    base = 1
-    while base**n_digits < n_values:
-        base += 1
-    values = torch.arange(n_values)
-    digits = [values // base**place % base for place in range(n_digits)]
-    return torch.cat([torch.nn.functional.one_hot(d, base) for d in digits], dim=1).double()
-
-
-def position_code(n_positions: int, n_digits: int, back: int = 0) -> Float[Tensor, "position direction"]:
-    """Row i is the code of position `i - back`; zero where there is none.
-
-    Position 0 holds the start token and has a direction of its own, so that it shares no digit with any
-    other and no head is drawn to it but by its match; the rest are coded by their digits.
-    """
-    code = torch.block_diag(
-        torch.tensor([[math.sqrt(n_digits)]], dtype=torch.float64), digit_code(n_positions - 1, n_digits)
-    )
-    return torch.cat([torch.zeros(back, code.shape[1], dtype=torch.float64), code[: n_positions - back]])
-
-
-@dataclass(frozen=True, slots=True)
-class _Space:
-    """The residual stream's named subspaces, before rotation."""
-
-    slices: dict[str, slice]
-
-    @classmethod
-    def of(cls, widths: dict[str, int]) -> "_Space":
-        ends = list(itertools.accumulate(widths.values()))
-        return cls({name: slice(end - width, end) for (name, width), end in zip(widths.items(), ends, strict=True)})
-
-    def __getitem__(self, name: str) -> slice:
-        return self.slices[name]
-
-    def width(self, name: str) -> int:
-        return self.slices[name].stop - self.slices[name].start
-
-    @property
-    def n_directions(self) -> int:
-        return max(where.stop for where in self.slices.values())
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Head:
+class PlannedHead:
     """One head in the unrotated basis: attention logits are `(x q + q_bias) . (y k)`."""
 
     role: Role
@@ -280,93 +229,103 @@ class _Head:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Plan:
+class Plan:
     """Draws up heads for one residual space, one method per role."""
 
-    space: _Space
+    space: Space
     d_head: int
     n_digits: int
     random: torch.Generator
 
-    def previous_token(self) -> _Head:
-        return self._head(
+    def previous_token(self) -> PlannedHead:
+        """Attends one back and writes the token there to `before`."""
+        return self.head(
             "previous_token",
-            self._pattern(("back_1", "here", POSITION_GAIN)),
-            self._write("token", "before", 1.0),
+            self.pattern(("back_1", "here", POSITION_GAIN)),
+            self.write("token", "before", 1.0),
         )
 
-    def copiers(self, copying: Copying) -> list[_Head]:
-        copy = self._write("token", "token", COPY_GAIN)
+    def copiers(self, copying: Copying) -> list[PlannedHead]:
+        """The heads that copy; see `Copying`."""
+        copy = self.write("token", "token", COPY_GAIN)
         match copying:
             case "one":
-                return [self._head("induction", self._induction_pattern(), copy)]
+                return [self.head("induction", self.induction_pattern(), copy)]
             case "redundant":
-                return [self._head("redundant_induction", self._induction_pattern(), copy) for _ in range(2)]
+                return [self.head("redundant_induction", self.induction_pattern(), copy) for _ in range(2)]
             case "halves":
                 width = self.space.width("token")
-                noise = HALF_NOISE * _random_orthogonal(width, self.random)
+                noise = HALF_NOISE * random_orthogonal(width, self.random)
                 identity = torch.eye(width, dtype=torch.float64)
                 return [
-                    self._head(
+                    self.head(
                         "half_copier",
-                        self._induction_pattern(),
-                        self._write("token", "token", COPY_GAIN * (identity + sign * noise) / 2),
+                        self.induction_pattern(),
+                        self.write("token", "token", COPY_GAIN * (identity + sign * noise) / 2),
                     )
                     for sign in (1, -1)
                 ]
 
-    def positional(self) -> _Head:
-        return self._head(
+    def positional(self) -> PlannedHead:
+        """Attends `offset` back and copies weakly."""
+        return self.head(
             "positional",
-            self._pattern(("back_offset", "here", POSITION_GAIN), rest_gain=POSITION_GAIN),
-            self._write("token", "token", WEAK_COPY_GAIN),
+            self.pattern(("back_offset", "here", POSITION_GAIN), rest_gain=POSITION_GAIN),
+            self.write("token", "token", WEAK_COPY_GAIN),
         )
 
-    def duplicate_token(self) -> _Head:
+    def duplicate_token(self) -> PlannedHead:
+        """Attends to earlier copies of the token."""
         # A penalty per shared position digit keeps the head off its own position. Its whole must cost
         # more than the half digit between a match and the rest, one digit less than it must cost less:
         # 1/2 < n * penalty and (n - 1) * penalty < 1/2.
         upper = 1.0 if self.n_digits == 1 else 0.5 / (self.n_digits - 1)
         penalty = (0.5 / self.n_digits + upper) / 2
-        return self._head(
+        return self.head(
             "duplicate_token",
-            self._pattern(
+            self.pattern(
                 ("token", "token", DUPLICATE_GAIN),
                 ("here", "here", -penalty * DUPLICATE_GAIN),
                 rest_gain=DUPLICATE_GAIN,
             ),
-            self._write("token", "junk", 1.0),
+            self.write("token", "junk", 1.0),
         )
 
-    def attends_only(self) -> _Head:
-        return self._head("attends_only", self._induction_pattern(), self._write("token", "token", 0.0))
+    def attends_only(self) -> PlannedHead:
+        """The induction head's pattern; writes nothing."""
+        return self.head("attends_only", self.induction_pattern(), self.write("token", "token", 0.0))
 
-    def anti_induction(self) -> _Head:
-        return self._head(
+    def anti_induction(self) -> PlannedHead:
+        """The induction head's pattern; lowers the copied token."""
+        return self.head(
             "anti_induction",
-            self._induction_pattern(),
-            self._write("token", "token", -WEAK_COPY_GAIN),
+            self.induction_pattern(),
+            self.write("token", "token", -WEAK_COPY_GAIN),
         )
 
-    def noise(self) -> _Head:
+    def noise(self) -> PlannedHead:
+        """A loud random head."""
         # |OV| of the induction head is COPY_GAIN * sqrt(width): a multiple of the identity.
         norm = NOISE_NORM * COPY_GAIN * math.sqrt(self.space.width("token"))
         return self._random_head("noise", ov_norm=norm)
 
-    def wrong_position_sender(self) -> _Head:
-        return self._head(
+    def wrong_position_sender(self) -> PlannedHead:
+        """Attends two back and writes to `before`."""
+        return self.head(
             "wrong_position_sender",
-            self._pattern(("back_2", "here", POSITION_GAIN), rest_gain=POSITION_GAIN),
-            self._write("token", "before", WEAK_SENDER_GAIN),
+            self.pattern(("back_2", "here", POSITION_GAIN), rest_gain=POSITION_GAIN),
+            self.write("token", "before", WEAK_SENDER_GAIN),
         )
 
-    def none(self) -> _Head:
+    def none(self) -> PlannedHead:
+        """A random head of unit norm."""
         return self._random_head("none", ov_norm=1.0)
 
-    def _induction_pattern(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self._pattern(("token", "before", MATCH_GAIN), rest_gain=MATCH_GAIN)
+    def induction_pattern(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Attends to the token whose predecessor is the current token, else to the start token."""
+        return self.pattern(("token", "before", MATCH_GAIN), rest_gain=MATCH_GAIN)
 
-    def _pattern(self, *matches: tuple[str, str, float], rest_gain: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    def pattern(self, *matches: tuple[str, str, float], rest_gain: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
         """q, q_bias, k that compare subspaces, at a gain each, and rest on the start token otherwise.
 
         The rest lies half a digit below the full match of the first pair.
@@ -385,7 +344,7 @@ class _Plan:
         q_bias[column] = rest_gain * (self.n_digits - 0.5)
         return q, q_bias, k
 
-    def _write(
+    def write(
         self, source: str, target: str, matrix: Float[Tensor, "direction direction"] | float
     ) -> tuple[Tensor, Tensor]:
         """v, o that read one subspace and write `matrix` times it to another."""
@@ -397,24 +356,25 @@ class _Plan:
         o[:width, self.space[target]] = gain
         return v, o
 
-    def _head(self, role: Role, pattern: tuple[Tensor, Tensor, Tensor], write: tuple[Tensor, Tensor]) -> _Head:
+    def head(self, role: Role, pattern: tuple[Tensor, Tensor, Tensor], write: tuple[Tensor, Tensor]) -> PlannedHead:
+        """A head of these parts."""
         q, q_bias, k = pattern
         v, o = write
-        return _Head(role=role, q=q, q_bias=q_bias, k=k, v=v, o=o)
+        return PlannedHead(role=role, q=q, q_bias=q_bias, k=k, v=v, o=o)
 
-    def _random_head(self, role: Role, *, ov_norm: float) -> _Head:
+    def _random_head(self, role: Role, *, ov_norm: float) -> PlannedHead:
         """Reads everything and writes to `junk`, all at random; attention logits of about unit size."""
         shape = (self.space.n_directions, self.d_head)
-        q, k, v = (_normal(shape, self.random) for _ in range(3))
+        q, k, v = (normal(shape, self.random) for _ in range(3))
         o = torch.zeros(self.d_head, self.space.n_directions, dtype=torch.float64)
-        o[:, self.space["junk"]] = _normal((self.d_head, self.space.width("junk")), self.random)
+        o[:, self.space["junk"]] = normal((self.d_head, self.space.width("junk")), self.random)
         o *= ov_norm / (v @ o).norm()
         q_bias = torch.zeros(self.d_head, dtype=torch.float64)
-        return _Head(role=role, q=q / math.sqrt(self.d_head) / 8, q_bias=q_bias, k=k, v=v, o=o)
+        return PlannedHead(role=role, q=q / math.sqrt(self.d_head) / 8, q_bias=q_bias, k=k, v=v, o=o)
 
 
-def _assemble(
-    layers: list[list[_Head]],
+def assemble(
+    layers: list[list[PlannedHead]],
     embedding: Float[Tensor, "token direction"],
     positions: Float[Tensor, "position direction"],
     unembedding: Float[Tensor, "token direction"],
@@ -441,7 +401,7 @@ def _assemble(
     )
     with torch.random.fork_rng(devices=[]):
         model = GPT2LMHeadModel(config).eval()
-    basis = _random_basis(n_directions, d_model, random)
+    basis = random_basis(n_directions, d_model, random)
     weights = {name: torch.zeros_like(weight) for name, weight in model.state_dict().items()}
     for name, weight in weights.items():
         if ".ln_" in name and name.endswith(".weight"):
@@ -456,8 +416,8 @@ def _assemble(
         o = weights[at + "c_proj.weight"].view(n_heads, d_head, d_model)
         for index, head in enumerate(heads):
             # GPT-2 divides attention logits by sqrt(d_head); query and key make up for it.
-            qk_turn = _random_orthogonal(d_head, random) * d_head**0.25
-            ov_turn = _random_orthogonal(d_head, random)
+            qk_turn = random_orthogonal(d_head, random) * d_head**0.25
+            ov_turn = random_orthogonal(d_head, random)
             q[:, index] = basis.T @ head.q @ qk_turn
             q_bias[index] = head.q_bias @ qk_turn
             k[:, index] = basis.T @ head.k @ qk_turn
@@ -465,26 +425,6 @@ def _assemble(
             o[index] = ov_turn.T @ head.o @ basis
     model.load_state_dict(weights)
     return model
-
-
-def _random_basis(n_directions: int, d_model: int, random: torch.Generator) -> Float[Tensor, "direction d_model"]:
-    """Orthonormal rows, orthogonal to the all-ones vector, which LayerNorm's centring removes."""
-    columns = _normal((d_model, n_directions + 1), random)
-    columns[:, 0] = 1.0
-    return torch.linalg.qr(columns).Q[:, 1:].T
-
-
-def _random_orthogonal(size: int, random: torch.Generator) -> Float[Tensor, "size size"]:
-    return torch.linalg.qr(_normal((size, size), random)).Q
-
-
-def _normal(shape: tuple[int, int], random: torch.Generator) -> Float[Tensor, "row column"]:
-    return torch.randn(shape, generator=random, dtype=torch.float64)
-
-
-def _integer(n_values: int, random: torch.Generator) -> int:
-    """Uniform in 0 .. n_values - 1."""
-    return int(torch.randint(n_values, (), generator=random))
 
 
 def _offsets(decoys: Sequence[Decoy], offset: int) -> dict[str, int]:
