@@ -25,7 +25,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,10 +40,10 @@ from headscope.heads import HeadId
 from headscope.interventions.ablation import Method
 from headscope.model.attention import Attention
 from headscope.model.load import Model, load
-from headscope.model.taps import forward
 from headscope.probes import repeated_tokens
 from headscope.records.common import Estimate
 from headscope.render.maps import colour
+from headscope.render.plain import markup as escape
 
 LEAST_PERIOD = 3
 """At 2 the stripe is the previous-token diagonal, at 1 the main one."""
@@ -337,13 +336,12 @@ def _opened(model: Any) -> Any:
 
 
 def _show_patterns(model: Model, tokens: Tensor, see: Callable[[int, Tensor], None]) -> None:
-    route, n_tokens = model.check.route, tokens.shape[1]
-    assert route is not None, "load refuses models without a route"
+    n_tokens = tokens.shape[1]
 
     def visit(attention: Attention) -> None:
         see(attention.layer, attention.pattern()[..., :n_tokens, :n_tokens])
 
-    forward(model.hf, route, tokens, visit, stop_at_last=True)
+    model.run(tokens, visit, stop_at_last=True)
 
 
 def _patterns(cache: Any) -> Iterator[tuple[int, Any]]:

@@ -30,13 +30,12 @@ from torch import Tensor
 
 from headscope.errors import ArgumentError, NonFiniteError, TokenError, UnsupportedModel, brief
 from headscope.explore.writing import Writes, Writing
-from headscope.heads import HeadId
+from headscope.heads import HeadId, ranking
 from headscope.interventions.ablation import CORPUS_PROMPTS, Ablator, token_losses
 from headscope.model.attention import Attention
 from headscope.model.interface import Visit
 from headscope.model.load import Model
 from headscope.model.replay import Replay
-from headscope.model.taps import forward
 from headscope.page.example import as_bytes, token_text
 from headscope.probes import probe_text, probe_tokens, random_tokens
 from headscope.probes.probe import Tokens
@@ -248,7 +247,7 @@ class Reader:
                 found.append(Look(head=named, attention=value, chance=chance))
 
         self._see(tokens, visit, self._edit(tokens, heads, method))
-        return tuple(sorted(found, key=lambda look: (-look.attention, look.head)))
+        return tuple(sorted(found, key=lambda look: ranking(look.attention, look.head)))
 
     def writes(self, text: str, position: int, *, off: Sequence[HeadId | str] = (), method: Off = "mean") -> Writes:
         """What each head adds to the logits at one token; where that cannot be told, why.
@@ -301,15 +300,13 @@ class Reader:
 
     def _see(self, tokens: Tokens, visit: Visit, edit: Visit | None = None) -> None:
         """One pass as far as the last attention; `visit` looks, `edit` changes."""
-        route = self.model.check.route
-        assert route is not None, "load refuses models without a route"
 
         def both(attention: Attention) -> Tensor | None:
             visit(attention)
             return None if edit is None else edit(attention)
 
         ids = torch.from_numpy(tokens)[None].to(self.model.device)
-        forward(self.model.hf, route, ids, both, stop_at_last=True)
+        self.model.run(ids, both, stop_at_last=True)
 
     def _placed(self, tokens: Tokens, *positions: int) -> None:
         if wrong := [one for one in positions if not 0 <= one < len(tokens)]:
@@ -332,7 +329,7 @@ class Reader:
                 Option(id=one, text=self._word(one).text, clean=before, ablated=after)
                 for one, before, after in zip(wanted.tolist(), clean, others, strict=True)
             ]
-            found.append(tuple(sorted(options, key=lambda option: (-option.clean, option.id))))
+            found.append(tuple(sorted(options, key=lambda option: (-round(option.clean, 6), option.id))))
         return tuple(found)
 
     def _word(self, token: int) -> Word:

@@ -24,12 +24,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from headscope.errors import UnsupportedModel
-from headscope.heads import HeadId
+from headscope.heads import HeadId, ranking
 from headscope.model.attention import Attention
 from headscope.model.interface import Visit
 from headscope.model.load import Model
 from headscope.model.replay import decoder_layers, tolerance_of
-from headscope.model.taps import LOCK, forward, output_of
+from headscope.model.taps import LOCK
 from headscope.model.weights import Norm, layer_weights, vocabulary
 from headscope.page.example import token_text
 from headscope.probes.probe import Tokens
@@ -109,7 +109,7 @@ class Writing:
             for head, (values, ids) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
                 found.append(Written(head=HeadId(layer, head, call), raises=self._raised(ids, values)))
         return Writes(
-            heads=tuple(sorted(found, key=lambda one: (-one.raises[0].logit, one.head))),
+            heads=tuple(sorted(found, key=lambda one: ranking(one.raises[0].logit, one.head))),
             note=None if exact else "before what the model does to its logits at the end, like a soft-cap or a bias",
             reason=None,
         )
@@ -124,8 +124,6 @@ class Writing:
         self, tokens: Tokens, position: int, edit: Visit
     ) -> tuple[dict[tuple[int, int], Tensor], Float[Tensor, " d_model"], Float[Tensor, " vocabulary"]]:
         """At this token: every head's z, the stream after the last layer, and the logits."""
-        route = self.model.check.route
-        assert route is not None, "load refuses models without a route"
         z: dict[tuple[int, int], Tensor] = {}
         last: list[Any] = []
 
@@ -141,11 +139,11 @@ class Writing:
             handles = [block.register_forward_hook(note) for block in self._blocks]
             try:
                 ids = torch.from_numpy(tokens)[None].to(self.model.device)
-                result = forward(self.model.hf, route, ids, visit)
+                result = self.model.run(ids, visit)
             finally:
                 for handle in handles:
                     handle.remove()
-        logits = output_of(result)[0, position]
+        logits = self.model.backbone.output(result)[0, position]
         (stream,) = last
         if not isinstance(stream, Tensor) or stream.shape != (1, len(tokens), self._words.unembedding.shape[1]):
             raise UnsupportedModel(

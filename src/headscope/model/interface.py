@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
@@ -63,7 +63,7 @@ class UnknownArgument(Exception):
 
 @contextmanager
 def installed(
-    model: PreTrainedModel,
+    model: nn.Module,
     visit: Visit,
     number: Numbering,
     *,
@@ -109,7 +109,7 @@ def installed(
 
 
 @contextmanager
-def implementation(model: PreTrainedModel, name: str | None) -> Iterator[None]:
+def implementation(model: nn.Module, name: str | None) -> Iterator[None]:
     """Within the block every config of `model` names this attention implementation; None leaves them alone."""
     if name is None:
         yield
@@ -124,8 +124,11 @@ def implementation(model: PreTrainedModel, name: str | None) -> Iterator[None]:
             config._attn_implementation_internal = previous
 
 
-def _configs(model: PreTrainedModel) -> Iterator[PreTrainedConfig]:
-    found: list[Any] = [model.config, *(getattr(module, "config", None) for module in model.modules())]
+def _configs(model: nn.Module) -> Iterator[PreTrainedConfig]:
+    found: list[Any] = [
+        getattr(model, "config", None),
+        *(getattr(module, "config", None) for module in model.modules()),
+    ]
     seen: set[int] = set()
     while found:
         config = found.pop()

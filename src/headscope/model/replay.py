@@ -34,7 +34,7 @@ from headscope.model.interface import Visit
 from headscope.model.load import Model
 from headscope.model.memory import out_of_memory
 from headscope.model.selfcheck import FAMILY_ERRORS, stack_of
-from headscope.model.taps import LOCK, TOLERANCE, forward
+from headscope.model.taps import LOCK, TOLERANCE
 
 _Forward = Callable[..., Any]
 Around = Callable[[nn.Module, _Forward, tuple[Any, ...], dict[str, Any]], Any]
@@ -118,10 +118,8 @@ class Replay:
 
     def see(self, visit: Visit, *, start: int = 0, copies: int = 1) -> None:
         """The same for what `visit` sees alone; it may raise `taps.Stop` to leave early."""
-        route = self.model.check.route
-        assert route is not None, "load refuses models without a route"
         with self._restarted(start, copies):
-            forward(self.model.hf, route, self.tokens.repeat(copies, 1), self._numbered(visit, start))
+            self.model.run(self.tokens.repeat(copies, 1), self._numbered(visit, start))
 
     @contextmanager
     def _restarted(self, start: int, copies: int) -> Iterator[None]:
@@ -159,10 +157,8 @@ def decoder_layers(model: Model) -> list[nn.Module]:
 
     Layers without attention, in hybrid models, are among them. Empty where no module is numbered.
     """
-    route = model.check.route
-    assert route is not None, "load refuses models without a route"
-    stacks = dict.fromkeys(stack for name in route.layers if (stack := stack_of(name)) is not None)
-    return [layer for stack in stacks for layer in model.hf.get_submodule(stack).children()]
+    stacks = dict.fromkeys(stack for name in model.route.layers if (stack := stack_of(name)) is not None)
+    return [layer for stack in stacks for layer in model.module.get_submodule(stack).children()]
 
 
 _RESTARTS: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
@@ -170,9 +166,9 @@ _RESTARTS: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionar
 
 def restarts(model: Model) -> bool:
     """Whether starting at any layer gives the clean logits bit for bit; tried once per model, on a short input."""
-    if model.hf not in _RESTARTS:
-        _RESTARTS[model.hf] = _restarts(model)
-    return _RESTARTS[model.hf]
+    if model.module not in _RESTARTS:
+        _RESTARTS[model.module] = _restarts(model)
+    return _RESTARTS[model.module]
 
 
 def _restarts(model: Model) -> bool:
@@ -240,13 +236,11 @@ _HEADS: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
 def _logits(model: Model, tokens: Tensor, visit: Visit, *, grad: bool = False) -> Float[Tensor, "batch token vocab"]:
-    route = model.check.route
-    assert route is not None, "load refuses models without a route"
-    logits = getattr(forward(model.hf, route, tokens, visit, grad=grad), "logits", None)
-    if not isinstance(logits, Tensor) or logits.dim() != 3:
+    logits = model.backbone.logits(model.run(tokens, visit, grad=grad))
+    if logits is None or logits.dim() != 3:
         raise UnsupportedModel(
-            f"{model.id} ({type(model.hf).__name__}) gives no logits over a vocabulary, so its loss is not defined; "
-            "load the model with its language-modelling head."
+            f"{model.id} ({type(model.module).__name__}) gives no logits over a vocabulary, so its loss is not "
+            "defined; load the model with its language-modelling head."
         )
     return logits
 
@@ -259,7 +253,7 @@ def _at(rows: Float[Tensor, "batch token d"], places: Int[Tensor, "place 2"]) ->
 @contextmanager
 def _unembedding_only(model: Model, places: Tensor) -> Iterator[None]:
     """Within the block the unembedding reads these tokens alone, as one row."""
-    head: Any = model.hf.get_output_embeddings()
+    head: Any = model.backbone.unembedding
 
     def gather(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         return (_at(arguments[0], places)[None], *arguments[1:])
@@ -273,9 +267,9 @@ def _unembedding_only(model: Model, places: Tensor) -> Iterator[None]:
 
 def _unembeds_alone(model: Model) -> bool:
     """Whether unembedding some tokens gives the logits that unembedding all gives; tried once per model."""
-    if model.hf not in _HEADS:
-        _HEADS[model.hf] = _try_unembedding(model)
-    return _HEADS[model.hf]
+    if model.module not in _HEADS:
+        _HEADS[model.module] = _try_unembedding(model)
+    return _HEADS[model.module]
 
 
 def _try_unembedding(model: Model) -> bool:
@@ -287,7 +281,7 @@ def _try_unembedding(model: Model) -> bool:
         return None
 
     logits = _logits(model, tokens, ignore)
-    if not isinstance(model.hf.get_output_embeddings(), nn.Module):
+    if not isinstance(model.backbone.unembedding, nn.Module):
         return False
     whole = _at(logits, places)
     try:

@@ -10,6 +10,8 @@ import typer
 from headscope.cli import options
 from headscope.cli.files import check_out, save
 from headscope.errors import ArgumentError
+from headscope.render.plain import console as terminal
+from headscope.render.plain import say
 
 if TYPE_CHECKING:
     from headscope.evidence.circuit.measure import Circuit, Edge, Receiver
@@ -53,20 +55,19 @@ def circuit(
         )
     saved = save(found, out)
     if as_json:
-        typer.echo(found.to_json())
+        say(found.to_json())
         return
     _print(found)
     if saved:
-        print(f"Results: {saved[0]} and {saved[1]}")
+        say(f"Results: {saved[0]} and {saved[1]}")
 
 
 def _print(found: Circuit) -> None:
-    from rich.console import Console
     from rich.text import Text
 
     from headscope.evidence.scan.terminal import print_model
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal()
     print_model(console, found.model)
     probe = found.probe
     console.print(

@@ -39,7 +39,7 @@ from headscope.evidence.composition.measure import Composition, composition
 from headscope.evidence.scan.result import Timing
 from headscope.evidence.verify.measure import verify
 from headscope.evidence.verify.result import Verification
-from headscope.heads import HeadId
+from headscope.heads import HeadId, ranking
 from headscope.interventions.paths import INPUTS, Contents, Input, Mlps, Paths, Sources
 from headscope.model.load import Heads, Model, load
 from headscope.probes import Probe, repeated_tokens
@@ -317,7 +317,7 @@ def trace_circuit(
     first = min(model.check.heads)
     if receivers is None:
         verification = verification or _verified(model, probe, seed, progress)
-        of = [one.head for one in verification.heads if one.verdict in ("induction", "redundant_induction")]
+        of = verification.induction_heads()
         chosen = tuple(head for head in (model.named(of) if of else ()) if head.layer > first)
     else:
         chosen = model.named(receivers)
@@ -432,7 +432,7 @@ class _Tracing:
             named = [
                 column for column in before if q[row, column] <= RULE.false_discovery and shares[column] >= RULE.share
             ]
-            named.sort(key=lambda column: -effects[column])
+            named.sort(key=lambda column: ranking(float(effects[column]), self.senders[column]))
             losses = self._losses(head, [contents["recompute"][head]] * len(named), named)
             of_head = [
                 self._edge(head, row, column, float(shares[column]), q[row, column], lost, loss, weights, names)
@@ -524,8 +524,8 @@ class _Tracing:
         restored = {mlp: self._restored(head, row, together, mlp) if together else None for mlp in self._mlps}
         others = [column for column in before if column not in named]
         through_key, through_query = lost["recompute"][row, "k"], lost["recompute"][row, "q"]
-        strongest = max(others, key=lambda column: abs(through_key[column].mean()), default=None)
-        control = max(before, key=lambda column: abs(through_query[column].mean()))
+        strongest = max(others, key=lambda column: abs(through_key[column].mean()).round(6), default=None)
+        control = max(before, key=lambda column: abs(through_query[column].mean()).round(6))
         explained = restored["recompute"]
         best = edges[0].weights if edges else None
         verdict = names.get(head)
