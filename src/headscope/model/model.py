@@ -100,7 +100,7 @@ class Opened:
     @property
     def pad_token_id(self) -> int | None:
         """Padding token: the tokenizer's, without a tokenizer the config's, or none."""
-        source = self.tokenizer if self.tokenizer is not None else self._config
+        source = self.tokenizer if self.tokenizer is not None else self.backbone.config
         pad = getattr(source, "pad_token_id", None)
         return int(pad) if isinstance(pad, int) else None
 
@@ -108,7 +108,9 @@ class Opened:
     def start_and_end_ids(self) -> frozenset[int]:
         """Ids that begin or end a text, by tokenizer and config."""
         found = (
-            getattr(one, f"{name}_token_id", None) for one in (self.tokenizer, self._config) for name in ("bos", "eos")
+            getattr(one, f"{name}_token_id", None)
+            for one in (self.tokenizer, self.backbone.config)
+            for name in ("bos", "eos")
         )
         flat = (one for item in found for one in (item if isinstance(item, list) else [item]))
         return frozenset(one for one in flat if isinstance(one, int))
