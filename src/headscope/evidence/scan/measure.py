@@ -109,6 +109,15 @@ def scan(
     )
 
 
+def prompt_scores(
+    model: Model, probe: Probe, detectors: Sequence[Detector | str] | None = None
+) -> tuple[Float[np.ndarray, "prompt head detector"], Float[np.ndarray, "prompt head detector"]]:
+    """What a scan takes means of: scores in each prompt, and in its control, whose every prompt must have targets."""
+    reading = _Reading(model=model, detectors=resolve(detectors), kernel=None, progress=None)
+    reading.read(probe)
+    return reading.by_prompt()
+
+
 @dataclass(frozen=True, slots=True)
 class _Prompt:
     """One prompt, its control, and every detector's targets in it."""
@@ -219,6 +228,11 @@ class _Reading:
             _Row(prompt.scored, scores[:, 0, index], scores[:, 1, index] if with_control else None, chance[:, index])
             for index, prompt in enumerate(prompts)
         ]
+
+    def by_prompt(self) -> tuple[np.ndarray, np.ndarray]:
+        """Scores [prompt head detector], and those of the controls."""
+        controls = [row.controls for row in self._rows if row.controls is not None]
+        return np.stack([row.scores for row in self._rows]), np.stack(controls)
 
     def scores(self) -> tuple[tuple[HeadScore, ...], dict[str, str]]:
         """One score per head and role that has targets in some prompt, and why the other roles have none."""
