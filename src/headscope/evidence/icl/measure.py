@@ -21,8 +21,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ from jaxtyping import Float
 from headscope.errors import ArgumentError, ModelError, NonFiniteError, ShapeError, TokenError
 from headscope.evidence.scan.result import Timing
 from headscope.interventions.ablation import token_losses
-from headscope.model.load import Model, load
+from headscope.model.load import Model, Source, load
 from headscope.model.memory import in_batches
 from headscope.model.taps import LOCK, evaluating
 from headscope.model.tokenizer import tokenizing
@@ -40,9 +39,6 @@ from headscope.probes.probe import Probe, Tokens, check_fits, probe_tokens
 from headscope.records.codec import decode, encode
 from headscope.records.common import Estimate, ModelInfo, Provenance
 from headscope.stats import mean_intervals
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 SCHEMA = "headscope.icl/1"
 
@@ -122,7 +118,7 @@ class InContext:
 
 
 def icl(
-    model: Model | PreTrainedModel | str | Path,
+    model: Source,
     *,
     text: str | Sequence[str] | None = None,
     tokens: Any | None = None,
