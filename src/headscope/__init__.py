@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from headscope.errors import HeadscopeError
     from headscope.evidence.ablation.each import HeadEffects, ablate_each
     from headscope.evidence.ablation.measure import Ablation, ablate
+    from headscope.evidence.atlas.measure import atlas
+    from headscope.evidence.atlas.result import Atlas
     from headscope.evidence.behavior.files import load_contrast
     from headscope.evidence.behavior.result import BehaviorResult
     from headscope.evidence.behavior.search import behavior
@@ -56,6 +58,7 @@ import_module("headscope.moved").install()
 
 _HOMES = {
     "Ablation": "headscope.evidence.ablation.measure",
+    "Atlas": "headscope.evidence.atlas.result",
     "BehaviorResult": "headscope.evidence.behavior.result",
     "Check": "headscope.model.selfcheck",
     "Circuit": "headscope.evidence.circuit.measure",
@@ -87,6 +90,7 @@ _HOMES = {
     "Verification": "headscope.evidence.verify.result",
     "ablate": "headscope.evidence.ablation.measure",
     "ablate_each": "headscope.evidence.ablation.each",
+    "atlas": "headscope.evidence.atlas.measure",
     "behavior": "headscope.evidence.behavior.search",
     "composition": "headscope.evidence.composition.measure",
     "compute_induction_score": "headscope.lesson",
@@ -119,6 +123,7 @@ _HOMES = {
 __all__ = [
     "DETECTORS",
     "Ablation",
+    "Atlas",
     "BehaviorResult",
     "Check",
     "Circuit",
@@ -149,6 +154,7 @@ __all__ = [
     "Verification",
     "ablate",
     "ablate_each",
+    "atlas",
     "behavior",
     "composition",
     "compute_induction_score",
