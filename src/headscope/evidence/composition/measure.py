@@ -41,7 +41,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -53,14 +52,13 @@ from headscope.errors import ArgumentError, NonFiniteError
 from headscope.evidence.copying import through
 from headscope.evidence.scan.result import Timing
 from headscope.heads import HeadId
-from headscope.model.load import Model, load
+from headscope.model.load import Source, load
 from headscope.model.weights import LayerWeights, layer_weights
 from headscope.records.codec import encode
 from headscope.records.common import ModelInfo, Provenance
 
 if TYPE_CHECKING:
     import pandas as pd
-    from transformers import PreTrainedModel
 
 Kind = Literal["q", "k", "v"]
 KINDS: tuple[Kind, ...] = ("q", "k", "v")
@@ -181,7 +179,9 @@ class Composition:
         kind, column = self._kind(kind), self._place(receiver)
         scores, z = self.scores[kind][:, column], self._z(kind)
         rows = np.flatnonzero(np.isfinite(scores))
-        return [self._pair(int(row), column, kind, z) for row in rows[np.argsort(-scores[rows], kind="stable")]]
+        return [
+            self._pair(int(row), column, kind, z) for row in rows[np.argsort(-scores[rows].round(6), kind="stable")]
+        ]
 
     def to_frame(self) -> pd.DataFrame:
         """One row per pair and kind: sender and receiver with their KV heads, kind, score, ratio, z."""
@@ -248,7 +248,7 @@ class Composition:
         for kind in self.kinds:
             rows, columns = self._valid(kind)
             if len(rows):
-                top = int(np.argmax(self.scores[kind][rows, columns]))
+                top = int(np.argmax(self.scores[kind][rows, columns].round(6)))
                 best.append(repr(self._pair(int(rows[top]), int(columns[top]), kind, self._z(kind))))
         return f"Composition({self.model.id}: {', '.join(best) or 'no pair'})"
 
@@ -295,7 +295,7 @@ class Composition:
 
 
 def composition(
-    model: Model | PreTrainedModel | str | Path,
+    model: Source,
     kinds: Sequence[str] = KINDS,
     *,
     fold: bool = True,

@@ -24,11 +24,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from torch import nn
 
 from headscope.errors import ArgumentError, ModelError, NonFiniteError, TokenError, UnsupportedModel
 from headscope.evidence.composition.measure import Composition, Pair, composition
@@ -37,16 +35,13 @@ from headscope.evidence.emergence.live import bare, untouched
 from headscope.evidence.icl.measure import icl
 from headscope.evidence.scan.measure import scan
 from headscope.evidence.scan.result import HeadScore, Timing
-from headscope.heads import HeadId
+from headscope.heads import HeadId, ranking
 from headscope.interventions.ablation import Ablator, losses
-from headscope.model.load import Model, load
+from headscope.model.load import Model, Source, load
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.copies import check_repeats
 from headscope.records.codec import decode, encode
 from headscope.records.common import Estimate, ModelInfo, Provenance
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 SCHEMA = "headscope.snapshot/1"
 ROLES = ("induction", "previous_token")
@@ -100,7 +95,7 @@ class Snapshot:
         scores = [score for score in self.heads if score.detector == role]
         if not scores:
             raise ArgumentError(f"there is no score for {role!r}: {self.missing.get(role, 'the tracker has no such')}.")
-        return max(scores, key=lambda score: score.mean)
+        return min(scores, key=lambda score: ranking(score.mean, score.head))
 
     def scalars(self) -> dict[str, float]:
         """What a dashboard plots, by name: the strongest score of each role, and the losses."""
@@ -153,7 +148,7 @@ class Tracker:
 
     def __init__(
         self,
-        model: Model | PreTrainedModel | nn.Module | str | Path,
+        model: Source,
         *,
         probe: Probe | None = None,
         seed: int = 0,
@@ -243,7 +238,7 @@ def _strongest_senders(found: Composition) -> tuple[Pair, ...]:
     """For each head that reads from an earlier one, the sender with the highest k-score."""
     scores = found.scores["k"]
     receivers = np.flatnonzero(np.isfinite(scores).any(axis=0))
-    senders = np.nanargmax(scores[:, receivers], axis=0) if len(receivers) else []
+    senders = np.nanargmax(scores[:, receivers].round(6), axis=0) if len(receivers) else []
     return tuple(
         found.pair(found.heads[sender], found.heads[receiver], "k")
         for sender, receiver in zip(senders, receivers, strict=True)
