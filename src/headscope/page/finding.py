@@ -77,7 +77,8 @@ def _unknown(verification: Verification) -> tuple[str, ...]:
 def _controls(verification: Verification, team: HeadSet) -> tuple[str, ...]:
     first = (
         f"The loss on the first copy, which cannot be predicted from context, changes by {_nats(team.first_copy)}: "
-        f"measured on {verification.controls.held_out_prompts} held-out prompts by {verification.ablation['method']} ablation."
+        f"measured on {verification.controls.held_out_prompts} held-out prompts by "
+        f"{verification.ablation['method']} ablation."
     )
     draws = verification.controls.random_heads
     if not draws:
