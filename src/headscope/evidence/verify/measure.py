@@ -89,9 +89,8 @@ def verify(
         NonFiniteError: a loss or score is not a number.
     """
     model = load(model)
-    named: tuple[HeadId, ...] | None = None
-    if heads is not None:
-        named = model.named(heads)
+    named = None if heads is None else model.named(heads)
+    if named is not None:
         refuse_all(model, named)
     probe = probe if probe is not None else repeated_tokens(model, n_prompts=N_PROMPTS, seed=seed)
     check_fits(probe, model)
