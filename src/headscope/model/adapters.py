@@ -28,8 +28,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from headscope.errors import ArgumentError, UnsupportedModel, brief
+from headscope.model.scope import evaluating
 from headscope.model.selfcheck import FAMILY_ERRORS
-from headscope.model.taps import LOCK, TOLERANCE, evaluating, output_of
+from headscope.model.taps import TOLERANCE, output_of
 
 N_PROMPTS, N_TOKENS = 2, 29
 """Size of the input on which a bridge and the copy of its tree are compared."""
@@ -146,7 +147,7 @@ def _view(tree: PreTrainedModel) -> PreTrainedModel:
 
 def _log_probabilities(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """Not logits: centring the unembedding moves all of a token's logits alike."""
-    with LOCK, torch.no_grad(), evaluating(model):
+    with torch.no_grad(), evaluating(model):
         return output_of(model(input_ids=tokens, use_cache=False)).double().log_softmax(-1)
 
 

@@ -27,11 +27,12 @@ from headscope.errors import NonFiniteError, brief
 from headscope.heads import Support
 from headscope.model.attention import Attention
 from headscope.model.hooks import discovering
-from headscope.model.interface import UnknownArgument, implementation, installed
+from headscope.model.interface import UnknownArgument, installed
 from headscope.model.kernels import repeat_heads
 from headscope.model.memory import out_of_memory
 from headscope.model.parallel import input_device, weight_of
-from headscope.model.taps import LOCK, TOLERANCE, Route, evaluating, forward, output_of
+from headscope.model.scope import evaluating, implementation
+from headscope.model.taps import TOLERANCE, Route, forward, output_of
 
 _ENCODER = "its tokens attend to later tokens: an encoder, not a decoder-only language model"
 _ELSEWHERE = (
@@ -83,11 +84,6 @@ def selfcheck(model: PreTrainedModel) -> Check:
     Raises:
         NonFiniteError: the model's own output holds NaN or infinity.
     """
-    with LOCK:
-        return _checked(model)
-
-
-def _checked(model: PreTrainedModel) -> Check:
     failures: list[str] = []
     try:
         tokens = _tokens(model)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NoReturn
 
@@ -39,8 +39,9 @@ from headscope.model.interface import Visit
 from headscope.model.load import Model
 from headscope.model.parallel import weight_of, whole_rows
 from headscope.model.replay import decoder_layers
+from headscope.model.scope import evaluating, hooking
 from headscope.model.selfcheck import block_of
-from headscope.model.taps import LOCK, TOLERANCE, Route, evaluating, forward
+from headscope.model.taps import TOLERANCE, Route, forward
 
 N_CODES = 64
 """Prompts that tell columns apart: signs of two columns agree in 0.9 of them with a chance of 1e-11."""
@@ -140,7 +141,7 @@ def layer_weights(model: Model) -> dict[int, LayerWeights]:
     """
     route = model.check.route
     assert route is not None, "load refuses models without a route"
-    with LOCK, torch.no_grad(), evaluating(model.hf):
+    with torch.no_grad(), evaluating(model.hf):
         traces = _trace(model, route)
         _tell_factors(model, route, traces)
         _read_gains(model, route, traces)
@@ -156,7 +157,7 @@ def vocabulary(model: Model) -> Vocabulary:
     """
     route = model.check.route
     assert route is not None, "load refuses models without a route"
-    with LOCK, torch.no_grad(), evaluating(model.hf):
+    with torch.no_grad(), evaluating(model.hf):
         return _vocabulary(model, route)
 
 
@@ -277,9 +278,7 @@ def _watching(model: nn.Module, after: Callable[[nn.Module, Tensor, Tensor], Ten
         replaced = after(module, given, whole)
         return own(replaced) if replaced is not None and result is output else None
 
-    with ExitStack() as stack:
-        for module in model.modules():
-            stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+    with hooking(model.modules(), after=hook):
         yield
 
 
@@ -562,9 +561,7 @@ def _recorded(
             parts = _qkv(model, attention) | {"z": _wide(attention.z)}
             record.seen[attention.layer] = len(record.calls), {name: part.clone() for name, part in parts.items()}
 
-    with _watching(model.hf, after), ExitStack() as stack:
-        for block in blocks:
-            stack.callback(block.register_forward_pre_hook(begin, with_kwargs=True).remove)
+    with _watching(model.hf, after), hooking(blocks, before=begin):
         forward(model.hf, route, tokens, visit)
     return record
 

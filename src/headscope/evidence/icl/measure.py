@@ -34,7 +34,7 @@ from headscope.evidence.scan.result import Timing
 from headscope.interventions.ablation import token_losses
 from headscope.model.load import Model, load
 from headscope.model.memory import in_batches
-from headscope.model.taps import LOCK, evaluating
+from headscope.model.scope import evaluating
 from headscope.probes.corpus import stdlib_sources
 from headscope.probes.probe import Probe, Tokens, check_fits, probe_tokens
 from headscope.records.codec import decode, encode
@@ -293,7 +293,7 @@ def _losses(
 
 def _batch_losses(model: Model, windows: Sequence[Tokens]) -> Float[np.ndarray, "window token"]:
     tokens = torch.from_numpy(np.stack(windows)).to(model.device)
-    with LOCK, evaluating(model.hf), torch.no_grad():
+    with evaluating(model.hf), torch.no_grad():
         logits = getattr(model.hf(input_ids=tokens, use_cache=False), "logits", None)
         if not (
             isinstance(logits, Tensor) and logits.shape[:-1] == tokens.shape and logits.shape[-1] > int(tokens.max())
