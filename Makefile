@@ -1,5 +1,5 @@
 # make demo    install into .venv, scan the model that ships with headscope, and write its report
-# make test    install what the tests need too, and run them
+# make test    install what the tests need too, a browser among it, and run them
 # make web     build the page anew and compare it with the build that the package holds
 # make check   everything that must hold before a change goes in; rewrites nothing
 # make soak    damage thousands of inputs, and run for long; at most ten minutes
@@ -21,15 +21,19 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 # more threads idle, and waiting for each other.
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test soak release web check format lint types docs clean
+.PHONY: demo test browser soak release web check format lint types docs clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.core
 	$(OFFLINE) $(BIN)/headscope scan demo --out results/demo
 	$(OFFLINE) $(BIN)/headscope report demo --out results/demo/report.html
 
-test: .venv/.dev
+test: .venv/.dev browser
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_FLAGS)
+
+# Where none can be had, this says why, and the tests that open a page are skipped; with CI=true a skip fails.
+browser: .venv/.dev
+	@$(BIN)/python -m scripts.browser
 
 soak: .venv/.dev
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m soak

@@ -24,7 +24,6 @@ from headscope.page.report import SCHEMA, write_page
 from headscope.records.codec import encode
 
 BARS = {"bytes": 10_000_000, "open_s": 2.0, "longest_open_ms": 200.0, "longest_use_ms": 200.0}
-CHROMIUM = "/usr/bin/chromium"
 ROLES = ("induction", "induction_recent", "previous_token", "current_token", "first_token", "duplicate_token")
 WATCH = """
 window.longTasks = [];
@@ -173,9 +172,11 @@ def measure(path: Path, *, runs: int = 5) -> dict[str, float]:
     """Open a page several times; medians, and the longest task of all runs' median."""
     from playwright.sync_api import sync_playwright
 
+    from scripts.browser import find
+
     opened, first, later = [], [], []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=find(), args=["--no-sandbox"])
         for _ in range(runs):
             page = browser.new_page(viewport={"width": 1280, "height": 900})
             page.add_init_script(WATCH)

@@ -16,7 +16,6 @@ import http.client
 import io
 import json
 import secrets
-import shutil
 import tempfile
 import threading
 import time
@@ -31,6 +30,7 @@ from headscope.cli.quiet import hush
 from headscope.explore.reading import SUGGESTION, Reader
 from headscope.explore.server import listening, server_of
 from headscope.page.report import write_page
+from scripts.browser import find
 
 FOLDER = Path(__file__).parents[1] / "docs" / "pictures"
 PICTURES = ("explore-light.png", "explore-dark.png", "report-light.png", "report-dark.png")
@@ -75,7 +75,7 @@ def take(addresses: dict[str, str]) -> None:
     """Open each page and keep its picture."""
     FOLDER.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=find(), args=["--no-sandbox"])
         for name in PICTURES:
             kind, theme = name.removesuffix(".png").split("-")
             shot = picture(browser, kind, theme, addresses[kind])

@@ -30,7 +30,7 @@ GENERATED = Path(__file__).parents[1] / "docs" / "generated"
 UNITS, TABLES = GENERATED / "scaling.json", GENERATED / "scaling.md"
 
 TOKENS = 16 * 2 * 149
-"""Of a default scan: 16 prompts and their controls."""
+"""Of a scan of 16 prompts and their controls, half of the default."""
 ROLES = 6
 DEATHS_PER_HOUR = 0.05
 """Of each worker in the simulation: spot machines, memory, hardware."""
@@ -82,7 +82,7 @@ def measure() -> dict[str, Any]:
         model = kept[0]
         body = sum(one.numel() for name, one in model.hf.named_parameters() if ".h." in name)
         found: list[Any] = []
-        scan_s = cpu_seconds(lambda: found.append(hs.scan(model)))
+        scan_s = cpu_seconds(lambda: found.append(hs.scan(model, probe=hs.repeated_tokens(model, n_prompts=16))))
         run = subprocess.run([sys.executable, "-c", PEAK, folder / "model"], capture_output=True, text=True, check=True)
         peak = int(run.stdout)
         rows = rows_of(found[0])

@@ -1,8 +1,8 @@
-"""How often the 95% intervals of a scan hold the true mean: 1,000 scans of 16 prompts, all of them fresh.
+"""How often the 95% intervals of a scan hold the true mean: 500 scans of 32 prompts, all of them fresh.
 
 Two models: a random llama whose attention is peaked, where every head counts in every role; and a hand-built model
 turned down until its heads waver, where each head counts in its own role. The truth is the mean over all 16,000
-prompts; that each scan is one thousandth of it changes coverage by less than 0.0001. Scores are read off the model's
+prompts; that each scan is one five-hundredth of it changes coverage by less than 0.0003. Scores are read off the model's
 own eager patterns, intervals come from the function that scan uses, and some redraws go through `hs.scan` itself.
 """
 
@@ -19,7 +19,7 @@ import headscope as hs
 from headscope.planted import handbuilt
 from headscope.stats import mean_intervals
 
-N_SCANS, N_PROMPTS, PERIOD = 1000, 16, 8
+N_SCANS, N_PROMPTS, PERIOD = 500, 32, 8
 ROLES = ("induction", "duplicate_token", "previous_token", "current_token", "first_token")
 
 
@@ -109,42 +109,39 @@ def coverage(values):
     """[role, head]: the share of scans whose interval holds the mean over all prompts."""
     truth = values.mean(axis=0)
     by_scan = values.reshape(N_SCANS, N_PROMPTS, *truth.shape).swapaxes(0, 1)
-    mean, half = mean_intervals(np.ascontiguousarray(by_scan))
-    return (np.abs(mean - truth) <= half).mean(axis=0)
+    _, (low, high) = mean_intervals(np.ascontiguousarray(by_scan))
+    return ((low <= truth) & (truth <= high)).mean(axis=0)
 
 
 def test_the_intervals_of_a_scan_hold_the_true_mean_in_95_of_100(drawn):
-    # Measured, over heads and roles: scores 0.938 (random) and 0.936 (circuit), selectivity 0.952 and 0.940. The
-    # sampling error of a single coverage is sqrt(0.95 * 0.05 / 1000) = 0.007. What Student's t misses is skew:
-    # induction of random heads has 0.922 (skew 1.4), and the worst head of all 0.889: the circuit's duplicate-token
-    # head, whose mean of 0.94 lies close to its bound (skew -2.2).
+    # The sampling error of a single coverage is sqrt(0.95 * 0.05 / 500) = 0.01.
     for values in (drawn.prompts, drawn.prompts - drawn.controls):
         assert (values.std(axis=0)[drawn.plays] > 0).all(), "a head that never varies would be covered always"
         covered = coverage(values)[drawn.plays]
         assert 0.93 <= covered.mean() <= 0.97
-        assert covered.min() > 0.87
+        assert covered.min() > 0.88
 
 
-@pytest.mark.parametrize("redraw", [0, 1, 999])
+@pytest.mark.parametrize("redraw", [0, 1, 499])
 def test_these_are_the_intervals_that_a_scan_gives(drawn, redraw):
     part = slice(redraw * N_PROMPTS, (redraw + 1) * N_PROMPTS)
     probe = hs.Probe(prompts=drawn.probe.prompts[part], controls=drawn.probe.controls[part], settings={})
     scan = hs.scan(drawn.model, probe=probe, detectors=ROLES)
-    mean, half = mean_intervals(drawn.prompts[part])
-    gain, gain_half = mean_intervals((drawn.prompts - drawn.controls)[part])
+    mean, (low, high) = mean_intervals(drawn.prompts[part])
+    gain, (gain_low, gain_high) = mean_intervals((drawn.prompts - drawn.controls)[part])
     assert len(scan.scores) == mean.size
     for score in scan.scores:
         at = ROLES.index(score.detector), score.head.layer * drawn.model.n_heads + score.head.head
         assert score.mean == approx(mean[at], abs=1e-6)
-        assert score.ci95 == approx((max(0, mean[at] - half[at]), min(1, mean[at] + half[at])), abs=1e-6)
+        assert score.ci95 == approx((max(0, low[at]), min(1, high[at])), abs=2e-5)
         assert score.selectivity.mean == approx(gain[at], abs=1e-6)
-        assert score.selectivity.ci95 == approx((gain[at] - gain_half[at], min(1, gain[at] + gain_half[at])), abs=1e-6)
+        assert score.selectivity.ci95 == approx((gain_low[at], min(1, gain_high[at])), abs=2e-5)
 
 
-def test_intervals_that_are_a_little_too_narrow_would_be_noticed(drawn):
-    # The usual slip: 1.96, the normal quantile, for Student's 2.131 (8% too narrow). Measured: 0.919 and 0.922.
+def test_students_interval_alone_holds_fewer(drawn):
+    # Measured: 0.943 and 0.946 on average, the worst 0.904.
     truth = drawn.prompts.mean(axis=0)
     by_scan = drawn.prompts.reshape(N_SCANS, N_PROMPTS, *truth.shape)
-    half = 1.96 * by_scan.std(axis=1, ddof=1) / N_PROMPTS**0.5
+    half = 2.0395 * by_scan.std(axis=1, ddof=1) / N_PROMPTS**0.5
     covered = (np.abs(by_scan.mean(axis=1) - truth) <= half).mean(axis=0)
-    assert covered[drawn.plays].mean() < 0.93
+    assert covered[drawn.plays].mean() < coverage(drawn.prompts)[drawn.plays].mean() - 0.005

@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from headscope.errors import ArgumentError
+from headscope.errors import ArgumentError, brief
 
 Support = Literal["exact", "degraded", "unsupported"]
 """What the self-check concluded about a model; see `headscope.model.selfcheck`."""
 
-_HEAD = re.compile(r"(?:L(\d+)H(\d+)|(\d+)\.(\d+))(?:#(\d+))?")
+_HEAD = re.compile(r"(?:L(D)H(D)|(D)\.(D))(?:#(D))?".replace("D", "[0-9]{1,9}"))  # \d takes the digits of all scripts
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -41,6 +41,6 @@ class HeadId:
         """
         match = _HEAD.fullmatch(text.strip())
         if match is None:
-            raise ArgumentError(f"{text!r} is not a head; write layer and head from 0, like L5H1 or 5.1.")
+            raise ArgumentError(f"{brief(repr(text))} is not a head; write layer and head from 0, like L5H1 or 5.1.")
         layer, head = match[1] or match[3], match[2] or match[4]
         return cls(int(layer), int(head), int(match[5] or 0))

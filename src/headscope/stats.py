@@ -1,11 +1,21 @@
 """Intervals of means over prompts, and tests of many means at once.
 
-Prompts are the independent draws; tokens within one are not. The interval is Student's t on per-prompt scores:
+Prompts are the independent draws; tokens within one are not. A score is a share of attention: near 0 and near 1 its
+values over prompts are skewed, and Student's t misses on one side. So an interval is the union of two:
 
-    mean +- t(0.975, n - 1) * s / sqrt(n)
+    Student's t        mean -+ t s / sqrt(n)
+    Hall's             mean - g(+-t) s / sqrt(n)          g the inverse of  T + a T^2 + a^2 T^3 / 3 + a / 2
+                                                          a = SKEW * skewness / (3 sqrt(n))
 
-Its coverage is measured in tests/test_coverage.py. It misleads for a handful of prompts whose scores are far from
-normal.
+with t = t(0.975, n - 1). The second undoes the skewness of the studentised mean to the order 1 / sqrt(n): it reaches
+further on the side of the long tail. Both move with the data when these are shifted, scaled or turned round, and
+neither draws random numbers. Yes-or-no answers have Wilson's interval instead, which is never of no width.
+
+`python -m benchmarks.coverage` measures how often these hold the true mean, head by head, on trained models. They
+mislead for a handful of prompts, and for a head that shows what it does in less than one prompt in twenty.
+
+Reference:
+    Hall 1992, J. R. Stat. Soc. B 54, 221-228. Wilson 1927, J. Am. Stat. Assoc. 22, 209-212.
 """
 
 from __future__ import annotations
@@ -18,44 +28,30 @@ from jaxtyping import Float
 
 from headscope.errors import NonFiniteError
 
+SKEW = 1.25
+"""Times the sample's own skewness: that of a few dozen values falls short of a skewed distribution's."""
+
+Interval = tuple[np.ndarray, np.ndarray]
+"""Lower and upper ends."""
+
 
 @lru_cache
 def t_quantile(degrees: int, *, error: float = 0.05) -> float:
-    """The t that Student's T, with a whole number of degrees of freedom, exceeds in size with probability `error`.
+    """The t that Student's T, with a whole number of degrees of freedom, exceeds in size with probability `error`."""
+    from scipy.special import stdtrit
 
-    Solved by bisection on the exact distribution function for whole degrees (Abramowitz and Stegun 26.7.3-4), to a
-    relative 1e-9 where `error` is above 1e-12.
-    """
-    low, high = 0.0, 1.0
-    while two_sided_p(high, degrees) > error:
-        low, high = high, 2 * high
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if two_sided_p(middle, degrees) > error else (low, middle)
-    return (low + high) / 2
+    return -float(stdtrit(degrees, error / 2))
 
 
 def two_sided_p(t: float, degrees: int) -> float:
     """P(|T| >= t) of Student's t with a whole number of degrees of freedom."""
-    return max(0.0, 1 - _central_mass(abs(t), degrees))
+    from scipy.special import stdtr
+
+    return 2 * float(stdtr(degrees, -abs(t)))
 
 
-def _central_mass(t: float, degrees: int) -> float:
-    """P(|T| < t), Abramowitz and Stegun 26.7.3 (odd degrees) and 26.7.4 (even)."""
-    angle = math.atan(t / math.sqrt(degrees))
-    cos2 = math.cos(angle) ** 2
-    odd = degrees % 2
-    term, total = 1.0, 0.0
-    for step in range(1 if odd else 0, degrees - 1, 2):
-        total += term
-        term *= cos2 * (step + 1) / (step + 2)
-    if not odd:
-        return math.sin(angle) * total
-    return 2 / math.pi * (angle + math.sin(angle) * math.cos(angle) * total)
-
-
-def mean_intervals(samples: Float[np.ndarray, " prompt *rest"]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Mean over prompts and the half-width of its 95% interval; half-widths are None for one prompt.
+def mean_intervals(samples: Float[np.ndarray, " prompt *rest"]) -> tuple[np.ndarray, Interval | None]:
+    """Mean over prompts and the ends of its 95% interval; no interval from one prompt.
 
     Args:
         samples: One value per prompt, for any number of things at once. Differences of paired values give paired
@@ -66,7 +62,23 @@ def mean_intervals(samples: Float[np.ndarray, " prompt *rest"]) -> tuple[np.ndar
     mean = np.asarray(samples.mean(axis=0))
     if n == 1:
         return mean, None
-    return mean, np.asarray(t_quantile(n - 1) * samples.std(axis=0, ddof=1) / math.sqrt(n))
+    spread = np.asarray(samples.std(axis=0, ddof=1))
+    error, t = spread / math.sqrt(n), t_quantile(n - 1)
+    bend = np.asarray(SKEW * _skewness(samples - mean, spread) / (3 * math.sqrt(n)))
+    low, high = np.maximum(t, _unbent(t, bend)), np.minimum(-t, _unbent(-t, bend))
+    return mean, (np.asarray(mean - low * error), np.asarray(mean - high * error))
+
+
+def share_interval(samples: Float[np.ndarray, " prompt"]) -> tuple[float, float]:
+    """Wilson's 95% interval of a share of yes among yes-or-no answers, or of the mean of such shares.
+
+    For means of several answers it is too wide rather than too narrow: their variance is taken for p (1 - p).
+    """
+    n, share = len(samples), float(samples.mean())
+    assert n > 0, "a share needs at least one answer"
+    z2 = 1.959964**2
+    center, half = share + z2 / (2 * n), math.sqrt(z2 * (share * (1 - share) + z2 / (4 * n)) / n)
+    return max(0.0, (center - half) / (1 + z2 / n)), min(1.0, (center + half) / (1 + z2 / n))
 
 
 def p_values(samples: Float[np.ndarray, " prompt *rest"]) -> np.ndarray:
@@ -77,19 +89,17 @@ def p_values(samples: Float[np.ndarray, " prompt *rest"]) -> np.ndarray:
     Raises:
         NonFiniteError: a sample is NaN or infinite.
     """
+    from scipy.special import stdtr
+
     if not np.isfinite(samples).all():
         raise NonFiniteError("what is to be tested holds NaN or infinity; load the model in float32.")
-    mean, half = mean_intervals(samples)
-    if half is None:
+    n, mean = len(samples), np.asarray(samples.mean(axis=0))
+    if n == 1:
         return np.ones_like(mean)
-    degrees = len(samples) - 1
-    spread = half / t_quantile(degrees)
-    sizes = np.abs(mean).ravel()
-    tests = [
-        (1.0 if size == 0 else 0.0) if error == 0 else two_sided_p(size / error, degrees)
-        for size, error in zip(sizes.tolist(), spread.ravel().tolist(), strict=True)
-    ]
-    return np.asarray(tests).reshape(mean.shape)
+    error = samples.std(axis=0, ddof=1) / math.sqrt(n)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = 2 * stdtr(n - 1, -np.abs(mean) / error)
+    return np.asarray(np.where(error > 0, p, np.where(mean == 0, 1.0, 0.0)))
 
 
 def benjamini_hochberg(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
@@ -100,9 +110,21 @@ def benjamini_hochberg(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " tes
     Reference:
         Benjamini and Hochberg 1995, J. R. Stat. Soc. B 57. Holds for independent or positively dependent tests.
     """
-    n = len(p)
-    order = np.argsort(p)
-    scaled = p[order] * n / np.arange(1, n + 1)
-    q = np.empty(n)
-    q[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
-    return q
+    from scipy.stats import false_discovery_control
+
+    return np.asarray(false_discovery_control(p)) if len(p) else np.empty(0)
+
+
+def _skewness(residuals: Float[np.ndarray, " prompt *rest"], spread: np.ndarray) -> np.ndarray:
+    """Third moment in units of the spread, n / ((n - 1) (n - 2)) sum (x / s)^3; 0 where it cannot be known."""
+    n = len(residuals)
+    if n < 3:
+        return np.zeros_like(spread)
+    return np.asarray(n / ((n - 1) * (n - 2)) * ((residuals / np.where(spread > 0, spread, 1.0)) ** 3).sum(axis=0))
+
+
+def _unbent(t: float, bend: np.ndarray) -> np.ndarray:
+    """The T for which T + a T^2 + a^2 T^3 / 3 + a / 2 = t, where ((1 + a T)^3 - 1) / (3 a) is its first three terms."""
+    some = np.abs(bend) > 1e-9
+    a = np.where(some, bend, 1.0)
+    return np.where(some, (np.cbrt(1 + 3 * a * (t - a / 2)) - 1) / a, t)

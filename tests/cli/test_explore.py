@@ -26,7 +26,8 @@ def start(*arguments):
     )
 
 
-def test_it_serves_until_ctrl_c():
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_it_serves_until_ctrl_c_or_sigterm(signum):
     running = start("demo", "--json", "--seed", "3")
     try:
         said = json.loads(running.stdout.readline())
@@ -42,7 +43,7 @@ def test_it_serves_until_ctrl_c():
         connection.request("POST", "/api/read", body, headers)
         assert json.loads(connection.getresponse().read())["off"] == [{"layer": 1, "head": 1}]
         connection.close()
-        running.send_signal(signal.SIGINT)  # the report is being made meanwhile
+        running.send_signal(signum)  # the report is being made meanwhile
         out, err = running.communicate(timeout=60)
         assert (running.returncode, out, err) == (0, "", "")
     finally:

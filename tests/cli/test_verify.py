@@ -29,7 +29,7 @@ def comparable(document):
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "text.py"
-    path.write_text((Path(hs.__file__).parent / "results.py").read_text())
+    path.write_text((Path(hs.__file__).parent / "lesson.py").read_text())
     return path
 
 

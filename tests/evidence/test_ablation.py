@@ -541,7 +541,7 @@ def test_edits_before_the_second_copy_s_queries_spare_the_induction_head(one):
 
 def test_the_default_probe_and_the_document():
     found = hs.ablate(handbuilt().model, "1.0", method="resample", seed=3)
-    assert found.n_prompts == 16
+    assert found.n_prompts == 32
     assert found.probe["kind"] == "repeated_tokens"
     assert found.probe["seed"] == found.provenance.seed == 3
     assert found.corpus == {"kind": "controls of further prompts"}

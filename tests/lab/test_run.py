@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import random
 import resource
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 from pytest import approx
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from headscope.errors import ArgumentError, HeadscopeError, NonFiniteError
 from headscope.heads import HeadId
@@ -266,6 +268,38 @@ def test_a_damaged_log_and_damaged_weights_are_named_in_one_line(tiny, tmp_path)
             assert "write it anew" not in str(told.value)
             path.write_bytes(whole)
     assert len(run(tiny, tmp_path, measure=look)[1]) == 7, "put back, it is as before"
+
+
+def flipped(content, bit):
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("name", ["step-000012/model.safetensors", "state.safetensors", "log.jsonl"])
+def test_a_single_bit_that_flipped_is_told_before_a_run_goes_on(tiny, tmp_path, name):
+    run(tiny, tmp_path, measure=look)
+    path = tmp_path / name
+    whole = path.read_bytes()
+    draw = random.Random(0)
+    for bit in [8 * len(whole) - 1, *(draw.randrange(8 * len(whole)) for _ in range(40))]:
+        path.write_bytes(flipped(whole, bit))
+        with pytest.raises(ArgumentError, match=rf"{name}' is damaged \(.*\); put it back, or") as told:
+            run(tiny, tmp_path, measure=look)
+        assert "\n" not in str(told.value)
+        # A log cut off or written anew by the refused run would hide the damage from the next one.
+        assert path.read_bytes() == flipped(whole, bit)
+    path.write_bytes(whole)
+    assert len(run(tiny, tmp_path, measure=look)[1]) == 7
+
+
+def test_a_state_of_before_has_no_checksums_and_goes_on(tiny, tmp_path):
+    whole = run(tiny, tmp_path / "whole", measure=look)
+    state = tmp_path / "whole" / "state.safetensors"
+    with safe_open(state, framework="pt") as file:
+        about = {name: file.metadata()[name] for name in ("step", "wall_s")}
+    save_file(load_file(state), state, metadata=about)
+    assert len(run(tiny, tmp_path / "whole", measure=look)[1]) == len(whole[1])
 
 
 def test_a_full_disk_loses_no_checkpoint_and_the_run_goes_on_afterwards(tiny, tmp_path):

@@ -15,10 +15,18 @@ from huggingface_hub.errors import RevisionNotFoundError
 
 import headscope as hs
 from headscope.errors import ArgumentError, ModelNotFound
+from headscope.evidence.kinds import sweepable
 from headscope.sweeps import plan
-from headscope.sweeps.plan import SETTINGS, Job, content_of, fingerprint, make_plan, read_wanted
+from headscope.sweeps.plan import Job, content_of, fingerprint, make_plan, read_wanted
 
-JOB = Job(model="gpt2", revision="main", content="a" * 40, what="scan", settings=SETTINGS["scan"], dtype="auto")
+JOB = Job(
+    model="gpt2",
+    revision="main",
+    content="a" * 40,
+    what="scan",
+    settings=dict(sweepable()["scan"].settings),
+    dtype="auto",
+)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +53,7 @@ def test_a_new_code_schema_makes_every_job_new(monkeypatch):
 def test_the_defaults_are_those_of_the_functions():
     for what, function in (("verify", hs.verify), ("icl", hs.icl), ("scan", hs.repeated_tokens)):
         known = inspect.signature(inspect.unwrap(function)).parameters
-        for name, value in SETTINGS[what].items():
+        for name, value in sweepable()[what].settings.items():
             if name in known:
                 assert known[name].default == value, (what, name)
 

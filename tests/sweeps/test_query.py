@@ -7,11 +7,14 @@ from dataclasses import replace
 import pytest
 
 from headscope.errors import ArgumentError, NonFiniteError
-from headscope.sweeps.plan import SETTINGS, Job
+from headscope.evidence.kinds import sweepable
+from headscope.sweeps.plan import Job
 from headscope.sweeps.run import Failure, Outcome, failed
 from headscope.sweeps.store import Store
 
-JOB = Job(model="m", revision=None, content="c", what="circuit", settings=SETTINGS["circuit"], dtype="auto")
+JOB = Job(
+    model="m", revision=None, content="c", what="circuit", settings=dict(sweepable()["circuit"].settings), dtype="auto"
+)
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,20 @@ from fsspec.implementations.local import LocalFileSystem
 
 import headscope as hs
 from headscope.errors import ArgumentError, NonFiniteError
-from headscope.sweeps.plan import SETTINGS, Job
+from headscope.evidence.kinds import sweepable
+from headscope.sweeps.plan import Job
 from headscope.sweeps.run import Failure, Outcome, failed
 from headscope.sweeps.store import Store
 from headscope.sweeps.tables import ABOUT, TABLES, arrow_schema
 
-JOB = Job(model="m", revision="main", content="c", what="circuit", settings=SETTINGS["circuit"], dtype="auto")
+JOB = Job(
+    model="m",
+    revision="main",
+    content="c",
+    what="circuit",
+    settings=dict(sweepable()["circuit"].settings),
+    dtype="auto",
+)
 ROW = {"sender": "L0H1", "receiver": "L1H2", "input": "k", "effect": 0.5}
 
 
@@ -47,7 +55,7 @@ def test_rows_come_back_with_what_they_are_about(store):
     (job,) = store.to_frame("jobs").to_dict("records")
     assert job.items() >= {"job": JOB.identity, "status": "done", "what": "circuit"}.items()
     assert pd.isna(job["reason"])
-    assert json.loads(job["settings"]) == SETTINGS["circuit"]
+    assert json.loads(job["settings"]) == dict(sweepable()["circuit"].settings)
 
 
 def test_every_table_has_its_columns_also_when_empty(store):
@@ -159,7 +167,7 @@ def test_a_damaged_file_is_named_in_one_line(store, table, damage):
     store.put(outcome())
     path = store._at(f"circuit/{JOB.identity}.parquet")
     store._fs.pipe_file(path, damage(store._fs.cat_file(path)))
-    said = f"{JOB.identity}.parquet' is damaged .*; remove it and sweep again"
+    said = f"{JOB.identity}.parquet' is damaged .*; run the same sweep again"
     with pytest.raises(ArgumentError, match=said) as told:
         store.to_frame(table)
     assert "\n" not in str(told.value)

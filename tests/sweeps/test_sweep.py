@@ -102,7 +102,7 @@ def test_the_document_is_the_result(demo):
     document = json.loads(demo[0].to_json())
     assert document == {
         "schema": "headscope.sweep/1", "planned": 4, "done": 4, "skipped": 0, "failed": 0,
-        "store": demo[1].path, "failures": [],
+        "store": demo[1].path, "failures": [], "damaged": [],
     }  # fmt: skip
 
 

@@ -70,9 +70,9 @@ def test_the_intervals_of_the_scores_count_too(rng):
     covered = {"with": 0, "without": 0}
     for _ in range(40):
         prompts = rise(steps, rng.normal(260, 15, size=(8, 1)), 10)
-        mean, half = mean_intervals(prompts)
+        mean, ci95 = mean_intervals(prompts)
         scores = mean + 0.005 * rng.normal(size=len(steps))
-        ends = list(zip((mean - half).tolist(), (mean + half).tolist(), strict=True))
+        ends = list(zip(*(end.tolist() for end in ci95), strict=True))
         for name, ci95 in (("with", ends), ("without", None)):
             low, high = phase_change(steps, scores, ci95).found.step.ci95
             covered[name] += low <= 260 <= high

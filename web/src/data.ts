@@ -240,7 +240,14 @@ export interface Report {
   tables: { heads: HeadTables[]; reason: string | null };
   emergence: Run[];
   behavior: Behavior[];
+  /** Results of further kinds, each drawn by its section. */
+  results?: Result[];
   provenance: Provenance;
+}
+/** A document of a kind of evidence that has a section of its own. */
+export interface Result {
+  kind: string;
+  schema: string;
 }
 
 export const SCHEMA = "headscope.report/1";

@@ -1,11 +1,11 @@
 /* The page: a report's parts, and on a live page the user's own prompt above them. */
 
-import { type ComponentChildren, type JSX, render } from "preact";
+import { type JSX, render } from "preact";
 import { useEffect, useMemo, useState } from "preact/hooks";
 import { Behaviors } from "./behavior";
 import { Card, Verdict } from "./card";
 import { CircuitGraph } from "./circuit";
-import { type Theme, useTheme } from "./colours";
+import { useTheme } from "./colours";
 import { checked, held, Heads, type HeadVerdict, MOSAIC, type Model, type Mosaic, name, type Report } from "./data";
 import { Emergence } from "./emergence";
 import { type About, Server, type Step, token } from "./live";
@@ -14,30 +14,13 @@ import { HeadMap } from "./map";
 import { MosaicPage } from "./mosaic";
 import { Prompt } from "./prompt";
 import { ProvenanceList, Quoted } from "./provenance";
+import { type Part, SECTIONS } from "./section";
 import { read, type State, written } from "./state";
 import { fixed, interval, percent, signed, tidy } from "./text";
 import "./styles.css";
 
 const LISTED = 14;
 const POLL_MS = 700;
-
-/** What a part of the page may show. */
-interface Shared {
-  report: Report;
-  heads: Heads;
-  ranked: HeadVerdict[];
-  theme: Theme;
-  head: string;
-  open: (head: string) => void;
-}
-interface Part {
-  id: string;
-  title: string;
-  class?: string;
-  /** Whether a report has it; every one does by default. */
-  when?: (report: Report) => boolean;
-  draw: (shared: Shared) => ComponentChildren;
-}
 
 /** The parts beneath the finding, in order. */
 const PARTS: Part[] = [
@@ -79,6 +62,7 @@ const PARTS: Part[] = [
     when: (report) => report.behavior.length > 0,
     draw: ({ report, theme, open }) => <Behaviors results={report.behavior} theme={theme} onOpen={open} />,
   },
+  ...SECTIONS,
   {
     id: "made",
     title: "How it was made",

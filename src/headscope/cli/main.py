@@ -13,19 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from headscope import __version__
-from headscope.cli.commands.behavior import behavior
-from headscope.cli.commands.check import check
-from headscope.cli.commands.circuit import circuit
-from headscope.cli.commands.emergence import emergence
-from headscope.cli.commands.explore import explore
-from headscope.cli.commands.mosaic import mosaic
-from headscope.cli.commands.params import params
-from headscope.cli.commands.query import query
-from headscope.cli.commands.report import report
-from headscope.cli.commands.scan import scan
-from headscope.cli.commands.sweep import sweep
-from headscope.cli.commands.train import train
-from headscope.cli.commands.verify import verify
+from headscope.cli.commands import commands
 from headscope.errors import HeadscopeError
 
 app: typer.Typer = typer.Typer(
@@ -37,19 +25,8 @@ app: typer.Typer = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(scan)
-app.command()(verify)
-app.command()(circuit)
-app.command()(report)
-app.command()(explore)
-app.command()(sweep)
-app.command()(query)
-app.command()(mosaic)
-app.command()(train)
-app.command()(emergence)
-app.command()(behavior)
-app.command()(check)
-app.command()(params)
+for _command in commands():
+    app.command()(_command)
 
 
 def _print_version(asked: bool) -> bool:

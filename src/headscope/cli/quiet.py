@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from logging import ERROR, getLogger
-from typing import Any
 
 
 def hush() -> None:
@@ -15,11 +14,3 @@ def hush() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     getLogger("huggingface_hub").setLevel(ERROR)
-
-
-def opened(model: str, **options: Any) -> Any:
-    """`headscope.load` in a quiet process."""
-    hush()
-    from headscope.model.load import load
-
-    return load(model, **options)

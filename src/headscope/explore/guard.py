@@ -4,6 +4,7 @@
     Origin    ours, where there is one: another page's requests are refused
     token     on every request but that for the page itself, which holds no data
     body      JSON, at most 256 kB, counted while it is read
+    time      `headscope.explore.connection`: a request is whole within seconds, and few are waited for
     answers   carry a policy of their own, are kept by nobody, and may be embedded nowhere
 
 The token is 256 random bits that die with the server. It comes to the page in the fragment of the address that the
@@ -19,9 +20,11 @@ programs can read the token: it protects from other users and other pages, not f
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -86,7 +89,11 @@ class Guard:
                 return {"type": "http.request", "body": body, "more_body": False}
             return await receive()
 
-        await self._app(scope, again, sealed)
+        try:
+            await self._app(scope, again, sealed)
+        except asyncio.CancelledError:  # the server ends, and has waited long enough
+            with suppress(RuntimeError):  # an answer may have begun
+                await _refuse(sealed, 503, "the server is ending.")
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         """Status and sentence for whoever may not pass."""

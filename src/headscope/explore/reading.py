@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from headscope.errors import ArgumentError, NonFiniteError, TokenError, UnsupportedModel
+from headscope.errors import ArgumentError, NonFiniteError, TokenError, UnsupportedModel, brief
 from headscope.explore.writing import Writes, Writing
 from headscope.heads import HeadId
 from headscope.interventions.ablation import CORPUS_PROMPTS, Ablator, token_losses
@@ -150,8 +150,8 @@ class Reader:
         found = self.model.named(list(names))
         if missing := [head for head in found if head not in self.heads]:
             raise ArgumentError(
-                f"{self.model.id} has no head {', '.join(map(str, missing))}: its layers do not run that often in one "
-                "pass; name the head without '#'."
+                f"{self.model.id} has no head {brief(', '.join(map(str, missing)))}: its layers do not run that "
+                "often in one pass; name the head without '#'."
             )
         return tuple(sorted(found))
 
@@ -313,7 +313,9 @@ class Reader:
 
     def _placed(self, tokens: Tokens, *positions: int) -> None:
         if wrong := [one for one in positions if not 0 <= one < len(tokens)]:
-            raise ArgumentError(f"the text has no token {wrong[0]}; its {len(tokens)} tokens are counted from 0.")
+            raise ArgumentError(
+                f"the text has no token {brief(wrong[0])}; its {len(tokens)} tokens are counted from 0."
+            )
 
     def _next(
         self, rows: Sequence[Float[Tensor, "position vocabulary"]], tokens: Tokens

@@ -20,9 +20,11 @@ import asyncio
 import base64
 import json
 import secrets
+import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import uvicorn
@@ -32,6 +34,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
 from headscope.errors import ArgumentError, HeadscopeError
+from headscope.explore.connection import Connection
 from headscope.explore.desk import Aside, Desk, Failed, Full, Progress
 from headscope.explore.guard import API, Guard
 from headscope.explore.reading import MAX_CHARACTERS, SUGGESTION, Reader
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
 
 SCHEMA = "headscope.explore/1"
 ADDRESS = "127.0.0.1"
+BACKLOG = 128
+"""Connections that may wait to be accepted; as many may be accepted at once."""
 PATIENCE_S = 3
 """Seconds that answers on their way have when the server ends."""
 
@@ -86,7 +91,7 @@ def serve(
     behavior: Sequence[BehaviorResult] = (),
     announce: Callable[[str], None],
 ) -> None:
-    """Serve the page of a model to this machine until Ctrl-C.
+    """Serve the page of a model to this machine until Ctrl-C or SIGTERM.
 
     Args:
         model: A loaded model.
@@ -102,9 +107,26 @@ def serve(
     with listening(port) as listener:
         token, port = secrets.token_urlsafe(32), listener.getsockname()[1]
         server = server_of(Reader(model, seed=seed), port=port, token=token, seed=seed, behavior=behavior)
-        announce(f"http://{ADDRESS}:{port}/#token={token}")  # a fragment: see `headscope.explore.guard`
-        with suppress(KeyboardInterrupt):
+        with suppress(KeyboardInterrupt), _ended_like_ctrl_c():
+            announce(f"http://{ADDRESS}:{port}/#token={token}")  # a fragment: see `headscope.explore.guard`
             server.run(sockets=[listener])
+
+
+@contextmanager
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM, which service managers send, ends the server as Ctrl-C does. Main thread only, as signals are."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def listening(port: int) -> socket.socket:
@@ -117,7 +139,7 @@ def listening(port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((ADDRESS, port))
-        listener.listen(512)
+        listener.listen(BACKLOG)
     except (OSError, OverflowError) as error:
         listener.close()
         reason = getattr(error, "strerror", None) or "a port is a number from 0 to 65535"
@@ -139,7 +161,8 @@ def server_of(
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            http="h11",
+            http=Connection,
+            backlog=BACKLOG,
             ws="none",
             lifespan="on",
             log_level="error",

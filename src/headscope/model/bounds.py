@@ -5,6 +5,7 @@ lack. A damaged or hostile config so costs hours (two million layers) or all mem
 error. Such a model is refused anyway, since its weights are missing; here it is refused early.
 
     layers      at most `MOST_LAYERS`, by the config's file, before transformers lists them
+    labels      at most `MOST_LABELS`, likewise: transformers names each of `num_labels`
     parameters  at most `MOST_PARAMETERS` tensors, counted as they are registered
     numbers     at most `SLACK` times those of the checkpoint, and `SPARE` more
 
@@ -19,17 +20,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from headscope.errors import ModelError, brief
+from headscope.errors import ModelError, UnsafeWeights, brief
 
 MOST_LAYERS = 10_000
+MOST_LABELS = 1_000_000
 MOST_PARAMETERS = 250_000
 SLACK = 16
 SPARE = 2**20
-_LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
+_MOST = dict.fromkeys(("num_hidden_layers", "num_layers", "n_layers", "n_layer"), MOST_LAYERS) | {
+    "num_labels": MOST_LABELS
+}
+_IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 
 
 def refuse_endless(source: str, config: Mapping[str, Any]) -> None:
-    """Raise if a config's file names more layers than any model has.
+    """Raise if a config's file names more layers or labels than any model has.
 
     Args:
         source: The model, for the error.
@@ -38,14 +43,43 @@ def refuse_endless(source: str, config: Mapping[str, Any]) -> None:
     Raises:
         ModelError: with the key and its value.
     """
-    for key, value in config.items():
-        if key in _LAYERS and isinstance(value, (int, float)) and value > MOST_LAYERS:
+    for key, value in _entries(config):
+        if key in _MOST and isinstance(value, (int, float)) and value > _MOST[key]:
             raise ModelError(
-                f"the config of {source!r} says {key}={brief(value)}, and no model has more than {MOST_LAYERS:,} "
-                "layers; use the config that belongs to the weights."
+                f"the config of {source!r} says {key}={_number(value)}, and no model has more than {_MOST[key]:,} "
+                f"{key.split('_')[-1]}; use the config that belongs to the weights."
             )
+
+
+def refuse_kernels(source: str, config: Mapping[str, Any]) -> None:
+    """Raise if a config's file names a repository whose kernels transformers would fetch and run.
+
+    Args:
+        source: The model, for the error.
+        config: The file as it is.
+
+    Raises:
+        UnsafeWeights: with the key and its value.
+    """
+    for key, value in _entries(config):
+        names = value.values() if isinstance(value, dict) else (value,)
+        named = next((name for name in names if isinstance(name, str) and "/" in name), None)
+        if key in _IMPLEMENTATIONS and named is not None:
+            raise UnsafeWeights(
+                f"the config of {source!r} asks for code from the hub ({key}={brief(named)!r}); remove that entry, or "
+                "pass --trust-remote-code (trust_remote_code=True) if you trust it."
+            )
+
+
+def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        yield key, value
         if isinstance(value, dict):
-            refuse_endless(source, value)
+            yield from _entries(value)
+
+
+def _number(value: int | float) -> str:
+    return str(value) if value < 1e15 else "10^15 or more"  # Python refuses to write out some thousand digits
 
 
 @contextmanager

@@ -14,13 +14,12 @@ since each counts the same memory as free. Pickled checkpoints are not counted.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
-from headscope.errors import ModelTooLarge
+from headscope.errors import ModelError, ModelTooLarge
+from headscope.model.folder import check_file, weight_files, weights_of
 
 _BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
 """Of a number in a safetensors file; others are 8 bits."""
@@ -63,20 +62,12 @@ def refuse_too_large(source: str, revision: str | None, *, device: str, dtype: s
 
 
 def header_numbers(path: Path) -> Counter[str]:
-    """How many numbers of each kind a safetensors file holds, by its header alone."""
-    found: Counter[str] = Counter()
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 0 < length < 2**30:
-            raise ValueError("no safetensors header")
-        header: dict[str, Any] = json.loads(file.read(length))
-    for name, tensor in header.items():
-        if name != "__metadata__":
-            count = 1
-            for size in tensor["shape"]:
-                count *= size
-            found[tensor["dtype"]] += count
-    return found
+    """How many numbers of each kind a safetensors file holds, by its header alone.
+
+    Raises:
+        ModelError: a header that is damaged.
+    """
+    return weights_of([path]).numbers
 
 
 def _numbers(source: str, revision: str | None) -> Counter[str] | None:
@@ -93,14 +84,12 @@ def _numbers(source: str, revision: str | None) -> Counter[str] | None:
         else:
             return _as_the_hub_counts(source, revision)
     try:
-        index = folder / "model.safetensors.index.json"
-        if index.is_file():
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        else:
-            names = [path.name for path in folder.glob("*.safetensors")]
-        return sum((header_numbers(folder / name) for name in names), Counter()) if names else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # a damaged or missing file: loading says so
+        names = weight_files(folder, {}, allow_pickle=False)
+        for name in names:
+            check_file(folder / name, folder)
+        return weights_of([folder / name for name in names]).numbers
+    except (ModelError, OSError):
+        return None  # a damaged or missing file, or only pickles: loading says so
 
 
 def _as_the_hub_counts(source: str, revision: str | None) -> Counter[str] | None:

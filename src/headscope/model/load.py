@@ -28,8 +28,11 @@ from headscope.errors import (
     brief,
 )
 from headscope.heads import HeadId
-from headscope.model.bounds import bounded, refuse_endless
+from headscope.model.bounds import bounded, refuse_endless, refuse_kernels
 from headscope.model.budget import refuse_too_large
+from headscope.model.folder import check_folder, fetched
+from headscope.model.leftover import refuse_leftover
+from headscope.model.tokenizer import is_panic
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +50,6 @@ _TOKENIZERS = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @runtime_checkable
@@ -118,7 +120,7 @@ class Model:
         missing = [one for one in found if one.call < 0 or not 0 <= one.head < self.check.heads.get(one.layer, 0)]
         if missing:
             raise ArgumentError(
-                f"{self.id} has no head {', '.join(map(str, missing))}; it has {self.n_layers} layers of up to "
+                f"{self.id} has no head {brief(', '.join(map(str, missing)))}; it has {self.n_layers} layers of up to "
                 f"{self.n_heads} heads, counted from 0."
             )
         return found
@@ -316,11 +318,11 @@ def _from_pretrained(
         from headscope.training.demo import demo_path
 
         source = str(demo_path())
-    folder = Path(source)
+    folder, weights = Path(source), None
     if os.path.isdir(folder):  # Path.is_dir raises where the system refuses the name
         if revision is not None:
             raise ArgumentError(f"revision={revision!r} does not apply to a folder; it names a commit on the hub.")
-        _refuse_folder(folder, allow_pickle)
+        weights = check_folder(folder, allow_pickle=allow_pickle)
     elif os.path.exists(folder) or source.startswith(("/", "./", "../", "~")):
         raise ModelNotFound(f"{source!r} is not a folder; give a folder with config.json and weights, or a hub id.")
     import torch
@@ -330,7 +332,10 @@ def _from_pretrained(
     device = _available(device)
     common: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     try:
-        refuse_endless(source, PreTrainedConfig.get_config_dict(source, **common)[0])
+        written = PreTrainedConfig.get_config_dict(source, **common)[0]
+        refuse_endless(source, written)
+        if not trust_remote_code:
+            refuse_kernels(source, written)
         config = AutoConfig.from_pretrained(source, **common)
         headless = _headless(config)
     except HeadscopeError:
@@ -347,6 +352,9 @@ def _from_pretrained(
     numbers = refuse_too_large(source, revision, device=device, dtype=dtype)
     auto: Any = AutoModel if headless else AutoModelForCausalLM
     try:
+        if not os.path.isdir(folder):
+            weights = fetched(source, common["revision"], config, allow_pickle=allow_pickle)
+            numbers = weights.numbers.total() if weights is not None else numbers
         with bounded(source, numbers):
             hf, info = auto.from_pretrained(
                 source,
@@ -378,6 +386,7 @@ def _from_pretrained(
             f"{source!r} lacks {len(missing)} of its weights ({', '.join(missing[:3])}...); they would be random: "
             "use a complete checkpoint."
         )
+    refuse_leftover(source, info["unexpected_keys"], weights.shapes if weights else {}, config.architectures or [])
     return hf.eval(), _tokenizer(source, common), revision
 
 
@@ -428,7 +437,9 @@ def _tokenizer(source: str, common: dict[str, Any]) -> Any | None:
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
     except ImportError:
         return None
-    except Exception as error:  # the tokenizers library raises nothing narrower
+    except BaseException as error:  # the tokenizers library raises nothing narrower
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
         if not os.path.isdir(folder) and isinstance(error, (OSError, ValueError, TypeError, KeyError)):
             return None  # a hub model without one
         raise ModelError(
@@ -437,21 +448,6 @@ def _tokenizer(source: str, common: dict[str, Any]) -> Any | None:
         ) from error
     # Where a folder has no tokenizer files, some classes come back with special tokens only.
     return tokenizer if len(tokenizer) > len(set(tokenizer.all_special_ids)) else None
-
-
-def _refuse_folder(folder: Path, allow_pickle: bool) -> None:
-    if not os.path.isfile(folder / "config.json"):
-        raise ModelNotFound(f"folder {str(folder)!r} has no config.json; give a folder that save_pretrained wrote.")
-    if any(folder.glob("*.safetensors")):
-        return
-    pickled = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-    if not pickled:
-        raise ModelNotFound(f"folder {str(folder)!r} has no weights; it needs *.safetensors files beside config.json.")
-    if not allow_pickle:
-        raise UnsafeWeights(
-            f"folder {str(folder)!r} has only pickled weights ({pickled[0]}), which can run code when loaded; "
-            "convert them to safetensors, or pass --allow-pickle (allow_pickle=True) if you trust them."
-        )
 
 
 def _config_error(source: str, error: Exception) -> ModelError:
@@ -492,6 +488,6 @@ def _hub_has_pickle(source: str, revision: str | None) -> bool:
         return False
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return brief(" ".join(lines[:2]) if lines[0].endswith(":") else lines[0])

@@ -28,6 +28,7 @@ from headscope.interventions.ablation import Ablator, Method, losses
 from headscope.model.attention import Attention
 from headscope.model.load import Model
 from headscope.model.taps import forward
+from headscope.model.tokenizer import tokenizing
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.probe import Tokens
 from headscope.records.codec import encode
@@ -130,7 +131,10 @@ def example(
 
 def token_text(model: Model, token: int) -> str | None:
     """A token as the tokenizer shows it; None without one."""
-    return None if model.tokenizer is None else str(model.tokenizer.decode([token]))
+    if model.tokenizer is None:
+        return None
+    with tokenizing(model.id):
+        return str(model.tokenizer.decode([token]))
 
 
 def as_bytes(pattern: Float[Tensor, "query key"]) -> UInt8[np.ndarray, " place"]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from headscope.errors import ArgumentError, UnsupportedModel
 from headscope.evidence.circuit.measure import Circuit, trace_circuit
+from headscope.evidence.kinds import kind_of
 from headscope.evidence.scan.measure import scan as read_attention
 from headscope.evidence.scan.result import Scan
 from headscope.evidence.verify.measure import verify
@@ -60,6 +61,7 @@ def report(
     circuit: Circuit | None = None,
     emergence: Sequence[Emergence] = (),
     behavior: Sequence[BehaviorResult] = (),
+    results: Sequence[Any] = (),
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Path:
     """Write all that headscope knows of a model's heads as one HTML file.
@@ -75,6 +77,7 @@ def report(
         emergence: What `hs.emergence` gave, to be drawn over each other: the model's own run, and runs of models that
             differ from it in depth alone.
         behavior: What `hs.behavior` gave for this model.
+        results: Results of further kinds for this model, each shown in the section of its kind.
         progress: Called with (what is being done, done, of).
 
     Returns:
@@ -97,6 +100,7 @@ def report(
         circuit=circuit,
         emergence=emergence,
         behavior=behavior,
+        results=results,
         progress=progress,
     )
     return write_page(document, path)
@@ -112,6 +116,7 @@ def report_document(
     circuit: Circuit | None = None,
     emergence: Sequence[Emergence] = (),
     behavior: Sequence[BehaviorResult] = (),
+    results: Sequence[Any] = (),
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
     """The document `headscope.report/1`, JSON-ready; arguments and errors are those of `report`."""
@@ -120,7 +125,7 @@ def report_document(
     info = ModelInfo.of(model)
     if verification is not None and natural is not None:
         raise ArgumentError("natural= and verification= were both given; give the text to hs.verify.")
-    refuse_other_models(info, (scan, verification, circuit, *behavior))
+    refuse_other_models(info, (scan, verification, circuit, *behavior, *results))
     refuse_other_runs(info, list(emergence))
     scan = scan or read_attention(model, seed=seed, progress=lambda done, total: step("scanning", done, total))
     verification = verification or verify(model, natural=natural, seed=seed, progress=progress)
@@ -149,6 +154,7 @@ def report_document(
         "tables": encode(tables),
         "emergence": [run_curves(run) for run in emergence],
         "behavior": [result.to_dict() for result in behavior],
+        "results": [{"kind": kind_of(result).name, **result.to_dict()} for result in results],
         "provenance": encode(Provenance.of(model, kernels=scan.provenance.kernels, seed=seed)),
     }
 
@@ -164,9 +170,7 @@ def write_page(document: dict[str, Any], path: str | Path) -> Path:
     return path
 
 
-def refuse_other_models(
-    info: ModelInfo, results: Iterable[Scan | Verification | Circuit | BehaviorResult | None]
-) -> None:
+def refuse_other_models(info: ModelInfo, results: Iterable[Any]) -> None:
     """A report holds results of its own model alone.
 
     Raises:

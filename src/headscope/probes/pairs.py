@@ -33,6 +33,7 @@ import numpy as np
 
 from headscope.errors import TokenError
 from headscope.model.load import Model
+from headscope.model.tokenizer import tokenizing
 from headscope.probes.probe import Tokens
 
 Kind = Literal["prompt", "twin", "neutral"]
@@ -198,7 +199,8 @@ def _opening(model: Model, pair: Pair, text: str) -> tuple[str, bool]:
 
 def _ids(model: Model, text: str, special: bool) -> Tokens:
     tokenizer: Any = model.tokenizer
-    ids = np.asarray(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"], dtype=np.int64)
+    with tokenizing(model.id):
+        ids = np.asarray(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"], dtype=np.int64)
     start = model.bos_token_id
     if special and start is not None and (len(ids) == 0 or ids[0] != start):
         ids = np.concatenate([[start], ids])

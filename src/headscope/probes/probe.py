@@ -15,6 +15,7 @@ from jaxtyping import Int
 
 from headscope.errors import TokenError
 from headscope.model.load import Model
+from headscope.model.tokenizer import tokenizing
 
 # With its underscore the axis binds nothing: prompts of one call may differ in length.
 Tokens = Int[np.ndarray, " _position"]
@@ -86,7 +87,8 @@ def probe_text(model: Model, text: str | Sequence[str], *, bos: bool = True) -> 
                 f"text {index} holds half of a surrogate pair at character {error.start}, which no tokenizer reads; "
                 "read the file as UTF-8 with errors='replace'."
             ) from error
-    rows = [np.asarray(model.tokenizer(one)["input_ids"], dtype=np.int64) for one in texts]
+    with tokenizing(model.id):
+        rows = [np.asarray(model.tokenizer(one)["input_ids"], dtype=np.int64) for one in texts]
     start = model.bos_token_id
     if bos and start is not None:
         rows = [row if len(row) and row[0] == start else np.concatenate([[start], row]) for row in rows]

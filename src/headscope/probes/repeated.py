@@ -22,6 +22,8 @@ from headscope.errors import ArgumentError, ShapeError, TokenError
 from headscope.model.load import Model
 from headscope.probes.probe import Probe, Tokens
 
+N_PROMPTS, PERIOD = 32, 50
+"""Of the default probe: with fewer prompts, or shorter ones, the intervals of heads near 0 and 1 are too narrow."""
 JITTER = 0.25
 """Prefix and gaps are drawn from 0 to this share of the period, the period from 1 - JITTER to 1 + JITTER of it."""
 
@@ -29,8 +31,8 @@ JITTER = 0.25
 def repeated_tokens(
     model: Model,
     *,
-    n_prompts: int = 16,
-    period: int = 50,
+    n_prompts: int = N_PROMPTS,
+    period: int = PERIOD,
     n_repeats: int = 2,
     jitter: bool = True,
     bos: bool | Literal["auto"] = "auto",
@@ -41,7 +43,7 @@ def repeated_tokens(
 
     Args:
         model: Whose vocabulary, special tokens, start token and context are used.
-        n_prompts: Prompts to draw, at least 1; intervals need 2.
+        n_prompts: Prompts to draw, at least 1; intervals need 2, and are about 95% ones from 32 up.
         period: Length of the repeated run in tokens, at least 3: at 2 the induction stripe is the previous-token
             diagonal. With jitter, its mean over prompts.
         n_repeats: Copies of the run, at least 2.

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from headscope.heads import Support
-from headscope.stats import mean_intervals
+from headscope.stats import mean_intervals, share_interval
 
 if TYPE_CHECKING:
     from headscope.model.load import Model
@@ -100,12 +100,15 @@ class Estimate:
     mean: float
     """Mean over prompts."""
     ci95: tuple[float, float] | None
-    """Student's t interval over prompts."""
+    """Over prompts, by `headscope.stats.mean_intervals`; for shares of yes-or-no answers, Wilson's."""
 
     @classmethod
     def of(cls, samples: Float[np.ndarray, " prompt"]) -> Estimate:
         """From one value per prompt; differences of paired values give a paired interval."""
-        mean, half = mean_intervals(samples)
-        return cls(
-            mean=float(mean), ci95=None if half is None else (float(mean) - float(half), float(mean) + float(half))
-        )
+        mean, ci95 = mean_intervals(samples)
+        return cls(mean=float(mean), ci95=None if ci95 is None else (float(ci95[0]), float(ci95[1])))
+
+    @classmethod
+    def share(cls, samples: Float[np.ndarray, " prompt"]) -> Estimate:
+        """Of yes-or-no answers, 1 or 0, or of their means in independent groups."""
+        return cls(mean=float(samples.mean()), ci95=share_interval(samples))

@@ -146,7 +146,7 @@ def _run_group(jobs: list[Job], loading: Loading, cpus: float | int) -> Iterator
     warnings.simplefilter("ignore")
     chatter.set_verbosity_error()
     chatter.disable_progress_bar()
-    yield from run_jobs(jobs, loading)
+    yield from run_jobs(jobs, loading, ends=(KeyboardInterrupt, SystemExit))  # Ray ends a worker by SystemExit
 
 
 @contextmanager
@@ -179,7 +179,7 @@ def _knock(address: str | None) -> None:
     if (address or "").startswith("ray://"):
         raise ArgumentError(f"{address!r} is a Ray client's address; give the cluster's own, HOST:PORT, usually 6379.")
     host, _, port = (address or "").rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not (port.isascii() and port.isdigit()):
         return  # `auto`, `local`, or something that Ray knows
     try:
         socket.create_connection((host.rpartition("/")[2], int(port)), timeout=KNOCK_S).close()

@@ -183,7 +183,7 @@ def _roles(rows: pd.DataFrame) -> list[str]:
 
 def _natural(text: str) -> list[tuple[int, str]]:
     """So that step 512 comes before step 1000."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", text)]
+    return [(int(part), "") if place % 2 else (0, part) for place, part in enumerate(re.split(r"([0-9]{1,9})", text))]
 
 
 def _tile(job: dict[str, Any], scores: pd.DataFrame) -> Tile:

@@ -23,25 +23,16 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-from headscope.errors import ArgumentError, HeadscopeError, ModelNotFound
+from headscope.errors import ArgumentError, HeadscopeError, ModelError, ModelNotFound
+from headscope.evidence.kinds import sweepable
 
-What = Literal["scan", "verify", "circuit", "icl"]
-"""A kind of measurement: the function of headscope with this name, `circuit` being `trace_circuit`."""
-
-KINDS: tuple[What, ...] = get_args(What)
+KINDS: tuple[str, ...] = tuple(sweepable())
+"""The kinds of evidence that a sweep measures."""
 
 CODE_SCHEMA = 1
 """Raised by one when the same job would give other rows or columns: what was done before is then done anew."""
-
-SETTINGS: dict[What, dict[str, Any]] = {
-    "scan": {"n_prompts": 16, "period": 50, "n_repeats": 2, "jitter": True, "seed": 0},
-    "verify": {"n_prompts": 32, "period": 50, "ablation": "mean", "search": "race", "top": 10, "seed": 0},
-    "circuit": {"n_prompts": 32, "period": 24, "seed": 0},
-    "icl": {"n_windows": 32, "window": None, "early": 50, "late": None, "seed": 0},
-}
-"""What can be set for each kind, and to what it is set by default."""
 
 WHOLE_FILE = 16 * 2**20
 """Files up to this size are read whole for a folder's fingerprint; of larger ones the first and the last MiB."""
@@ -59,7 +50,7 @@ class Job:
     """Branch, tag or commit, as it was asked for; None for a folder, and for the hub's main branch."""
     content: str | None
     """Commit of the hub, or fingerprint of the folder; None where the model or revision was not found."""
-    what: What
+    what: str
     """What is measured."""
     settings: dict[str, Any]
     """With which settings, all of them."""
@@ -137,8 +128,8 @@ def make_plan(
     Args:
         models: Hub ids, folders or `demo`. `ID@REVISION` names a revision of a hub model.
         revisions: Of each hub model that names none itself; by default its main branch.
-        what: `scan`, `verify`, `circuit`, `icl`.
-        settings: By kind, what differs from `SETTINGS`.
+        what: Kinds of evidence: `scan`, `verify`, `circuit`, `icl`, ...
+        settings: By kind, what differs from the defaults.
         dtype: As `headscope.load` takes it.
 
     Raises:
@@ -153,7 +144,7 @@ def make_plan(
         raise ArgumentError("a sweep needs at least one model; name models, or give a file of them with --from.")
     if dtype not in DTYPES:
         raise ArgumentError(f"dtype={dtype!r} is not known; use one of {', '.join(DTYPES)}.")
-    full: dict[What, dict[str, Any]] = {
+    full: dict[str, dict[str, Any]] = {
         kind: _settings(kind, dict(settings or {}).get(kind, {})) for kind in _kinds(what, settings or {})
     }
     asked = dict.fromkeys(pair for model in models for pair in _revisions(str(model), revisions))
@@ -166,6 +157,8 @@ def make_plan(
             content = content_of(model, revision, refs)
         except HeadscopeError as found:
             error = found
+        except OSError as found:
+            error = ModelError(f"{model!r} cannot be read: {found.strerror or found}; mend that, and sweep again.")
         for kind, values in full.items():
             job = Job(model=model, revision=revision, content=content, what=kind, settings=values, dtype=dtype)
             if error is None:
@@ -228,15 +221,15 @@ def _list(given: Any) -> list[Any]:
     return given
 
 
-def _kinds(what: Sequence[str], settings: Mapping[str, Any]) -> list[What]:
+def _kinds(what: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
     unknown = [kind for kind in [*what, *settings] if kind not in KINDS]
     if unknown or not what:
         raise ArgumentError(f"what={unknown[0] if unknown else ''!r} is not known; use {', '.join(KINDS)}.")
     return [kind for kind in KINDS if kind in what]
 
 
-def _settings(kind: What, given: Mapping[str, Any]) -> dict[str, Any]:
-    known = SETTINGS[kind]
+def _settings(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    known = sweepable()[kind].settings
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise ArgumentError(f"{kind} has no setting {unknown[0]!r}; it has {', '.join(known)}.")
@@ -246,14 +239,14 @@ def _settings(kind: What, given: Mapping[str, Any]) -> dict[str, Any]:
         if not fits:
             kind_of = "a whole number" if usual is None or type(usual) is int else f"like {usual!r}"
             raise ArgumentError(f"{kind}.{name}={value!r}; it needs to be {kind_of}.")
-    return known | dict(given)
+    return {**known, **given}
 
 
 def _revisions(model: str, revisions: Sequence[str]) -> list[tuple[str, str | None]]:
     """(hub id, `demo` or absolute path; revision) for each revision of a model."""
-    folder = Path(model).expanduser()
+    folder = os.path.expanduser(model)
     if model != "demo" and (os.path.exists(folder) or model.startswith(("/", "./", "../", "~"))):
-        return [(str(folder.resolve()), None)]
+        return [(os.path.realpath(folder), None)]
     name, at, revision = model.partition("@")
     if at and not (name and revision):
         raise ArgumentError(f"{model!r} is no model; write MODEL or MODEL@REVISION.")

@@ -18,11 +18,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from headscope.errors import HeadscopeError, ModelError
+from headscope.evidence.kinds import sweepable
 from headscope.sweeps.plan import Job, content_of
 
 if TYPE_CHECKING:
     from headscope.model.load import Model
-    from headscope.sweeps.tables import Result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ class Failure:
     @property
     def traceback_id(self) -> str:
         """Names the traceback; the same traceback has the same name."""
-        return hashlib.sha256(self.traceback.encode()).hexdigest()[:12]
+        return hashlib.sha256(self.traceback.encode(errors="backslashreplace")).hexdigest()[:12]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,22 +79,32 @@ def failed(job: Job, failure: Failure) -> Outcome:
     return Outcome(job=job, about=_about(), rows=[], failure=failure)
 
 
-def run_jobs(jobs: Sequence[Job], loading: Loading) -> Iterator[Outcome]:
+def run_jobs(
+    jobs: Sequence[Job], loading: Loading, *, ends: tuple[type[BaseException], ...] = (KeyboardInterrupt,)
+) -> Iterator[Outcome]:
     """Load the model that these jobs share, once, and do one after the other.
 
     All fail if the files of a folder are no longer those that the jobs were planned for, and so are named by.
+
+    Args:
+        jobs: Of one model.
+        loading: How to load it.
+        ends: What ends the sweep. Anything else that a model raises, a panic of its tokenizer or an exit of its own
+            code too, is a failure of its job.
     """
     started = time.perf_counter()
     try:
         model = _load(jobs[0], loading)
         _refuse_changed(jobs[0])
-    except Exception as error:  # whatever goes wrong with one model, the sweep goes on with the next
+    except BaseException as error:
+        if isinstance(error, ends):
+            raise
         failure = Failure.of(error)
         yield from (failed(job, failure) for job in jobs)
         return
     load_s = time.perf_counter() - started
     for job in jobs:
-        yield _run(model, job, load_s)
+        yield _run(model, job, load_s, ends)
         load_s = 0.0
     alive = weakref.ref(model.hf)
     del model
@@ -102,29 +112,9 @@ def run_jobs(jobs: Sequence[Job], loading: Loading) -> Iterator[Outcome]:
         gc.collect()
 
 
-def measure(model: Model, job: Job) -> Result:
+def measure(model: Model, job: Job) -> Any:
     """The measurement itself."""
-    settings = dict(job.settings)
-    if job.what == "icl":
-        from headscope.evidence.icl.measure import icl
-
-        return icl(model, **settings)
-    from headscope.probes import repeated_tokens
-
-    names = ("n_prompts", "period", "n_repeats", "jitter")
-    drawn = {name: settings.pop(name) for name in names if name in settings}
-    probe = repeated_tokens(model, **drawn, seed=settings["seed"])
-    if job.what == "scan":
-        from headscope.evidence.scan.measure import scan
-
-        return scan(model, probe=probe)
-    if job.what == "verify":
-        from headscope.evidence.verify.measure import verify
-
-        return verify(model, probe=probe, **settings)
-    from headscope.evidence.circuit.measure import trace_circuit
-
-    return trace_circuit(model, probe=probe, **settings)
+    return sweepable()[job.what].measure(model, **job.settings)
 
 
 def _load(job: Job, loading: Loading) -> Model:
@@ -145,14 +135,14 @@ def _refuse_changed(job: Job) -> None:
         raise ModelError(f"{job.model!r} changed while the sweep ran; run it again.")
 
 
-def _run(model: Model, job: Job, load_s: float) -> Outcome:
-    from headscope.sweeps.tables import rows_of
-
+def _run(model: Model, job: Job, load_s: float, ends: tuple[type[BaseException], ...]) -> Outcome:
     started = time.perf_counter()
     try:
         result = measure(model, job)
-        rows = rows_of(result)
-    except Exception as error:  # as above
+        rows = sweepable()[job.what].rows(result)
+    except BaseException as error:
+        if isinstance(error, ends):
+            raise
         return replace(failed(job, Failure.of(error)), about=_about(model) | {"load_s": load_s})
     about = _about(model) | {
         "kernels": ", ".join(result.provenance.kernels),
@@ -190,7 +180,10 @@ def _about(model: Model | None = None) -> dict[str, Any]:
 def _reason(error: BaseException) -> str:
     from headscope.model.memory import out_of_memory
 
-    line = " ".join(str(error).split())[:300] or type(error).__name__
+    try:
+        line = " ".join(str(error).split())[:300] or type(error).__name__
+    except Exception:  # a model's own code may raise errors that cannot be printed
+        line = type(error).__name__
     if isinstance(error, HeadscopeError):
         return line
     if out_of_memory(error):

@@ -4,32 +4,48 @@
     STORE/scan/<identity>.parquet   rows of one job; its record is in the file's metadata. So verify, circuit, icl
     STORE/failed/<request>.<identity>.parquet   the record of a job that failed, until it succeeds
     STORE/tracebacks/<id>.txt       where it failed
+    STORE/damaged/                  what a sweep found damaged and measured anew
 
 The identity of a job is the name of its file, so two sweeps that finish the same job leave one file. Each file is
 written under a temporary name and renamed: a reader sees a whole file or none, and a sweep that is killed leaves at
-most a temporary file, which nobody reads. What is done and what failed is read from the names alone.
+most a temporary file, which nobody reads. A job is done when its file is whole and its own
+(`headscope.sweeps.job_file`): whatever reads the store names the files that are not, and the next sweep sets them
+aside. A file that was removed cannot be named; its job is one that is still to do.
 
-Cost: a list of names for each folder, whatever the files hold; a table is read in one go, many files at a time.
+Cost: a table is read in one go, many files at a time. A sweep reads the files of its own jobs that are done.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
+import os
+import stat
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headscope.errors import ArgumentError
 from headscope.records.files import write_whole
+from headscope.sweeps.job_file import (
+    ENDING,
+    FAILED,
+    FOLDERS,
+    SCHEMA,
+    Damaged,
+    check,
+    is_name,
+    place,
+    record_of,
+    table_of,
+    written,
+)
 from headscope.sweeps.plan import KINDS, Job
 from headscope.sweeps.run import Outcome
-from headscope.sweeps.tables import ABOUT, TABLES, arrow_schema
+from headscope.sweeps.tables import arrow_schema
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,12 +53,23 @@ if TYPE_CHECKING:
 
     from headscope.sweeps.course import Course
 
-SCHEMA = "headscope.store/1"
-
 READERS = 16
 """Files that are read at once: most of the time of reading from afar is waiting."""
 
+NAMED = 5
+"""Damaged files that an error names; of more it gives the number."""
+
 _MARK = "headscope-store.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DamagedFile:
+    """Something in a store that is not what its name says."""
+
+    name: str
+    """In the store, like `scan/<identity>.parquet`."""
+    why: str
+    """In what way."""
 
 
 def open_store(path: str | Path) -> Store:
@@ -97,28 +124,53 @@ class Store:
                 self._write(_MARK, (json.dumps({"schema": SCHEMA}) + "\n").encode())
         try:
             schema = json.loads(self._fs.cat_file(mark)).get("schema")
-        except (AttributeError, ValueError) as error:
+        except (AttributeError, RecursionError, ValueError) as error:
             raise ArgumentError(f"{self.path!r} is no store: its {_MARK} is damaged.") from error
         if schema != SCHEMA:
             raise ArgumentError(f"{self.path!r} is a store of schema {schema!r}; this headscope reads {SCHEMA!r}.")
 
     def has(self, job: Job) -> bool:
-        """Whether the job's rows are here."""
-        return bool(self._fs.exists(self._at(_home(job))))
+        """Whether the job's rows are here, and whole."""
+        return self._whole(place(job))
 
     def state(self, jobs: Iterable[Job]) -> dict[str, str]:
         """`done` or `failed` by identity, for those of these jobs that were tried.
 
-        A job whose model has changed since it failed was not tried.
+        A job whose model has changed since it failed was not tried, nor one whose file is damaged.
         """
-        done = {name.removesuffix(".parquet") for kind in KINDS for name in self._names(kind)}
-        tried = {name.split(".")[1] for name in self._names("failed") if name.count(".") == 2}
-        names = [job.identity for job in jobs]
-        return {name: "done" if name in done else "failed" for name in names if name in done | tried}
+        jobs = list(jobs)
+        there = {f"{kind}/{name}" for kind in KINDS for name in self._names(kind)}
+        tried = {name.split(".")[1] for name in self._names(FAILED) if name.count(".") == 2}
+        done = {place(job) for job in jobs} & there
+        with ThreadPoolExecutor(READERS) as pool:
+            whole = {name for name, good in zip(done, pool.map(self._whole, done), strict=True) if good}
+        states = {job.identity: "done" if place(job) in whole else "failed" for job in jobs}
+        return {name: state for name, state in states.items() if state == "done" or name in tried}
+
+    def set_aside(self, jobs: Iterable[Job]) -> tuple[DamagedFile, ...]:
+        """Move what is damaged into the folder `damaged`, so that these jobs can be done anew; what that was.
+
+        Looked at are the files of these jobs, those of all jobs that failed, and names that no job has.
+        """
+        wanted = {job.identity for job in jobs}
+        found: list[DamagedFile] = []
+        for folder in (*FOLDERS, "tracebacks"):
+            if (problem := self._no_folder(folder)) is not None:
+                found.append(problem)
+                continue
+            for name in self._names(folder) if folder in FOLDERS else ():
+                own = f"{folder}/{name}"
+                looked_at = folder == FAILED or not is_name(own) or name.removesuffix(ENDING) in wanted
+                if name.endswith(ENDING) and looked_at:
+                    problem = self._problem(own)
+                    found += [] if problem is None else [problem]
+        for one in found:
+            self._move(one.name, f"damaged/{one.name.replace('/', '.')}.{uuid.uuid4().hex[:8]}")
+        return tuple(found)
 
     def failures(self) -> list[dict[str, Any]]:
         """The rows of `jobs` that failed."""
-        return self._read("failed", _record_in)
+        return self._read(FAILED, record_of)
 
     def put(self, outcome: Outcome) -> None:
         """Keep what became of a job. A success replaces the failures of the same request; a failure, those before it.
@@ -126,12 +178,12 @@ class Store:
         A failure never replaces rows.
         """
         job, failure = outcome.job, outcome.failure
-        name = f"failed/{job.request}.{job.identity}.parquet"
+        name = place(job, done=False)
         if failure is None:
-            self._write(_home(job), _parquet(job.what, _rows(outcome), _record(outcome)))
+            self._write(place(job), written(outcome))
         elif not self.has(job):
-            self._write(f"tracebacks/{failure.traceback_id}.txt", failure.traceback.encode())
-            self._write(name, _parquet("jobs", [_record(outcome)], _record(outcome)))
+            self._write(f"tracebacks/{failure.traceback_id}.txt", failure.traceback.encode(errors="backslashreplace"))
+            self._write(name, written(outcome))
         for old in self._names("failed"):
             same = job.request in old or (job.identity in old and failure is None)
             if same and (failure is None or f"failed/{old}" != name):
@@ -183,10 +235,10 @@ class Store:
 
         schema = arrow_schema(table)
         if table == "jobs":
-            rows = [row for kind in (*KINDS, "failed") for row in self._read(kind, _record_in)]
+            rows = self._read(FOLDERS, record_of)
             rows.sort(key=lambda row: (row["model"], row["revision"] or "", row["what"], row["job"]))
             return pa.Table.from_pylist(rows, schema=schema)
-        parts = self._read(table, partial(_table_in, schema))
+        parts = self._read(table, table_of)
         parts = sorted((part for part in parts if len(part)), key=_place)
         return pa.concat_tables([schema.empty_table(), *parts])
 
@@ -208,37 +260,97 @@ class Store:
 
     def _names(self, folder: str) -> list[str]:
         """What a folder holds; names that begin with a dot are files being written."""
-        self._fs.invalidate_cache()
-        try:
-            paths = self._fs.ls(self._at(folder), detail=False)
-        except FileNotFoundError:
+        if self._no_folder(folder) is not None:
             return []
+        paths = self._listed(folder)
         return sorted(name for path in paths if not (name := path.rstrip("/").rsplit("/", 1)[-1]).startswith("."))
 
-    def _read(self, folder: str, one: Callable[[bytes], Any]) -> list[Any]:
-        """Each file of a folder; those that another sweep removes meanwhile are passed over.
+    def _listed(self, folder: str) -> list[str]:
+        """The paths in a folder; of what is no folder, its own."""
+        self._fs.invalidate_cache()
+        try:
+            return self._fs.ls(self._at(folder), detail=False)
+        except FileNotFoundError:
+            return []
+
+    def _no_folder(self, folder: str) -> DamagedFile | None:
+        """What is wrong where a folder of the store should be; None where it is one, or not there yet."""
+        here = self._at(folder)
+        broken = self._local and os.path.islink(here) and not os.path.exists(here)
+        if not broken and [path.rstrip("/") for path in self._listed(folder)] != [here]:
+            return None
+        return DamagedFile(name=folder, why="it is no folder")
+
+    def _content(self, name: str) -> bytes | None:
+        """The bytes of a file; None where there is none.
+
+        Raises:
+            Damaged: something else has its name, or it cannot be read.
+        """
+        path = self._at(name)
+        try:
+            if self._local and not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+                raise Damaged("it is no file")
+            return self._fs.cat_file(path)
+        except FileNotFoundError as error:
+            if self._local and os.path.islink(path):
+                raise Damaged("it is a link to a file that is not there") from error
+            return None
+        except OSError as error:
+            raise Damaged(_line(error)) from error
+
+    def _problem(self, name: str) -> DamagedFile | None:
+        """What is wrong with a file; None where it is whole, or gone."""
+        try:
+            content = self._content(name)
+            if content is not None:
+                check(name, content)
+        except Damaged as error:
+            return DamagedFile(name=name, why=str(error))
+        return None
+
+    def _whole(self, name: str) -> bool:
+        """Whether a file is there, whole and its own."""
+        return bool(self._fs.exists(self._at(name))) and self._problem(name) is None
+
+    def _read(self, folders: str | Iterable[str], one: Callable[[str, bytes], Any]) -> list[Any]:
+        """Each file of these folders; those that another sweep removes meanwhile are passed over.
 
         Raises:
             ArgumentError: a file is damaged, or cannot be read.
         """
-        import pyarrow as pa
+        folders = [folders] if isinstance(folders, str) else list(folders)
+        bad = [problem for folder in folders if (problem := self._no_folder(folder)) is not None]
 
         def read(name: str) -> Any:
-            path = self._at(f"{folder}/{name}")
             try:
-                content = self._fs.cat_file(path)
-            except FileNotFoundError:
-                return None
-            except OSError as error:
-                raise ArgumentError(f"{path!r} cannot be read: {_line(error)}.") from error
-            try:
-                return one(content)
-            except (pa.ArrowException, KeyError, OSError, TypeError, ValueError) as error:
-                raise ArgumentError(f"{path!r} is damaged ({_line(error)}); remove it and sweep again.") from error
+                content = self._content(name)
+                return None if content is None else one(name, content)
+            except Damaged as error:
+                return DamagedFile(name=name, why=str(error))
 
+        names = [f"{folder}/{name}" for folder in folders for name in self._names(folder) if name.endswith(ENDING)]
         with ThreadPoolExecutor(READERS) as pool:
-            found = pool.map(read, [name for name in self._names(folder) if name.endswith(".parquet")])
-            return [part for part in found if part is not None]
+            found = list(pool.map(read, names))
+        bad += [part for part in found if isinstance(part, DamagedFile)]
+        if bad:
+            raise self._damage(bad)
+        return [part for part in found if part is not None]
+
+    def _damage(self, bad: list[DamagedFile]) -> ArgumentError:
+        """The error that names damaged files."""
+        if len(bad) == 1:
+            (file,) = bad
+            return ArgumentError(
+                f"{self._at(file.name)!r} is damaged ({file.why}); run the same sweep again, which measures its job "
+                "anew, or remove it."
+            )
+        some = ", ".join(f"{file.name!r} ({file.why})" for file in bad[:NAMED])
+        more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+        return ArgumentError(
+            f"{len(bad)} files of the store {self.path!r} are damaged: {some}{more}; run the same sweep again, which "
+            "measures their jobs anew, or remove them."
+        )
 
     def _write(self, name: str, content: bytes) -> None:
         """Under a temporary name, then renamed; an object store copies within itself, which is whole or not at all."""
@@ -256,83 +368,21 @@ class Store:
         with suppress(FileNotFoundError):  # another sweep was faster
             self._fs.rm_file(self._at(name))
 
+    def _move(self, name: str, to: str) -> None:
+        """Also a folder, or a link to nothing."""
+        source, target = self._at(name), self._at(to)
+        self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+        with suppress(FileNotFoundError):  # another sweep was faster
+            if self._local:
+                os.rename(source, target)
+            else:
+                self._fs.mv(source, target, recursive=True)
+
     @property
     def _local(self) -> bool:
         from fsspec.implementations.local import LocalFileSystem
 
         return isinstance(self._fs, LocalFileSystem)
-
-
-def _home(job: Job) -> str:
-    return f"{job.what}/{job.identity}.parquet"
-
-
-def _record(outcome: Outcome) -> dict[str, Any]:
-    """The row of `jobs`."""
-    job, failure = outcome.job, outcome.failure
-    why = {} if failure is None else {"reason": failure.reason, "error": failure.error}
-    known: dict[str, Any] = {
-        "job": job.identity,
-        "status": "done" if failure is None else "failed",
-        "model": job.model,
-        "revision": job.revision,
-        "content": job.content,
-        "what": job.what,
-        "settings": json.dumps(job.settings, sort_keys=True),
-        "dtype": job.dtype,
-        "schema": SCHEMA,
-        "traceback": None if failure is None else failure.traceback_id,
-    }
-    return dict.fromkeys(TABLES["jobs"]) | known | why | outcome.about
-
-
-def _rows(outcome: Outcome) -> list[dict[str, Any]]:
-    record = _record(outcome)
-    about = {name: record[name] for name in ABOUT}
-    return [about | row for row in outcome.rows]
-
-
-def _parquet(table: str, rows: Sequence[dict[str, Any]], record: dict[str, Any]) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    made = pa.Table.from_pylist(list(rows), schema=arrow_schema(table))
-    text = json.dumps(record)
-    sink = io.BytesIO()
-    # Pages carry their own checksums; the record, in the footer, needs one beside it.
-    pq.write_table(
-        made.replace_schema_metadata({"headscope": text, "checksum": _checksum(text.encode())}),
-        sink,
-        write_page_checksum=True,
-    )
-    return sink.getvalue()
-
-
-def _checksum(record: bytes) -> str:
-    return hashlib.sha256(record).hexdigest()[:16]
-
-
-def _record_in(content: bytes) -> dict[str, Any]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    metadata = pq.read_schema(pa.BufferReader(content)).metadata or {}
-    if metadata.get(b"checksum", b"").decode() != _checksum(metadata[b"headscope"]):
-        raise ValueError("its record does not fit its checksum")
-    record = json.loads(metadata[b"headscope"])
-    if not isinstance(record, dict) or not record.keys() >= {"job", "status", "model", "revision", "what"}:
-        raise ValueError("it holds no record of a job")
-    return record
-
-
-def _table_in(schema: pa.Schema, content: bytes) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    found = pq.read_table(pa.BufferReader(content), page_checksum_verification=True).replace_schema_metadata(None)
-    if found.schema != schema:
-        raise ValueError(f"its columns are {', '.join(found.schema.names)}")
-    return found
 
 
 def _place(part: pa.Table) -> tuple[str, str, str]:

@@ -22,7 +22,7 @@ from headscope.records.codec import encode
 from headscope.sweeps.engines import Cluster, inline, on_ray
 from headscope.sweeps.plan import Job, Plan, make_plan
 from headscope.sweeps.run import Failure, Loading, failed
-from headscope.sweeps.store import Store
+from headscope.sweeps.store import DamagedFile, Store
 
 SCHEMA = "headscope.sweep/1"
 ENGINES = ("inline", "ray")
@@ -62,6 +62,8 @@ class Sweep:
     """Where the results are."""
     failures: tuple[FailedJob, ...]
     """The jobs that failed, with reasons."""
+    damaged: tuple[DamagedFile, ...] = ()
+    """What this sweep found damaged, and set aside in the store's folder `damaged`; its own jobs were done anew."""
 
     def to_dict(self) -> dict[str, Any]:
         """The document `headscope.sweep/1`, JSON-ready."""
@@ -120,6 +122,7 @@ def sweep(
         raise ArgumentError(f"engine={engine!r} is not known; use one of {', '.join(ENGINES)}.")
     plan = make_plan(models, revisions=revisions, what=what, settings=settings, dtype=dtype)
     kept = Store(store, create=True)
+    damaged = kept.set_aside([*plan.jobs, *(one.job for one in plan.refused)])
     for one in plan.refused:
         kept.put(failed(one.job, Failure.of(one.error)))
     before = kept.state(plan.jobs)
@@ -144,6 +147,7 @@ def sweep(
         failed=len(failures),
         store=str(store),
         failures=failures,
+        damaged=damaged,
     )
 
 
@@ -166,11 +170,10 @@ def _groups(plan: Plan, todo: dict[str, Job], store: Store) -> Iterator[list[Job
 
 
 def _failures(plan: Plan, store: Store) -> tuple[FailedJob, ...]:
-    planned = [job.identity for job in (*plan.jobs, *(one.job for one in plan.refused))]
-    states = store.state([*plan.jobs, *(one.job for one in plan.refused)])
-    rows = {row["job"]: row for row in store.failures()} if "failed" in states.values() else {}
+    rows = {row["job"]: row for row in store.failures()}
+    jobs = [job for job in (*plan.jobs, *(one.job for one in plan.refused)) if job.identity in rows]
     return tuple(
-        FailedJob(**{field.name: rows[identity][field.name] for field in fields(FailedJob)})
-        for identity in planned
-        if states.get(identity) == "failed" and identity in rows
+        FailedJob(**{field.name: rows[job.identity][field.name] for field in fields(FailedJob)})
+        for job in jobs
+        if not store.has(job)
     )

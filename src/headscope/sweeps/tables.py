@@ -1,25 +1,19 @@
-"""The tables of a store: which columns each kind of measurement has, and its rows.
+"""The tables of a store: the columns of each kind of evidence, and of its jobs.
 
-Each row of `scan`, `verify`, `circuit` and `icl` begins with what it is about: the job, by which it joins with `jobs`,
+Each row of a kind of evidence begins with what it is about: the job, by which it joins with `jobs`,
 and the model. `jobs` has one row per job, finished or failed, with everything else that one needs to repeat it.
 Columns have fixed types, so that the files of a store always fit together, also those without a row.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from headscope.detectors import DETECTORS
 from headscope.errors import ArgumentError
-from headscope.evidence.circuit.measure import Circuit
-from headscope.evidence.icl.measure import InContext
-from headscope.evidence.scan.result import COLUMNS, WHOLE, Scan
-from headscope.evidence.verify.result import Verification
+from headscope.evidence.kinds import sweepable
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-Result = Scan | Verification | Circuit | InContext
 
 ABOUT = {
     "job": "string",
@@ -34,27 +28,7 @@ ABOUT = {
 """What every row begins with."""
 
 TABLES: dict[str, dict[str, str]] = {
-    "scan": {name: "string" if name == "detector" else "int64" if name in WHOLE else "double" for name in COLUMNS},
-    "verify": {
-        **dict.fromkeys(("layer", "head", "call"), "int64"),
-        "verdict": "string",
-        **dict.fromkeys(("delta_loss_nats", "ci_low", "ci_high"), "double"),
-        "exact": "bool",
-        **dict.fromkeys(("q_value", "first_copy", "natural", "put_back", "copying", "copying_eigenvalue"), "double"),
-        **dict.fromkeys((one.name for one in DETECTORS), "double"),
-        "reasons": "string",
-    },
-    "circuit": {
-        **dict.fromkeys(("sender", "receiver", "input"), "string"),
-        **dict.fromkeys(("effect", "share", "q_value", "query_effect", "loss_nats", "k_composition_z"), "double"),
-    },
-    "icl": {
-        **dict.fromkeys(("score", "ci_low", "ci_high"), "double"),
-        **dict.fromkeys(("early", "late", "window", "n_windows"), "int64"),
-        **dict.fromkeys(("loss_early", "loss_late"), "double"),
-        "loss": "list",
-        "note": "string",
-    },
+    **{name: dict(kind.columns) for name, kind in sweepable().items()},
     "jobs": {
         **dict.fromkeys(("job", "status", "model", "revision", "content", "what", "settings", "dtype"), "string"),
         **dict.fromkeys(("reason", "error", "traceback"), "string"),
@@ -82,26 +56,3 @@ def arrow_schema(table: str) -> pa.Schema:
     columns = TABLES[table] if table == "jobs" else ABOUT | TABLES[table]
     kinds = {"string": pa.string(), "int64": pa.int64(), "double": pa.float64(), "bool": pa.bool_()}
     return pa.schema([(name, kinds.get(kind, pa.list_(pa.float64()))) for name, kind in columns.items()])
-
-
-def rows_of(result: Result) -> list[dict[str, Any]]:
-    """A result's rows, without what they are about."""
-    if isinstance(result, InContext):
-        return [_icl_row(result)]
-    frame = result.to_frame()
-    return frame.astype(object).where(frame.notna(), None).to_dict("records")
-
-
-def _icl_row(result: InContext) -> dict[str, Any]:
-    low, high = result.score.ci95 or (None, None)
-    settings = result.settings
-    return {
-        "score": result.score.mean,
-        "ci_low": low,
-        "ci_high": high,
-        **{name: settings[name] for name in ("early", "late", "window", "n_windows")},
-        "loss_early": result.loss.at(settings["early"]).mean,
-        "loss_late": result.loss.at(settings["late"]).mean,
-        "loss": list(result.loss.mean),
-        "note": result.note,
-    }

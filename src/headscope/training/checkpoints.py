@@ -8,11 +8,13 @@
 They are written in this order: log line, checkpoint, state. A line is added to the end of the log; all else appears
 under its final name by one rename. So whenever the program dies, the state on disk names a whole checkpoint and a log
 that reaches it; what lies past it, perhaps a torn last line, is done again.
+The state holds checksums of the weights, of the log and of itself, so that a run never goes on from a bit that flipped.
 Every checkpoint is kept; of states only the newest. Two programs must not write to one folder at a time.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -38,7 +40,8 @@ from headscope.training.config import TrainConfig
 
 SCHEMA = "headscope.train_run/1"
 CONFIG, LOG, STATE = "train.json", "log.jsonl", "state.safetensors"
-_STEP = re.compile(r"step-\d{6,}")
+WEIGHTS = "model.safetensors"
+_STEP = re.compile(r"step-[0-9]{6,}")
 _SCRATCH = tuple(f".{name}" for name in ("step-", f"{CONFIG}.", f"{LOG}.", f"{STATE}."))
 """How the names of files and folders begin that are not whole yet."""
 
@@ -69,6 +72,7 @@ class RunFolder:
 
     def __init__(self, root: Path, config: TrainConfig) -> None:
         self.root = root
+        self._sums: Mapping[str, str] = {}  # of the newest state: `weights` and `log`; none in one of before 0.2
         if (root / CONFIG).exists():
             _refuse_other(root, decode(TrainConfig, read_document(root, CONFIG), schema=SCHEMA), config)
             return
@@ -103,10 +107,11 @@ class RunFolder:
         Raises:
             ArgumentError: they are missing, damaged, or another model's.
         """
-        path = self.checkpoint(step) / "model.safetensors"
+        path = self.checkpoint(step) / WEIGHTS
         try:
+            self._refuse_changed("weights", path.read_bytes())
             model.load_state_dict(load_file(path))
-        except (OSError, RuntimeError, SafetensorError) as error:
+        except (OSError, RuntimeError, SafetensorError, ValueError) as error:
             raise self._damaged(path, error) from error
 
     def save(self, model: PreTrainedModel, tokenizer: Any | None, state: State) -> None:
@@ -129,9 +134,15 @@ class RunFolder:
                 # Of a program that died before it could write the state: the same weights.
                 shutil.rmtree(final)
             os.replace(made, final)
-            about = {"step": str(state.step), "wall_s": str(state.wall_s)}
             tensors = {name: value.contiguous() for name, value in state.tensors.items()}
-            write_whole(self.root / STATE, save(tensors, metadata=about))
+            about = {
+                "step": str(state.step),
+                "wall_s": str(state.wall_s),
+                "weights": _sha256((final / WEIGHTS).read_bytes()),
+                "log": _sha256((self.root / LOG).read_bytes()),
+            }
+            whole = about | {"checksum": _sum_of(about, tensors)}
+            write_whole(self.root / STATE, save(tensors, metadata=whole))
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a line to the log.
@@ -156,11 +167,13 @@ class RunFolder:
             try:
                 lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
                 # A line is whole when it ends; only the last can be torn, by a kill in the middle of its writing.
-                kept = [row for line in lines if line.endswith("\n") and (row := json.loads(line))["step"] <= step]
+                whole = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+                kept = [json.loads(line) for line in whole]
                 rows = [decode(kind, row) for row in kept]
                 if not kept or kept[-1]["step"] != step:
                     raise ValueError(f"it does not reach step {step}")
-            except (OSError, KeyError, TypeError, ValueError) as error:
+                self._refuse_changed("log", "".join(whole).encode())
+            except (OSError, KeyError, RecursionError, TypeError, ValueError) as error:
                 raise self._damaged(path, error) from error
         with self._writing():
             write_whole(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
@@ -174,8 +187,13 @@ class RunFolder:
             with safe_open(path, framework="pt") as file:
                 about = file.metadata()
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if about.keys() != {"step", "wall_s"}:  # as it was before 0.2, without checksums
+                sums = {name: about[name] for name in ("step", "wall_s", "weights", "log")}
+                if about["checksum"] != _sum_of(sums, tensors):
+                    raise ValueError("it does not fit its checksum")
+                self._sums = sums
             state = State(step=int(about["step"]), wall_s=float(about["wall_s"]), tensors=tensors)
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, OSError, RuntimeError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise self._damaged(path, error) from error
         if not self.checkpoint(state.step).is_dir():
             raise ArgumentError(
@@ -183,6 +201,10 @@ class RunFolder:
                 "another folder."
             )
         return state
+
+    def _refuse_changed(self, what: str, content: bytes) -> None:
+        if self._sums.get(what, "") not in ("", _sha256(content)):
+            raise ValueError("it does not fit the checksum that the state has of it")
 
     def _damaged(self, path: Path, error: Exception) -> ArgumentError:
         why = brief(error.__cause__ or error)
@@ -211,6 +233,19 @@ def _refuse_other(root: Path, there: TrainConfig, given: TrainConfig) -> None:
             f"{str(root)!r} holds a run with {'; '.join(differing)}. Give the same settings to go on with it, or name "
             "another folder with --out."
         )
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _sum_of(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """Checksum of a state: what it says, and every tensor's name, type, shape and bytes."""
+    digest = hashlib.sha256(json.dumps(dict(about), sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -10,39 +10,29 @@ import typer
 from headscope.cli import options
 from headscope.cli.files import check_out, save
 
+PLACE = 11
+"""Where the command stands in the help."""
 
+
+@options.opens()
 def behavior(
+    opening: options.Opening,
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="`sycophancy`, `praise_agreement`, a file of pairs, hub:NAME.")
     ],
-    model: options.MODEL = "demo",
     top: Annotated[int, typer.Option(help="Heads that pass the triage, to be ablated and patched.", min=1)] = 8,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write behavior.json and behavior.parquet here.")
     ] = None,
     as_json: options.JSON = False,
     seed: options.SEED = 0,
-    device: options.DEVICE = None,
-    dtype: options.DTYPE = "auto",
-    revision: options.REVISION = None,
-    allow_pickle: options.ALLOW_PICKLE = False,
-    trust_remote_code: options.TRUST_REMOTE_CODE = False,
 ) -> None:
     """How strong a behaviour is, which heads carry it, and what speaks against that: `sycophancy`, or pairs of yours.
 
     Example: `headscope behavior sycophancy demo --out results/demo`
     """
-    from headscope.cli.quiet import opened
-
     check_out(out)
-    loaded = opened(
-        model,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        allow_pickle=allow_pickle,
-        trust_remote_code=trust_remote_code,
-    )
+    loaded = opening.opened()
     from headscope.cli.progress import bars
     from headscope.evidence.behavior.search import behavior as run
 

@@ -8,16 +8,15 @@ import typer
 
 from headscope.cli import options
 
+PLACE = 12
+"""Where the command stands in the help."""
 
+
+@options.opens()
 def check(
-    model: options.MODEL = "demo",
+    opening: options.Opening,
     as_json: options.JSON = False,
     seed: options.SEED = 0,
-    device: options.DEVICE = None,
-    dtype: options.DTYPE = "auto",
-    revision: options.REVISION = None,
-    allow_pickle: options.ALLOW_PICKLE = False,
-    trust_remote_code: options.TRUST_REMOTE_CODE = False,
 ) -> None:
     """Do our numbers agree with the model's own forward pass?
 
@@ -31,16 +30,7 @@ def check(
     from headscope.evidence.check.measure import agreement
     from headscope.model.load import open_model
 
-    found = agreement(
-        open_model(
-            model,
-            device=device,
-            dtype=dtype,
-            revision=revision,
-            allow_pickle=allow_pickle,
-            trust_remote_code=trust_remote_code,
-        )
-    )
+    found = agreement(open_model(opening.model, **opening.settings()))
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=1))
         return

@@ -15,9 +15,13 @@ if TYPE_CHECKING:
     from headscope.evidence.circuit.measure import Circuit, Edge, Receiver
     from headscope.records.common import Estimate
 
+PLACE = 3
+"""Where the command stands in the help."""
 
+
+@options.opens()
 def circuit(
-    model: options.MODEL = "demo",
+    opening: options.Opening,
     heads: Annotated[
         list[str] | None, typer.Option("--head", help="Explain this head, like L5H1; repeat it. No verification then.")
     ] = None,
@@ -26,29 +30,15 @@ def circuit(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write circuit.json and circuit.svg here.")] = None,
     as_json: options.JSON = False,
     seed: options.SEED = 0,
-    device: options.DEVICE = None,
-    dtype: options.DTYPE = "auto",
-    revision: options.REVISION = None,
-    allow_pickle: options.ALLOW_PICKLE = False,
-    trust_remote_code: options.TRUST_REMOTE_CODE = False,
 ) -> None:
     """Who feeds whom: the heads that tell an induction head where to look, by exact path patching.
 
     Example: `headscope circuit demo --out results/demo`
     """
-    from headscope.cli.quiet import opened
-
     if n_prompts < 2:
         raise ArgumentError(f"--n-prompts {n_prompts}; a circuit needs intervals, and those at least 2 prompts.")
     check_out(out)
-    loaded = opened(
-        model,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        allow_pickle=allow_pickle,
-        trust_remote_code=trust_remote_code,
-    )
+    loaded = opening.opened()
     from headscope.cli.progress import bars
     from headscope.evidence.circuit.measure import trace_circuit
     from headscope.probes import repeated_tokens

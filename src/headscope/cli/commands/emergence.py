@@ -10,8 +10,13 @@ import typer
 from headscope.cli import options
 from headscope.cli.files import check_out, save
 
+PLACE = 10
+"""Where the command stands in the help."""
 
+
+@options.opens("device", "dtype", "allow_pickle", "trust_remote_code")
 def emergence(
+    opening: options.Opening,
     source: Annotated[
         str, typer.Argument(metavar="SOURCE", help="A folder of checkpoints, or a hub id with revisions like step1000.")
     ],
@@ -27,10 +32,6 @@ def emergence(
     ] = None,
     as_json: options.JSON = False,
     seed: options.SEED = 0,
-    device: options.DEVICE = None,
-    dtype: options.DTYPE = "auto",
-    allow_pickle: options.ALLOW_PICKLE = False,
-    trust_remote_code: options.TRUST_REMOTE_CODE = False,
 ) -> None:
     """When induction sets in: every checkpoint's heads and losses, and the phase change with its interval.
 
@@ -51,10 +52,7 @@ def emergence(
             n_prompts=n_prompts,
             period=period,
             seed=seed,
-            device=device,
-            dtype=dtype,
-            allow_pickle=allow_pickle,
-            trust_remote_code=trust_remote_code,
+            **opening.settings("revision"),
             keep=None if out is None else out / "checkpoints",
             progress=progress,
         )

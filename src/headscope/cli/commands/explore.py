@@ -12,9 +12,13 @@ import typer
 from headscope.cli import options
 from headscope.errors import ArgumentError
 
+PLACE = 5
+"""Where the command stands in the help."""
 
+
+@options.opens()
 def explore(
-    model: options.MODEL = "demo",
+    opening: options.Opening,
     port: Annotated[
         int, typer.Option(help="Port of 127.0.0.1 to listen on.", min=0, max=65535, show_default="a free one")
     ] = 0,
@@ -24,11 +28,6 @@ def explore(
     behavior: options.BEHAVIOR = None,
     as_json: Annotated[bool, typer.Option("--json", help="The address as one JSON document on stdout.")] = False,
     seed: options.SEED = 0,
-    device: options.DEVICE = None,
-    dtype: options.DTYPE = "auto",
-    revision: options.REVISION = None,
-    allow_pickle: options.ALLOW_PICKLE = False,
-    trust_remote_code: options.TRUST_REMOTE_CODE = False,
 ) -> None:
     """The report's page, live on your own prompt: switch heads off and watch the prediction.
 
@@ -41,16 +40,7 @@ def explore(
         raise ArgumentError(
             f"headscope explore needs {' and '.join(missing)}; install the extra: pip install 'headscope[explore]'."
         )
-    from headscope.cli.quiet import opened
-
-    loaded = opened(
-        model,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        allow_pickle=allow_pickle,
-        trust_remote_code=trust_remote_code,
-    )
+    loaded = opening.opened()
     from headscope.evidence.behavior.result import BehaviorResult
     from headscope.explore.server import SCHEMA, serve
 

@@ -9,6 +9,9 @@ import typer
 
 from headscope.cli.files import check_out, saving
 
+PLACE = 8
+"""Where the command stands in the help."""
+
 
 def mosaic(
     store: Annotated[str, typer.Argument(help="Folder or URL that a sweep filled.")],

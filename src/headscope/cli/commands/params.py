@@ -9,19 +9,18 @@ import typer
 
 from headscope.cli import options
 
+PLACE = 13
+"""Where the command stands in the help."""
 
+
+@options.opens()
 def params(
-    model: options.MODEL = "demo",
+    opening: options.Opening,
     heads: Annotated[
         list[str] | None, typer.Option("--head", help="A head of the circuit, like L5H1; repeat it.")
     ] = None,
     as_json: options.JSON = False,
     seed: options.SEED = 0,
-    device: options.DEVICE = None,
-    dtype: options.DTYPE = "auto",
-    revision: options.REVISION = None,
-    allow_pickle: options.ALLOW_PICKLE = False,
-    trust_remote_code: options.TRUST_REMOTE_CODE = False,
 ) -> None:
     """How many parameters a head and a circuit hold.
 
@@ -30,16 +29,7 @@ def params(
 
     Example: `headscope params demo --head L0H1 --head L1H5`
     """
-    from headscope.cli.quiet import opened
-
-    loaded = opened(
-        model,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        allow_pickle=allow_pickle,
-        trust_remote_code=trust_remote_code,
-    )
+    loaded = opening.opened()
     from headscope.evidence.params.measure import count_parameters
 
     count = count_parameters(loaded, heads=heads or ())

@@ -8,6 +8,9 @@ import typer
 
 from headscope.cli import options
 
+PLACE = 7
+"""Where the command stands in the help."""
+
 
 def query(
     store: Annotated[str, typer.Argument(help="Folder or URL that a sweep filled.")],

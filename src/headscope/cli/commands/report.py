@@ -10,9 +10,13 @@ import typer
 from headscope.cli import options
 from headscope.cli.files import read_text, saving
 
+PLACE = 4
+"""Where the command stands in the help."""
 
+
+@options.opens()
 def report(
-    model: options.MODEL = "demo",
+    opening: options.Opening,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The file to write.", show_default="report.html")
     ] = None,
@@ -26,26 +30,12 @@ def report(
         bool, typer.Option("--json", help="The page's data as one JSON document on stdout; a page only with --out.")
     ] = False,
     seed: options.SEED = 0,
-    device: options.DEVICE = None,
-    dtype: options.DTYPE = "auto",
-    revision: options.REVISION = None,
-    allow_pickle: options.ALLOW_PICKLE = False,
-    trust_remote_code: options.TRUST_REMOTE_CODE = False,
 ) -> None:
     """All of it on one page: scan, verdicts and circuit in one HTML file that opens with no network.
 
     Example: `headscope report demo -o results/demo/report.html`
     """
-    from headscope.cli.quiet import opened
-
-    loaded = opened(
-        model,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        allow_pickle=allow_pickle,
-        trust_remote_code=trust_remote_code,
-    )
+    loaded = opening.opened()
     from headscope.cli.progress import bars
     from headscope.evidence.behavior.result import BehaviorResult
     from headscope.evidence.emergence.measure import Emergence

@@ -16,12 +16,16 @@ if TYPE_CHECKING:
     from headscope.model.load import Model
     from headscope.probes import Probe
 
+PLACE = 1
+"""Where the command stands in the help."""
 
+
+@options.opens()
 def scan(
-    model: options.MODEL = "demo",
+    opening: options.Opening,
     text: Annotated[Path | None, typer.Option(help="Read this text file instead of random tokens.")] = None,
     tokens: Annotated[Path | None, typer.Option(help="Read these token ids: a JSON list of lists.")] = None,
-    n_prompts: Annotated[int, typer.Option(help="Random prompts to draw.")] = 16,
+    n_prompts: Annotated[int, typer.Option(help="Random prompts to draw.")] = 32,
     period: Annotated[int, typer.Option(help="Length of the repeated run, at least 3.")] = 50,
     n_repeats: Annotated[int, typer.Option(help="Copies of the run, at least 2.")] = 2,
     jitter: Annotated[bool, typer.Option(help="Vary prefix, period and gap; without it [BOS, r, r].")] = True,
@@ -32,27 +36,13 @@ def scan(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write scan.json and scan.parquet here.")] = None,
     as_json: options.JSON = False,
     seed: options.SEED = 0,
-    device: options.DEVICE = None,
-    dtype: options.DTYPE = "auto",
-    revision: options.REVISION = None,
-    allow_pickle: options.ALLOW_PICKLE = False,
-    trust_remote_code: options.TRUST_REMOTE_CODE = False,
 ) -> None:
     """Which head attends like what: every head, every role, with intervals and controls.
 
     Example: `headscope scan demo --heatmap --out results/demo`
     """
-    from headscope.cli.quiet import opened
-
     check_out(out)
-    loaded = opened(
-        model,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        allow_pickle=allow_pickle,
-        trust_remote_code=trust_remote_code,
-    )
+    loaded = opening.opened()
     from headscope.cli.progress import bar
     from headscope.evidence.scan.measure import scan as run
     from headscope.probes import repeated_tokens

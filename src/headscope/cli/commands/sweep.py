@@ -16,8 +16,13 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
+PLACE = 6
+"""Where the command stands in the help."""
 
+
+@options.opens("device", "dtype", "allow_pickle", "trust_remote_code")
 def sweep(
+    opening: options.Opening,
     models: Annotated[
         list[str] | None,
         typer.Argument(metavar="[MODELS]...", help="`demo`, hub ids, or folders; ID@REVISION too.", show_default=False),
@@ -39,10 +44,6 @@ def sweep(
     gpus_per_job: Annotated[float, typer.Option(help="GPUs of each job on Ray.")] = 0,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try jobs again that failed before.")] = False,
     as_json: options.JSON = False,
-    device: options.DEVICE = None,
-    dtype: options.DTYPE = "auto",
-    allow_pickle: options.ALLOW_PICKLE = False,
-    trust_remote_code: options.TRUST_REMOTE_CODE = False,
 ) -> None:
     """Many models: every result into one store, which the same command goes on filling.
 
@@ -50,14 +51,15 @@ def sweep(
     """
     from headscope.cli.progress import bar
     from headscope.cli.quiet import hush
-    from headscope.sweeps.plan import SETTINGS, Wanted, read_wanted
+    from headscope.evidence.kinds import sweepable
+    from headscope.sweeps.plan import Wanted, read_wanted
 
     asked = read_wanted(wanted) if wanted is not None else Wanted(settings={})
     kinds = what or list(asked.what) or ["scan"]
     settings: dict[str, dict[str, Any]] = {kind: dict(values) for kind, values in asked.settings.items()}
     for name, value in (("n_prompts", n_prompts), ("period", period), ("seed", seed)):
         for kind in kinds if value is not None else ():
-            if name in SETTINGS.get(kind, {}):  # type: ignore[call-overload]
+            if kind in sweepable() and name in sweepable()[kind].settings:
                 settings.setdefault(kind, {})[name] = value
     hush()
     from headscope.sweeps.sweep import sweep as run
@@ -82,10 +84,7 @@ def sweep(
                 cpus_per_job=cpus_per_job,
                 gpus_per_job=gpus_per_job,
                 retry_failed=retry_failed,
-                device=device,
-                dtype=dtype,
-                allow_pickle=allow_pickle,
-                trust_remote_code=trust_remote_code,
+                **opening.settings("revision"),
                 progress=progress,
             )
         except KeyboardInterrupt:
@@ -98,7 +97,16 @@ def sweep(
     else:
         print(f"{result.planned} jobs: {result.done} done, {result.skipped} skipped, {result.failed} failed")
         print(f"Store: {result.store}")
+    _list_damage(result)
     _list_failures(result)
+
+
+def _list_damage(result: Sweep) -> None:
+    for one in result.damaged:
+        print(f"damaged: {one.name}: {one.why}", file=sys.stderr)
+    if result.damaged:
+        noun = "file was" if len(result.damaged) == 1 else "files were"
+        print(f"{len(result.damaged)} damaged {noun} set aside in {result.store}/damaged.", file=sys.stderr)
 
 
 def _list_failures(result: Sweep) -> None:

@@ -10,6 +10,9 @@ import typer
 
 from headscope.cli import options
 
+PLACE = 9
+"""Where the command stands in the help."""
+
 
 def train(
     recipe: Annotated[str | None, typer.Option(help="copy, code, mixed or bigram.", show_default="copy")] = None,

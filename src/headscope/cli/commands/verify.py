@@ -11,9 +11,13 @@ from headscope.cli import options
 from headscope.cli.files import check_out, read_text, save
 from headscope.errors import ArgumentError
 
+PLACE = 2
+"""Where the command stands in the help."""
 
+
+@options.opens()
 def verify(
-    model: options.MODEL = "demo",
+    opening: options.Opening,
     heads: Annotated[
         list[str] | None, typer.Option("--head", help="Judge only this head, like L5H1; repeat it.")
     ] = None,
@@ -28,27 +32,13 @@ def verify(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write verify.json and verify.parquet here.")] = None,
     as_json: options.JSON = False,
     seed: options.SEED = 0,
-    device: options.DEVICE = None,
-    dtype: options.DTYPE = "auto",
-    revision: options.REVISION = None,
-    allow_pickle: options.ALLOW_PICKLE = False,
-    trust_remote_code: options.TRUST_REMOTE_CODE = False,
 ) -> None:
     """Which heads matter, and what each one is: ablations, controls, copying, and a verdict with its reasons.
 
     Example: `headscope verify demo --out results/demo`
     """
-    from headscope.cli.quiet import opened
-
     check_out(out)
-    loaded = opened(
-        model,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        allow_pickle=allow_pickle,
-        trust_remote_code=trust_remote_code,
-    )
+    loaded = opening.opened()
     from headscope.cli.progress import bars
     from headscope.evidence.verify.measure import verify as run
     from headscope.interventions.ablation import method_named

@@ -37,7 +37,7 @@ from headscope.records.common import Estimate, ModelInfo, Provenance
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-N_PROMPTS = 16
+N_PROMPTS = 32
 """Prompts of the default probe."""
 
 
@@ -108,7 +108,7 @@ def ablate(
     Args:
         model: What `headscope.load` takes, or gives.
         heads: One head or several, like `["L5H1", "4.11"]`, or what `scan.heads("induction")` gives.
-        probe: What the model reads; by default 16 prompts of `repeated_tokens(model, seed=seed)`.
+        probe: What the model reads; by default 32 prompts of `repeated_tokens(model, seed=seed)`.
         method: `zero`, `mean` or `resample`.
         corpus: For `mean` and `resample`, clean prompts that are not among the probe's and at least as long. By default
             the controls of further prompts, for a probe that can draw them.

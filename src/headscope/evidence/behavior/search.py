@@ -476,11 +476,9 @@ class _Search:
 
 def overlap_p(n_heads: int, n_induction: int, n_named: int, n_common: int) -> float:
     """P(at least so many in common) if the named heads were drawn at random: the hypergeometric tail."""
-    ways = sum(
-        math.comb(n_induction, common) * math.comb(n_heads - n_induction, n_named - common)
-        for common in range(n_common, min(n_induction, n_named) + 1)
-    )
-    return ways / math.comb(n_heads, n_named)
+    from scipy.stats import hypergeom
+
+    return float(hypergeom.sf(n_common - 1, n_heads, n_induction, n_named))
 
 
 def _flips(differences: Float[np.ndarray, " chosen"], known: np.ndarray) -> Estimate | None:

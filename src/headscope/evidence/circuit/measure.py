@@ -262,7 +262,16 @@ class Circuit:
         Raises:
             ArgumentError: there is no such file, or it is not a circuit.
         """
-        found = decode(cls, read_document(path, "circuit.json"), schema=SCHEMA)
+        return cls.from_dict(read_document(path, "circuit.json"))
+
+    @classmethod
+    def from_dict(cls, document: dict[str, Any]) -> Circuit:
+        """The result that `to_dict` wrote.
+
+        Raises:
+            ArgumentError: the document is not a `headscope.circuit/1`.
+        """
+        found = decode(cls, document, schema=SCHEMA)
         refuse_repeated(one.head for one in found.receivers)
         return found
 

@@ -35,6 +35,7 @@ from headscope.interventions.ablation import token_losses
 from headscope.model.load import Model, load
 from headscope.model.memory import in_batches
 from headscope.model.scope import evaluating
+from headscope.model.tokenizer import tokenizing
 from headscope.probes.corpus import stdlib_sources
 from headscope.probes.probe import Probe, Tokens, check_fits, probe_tokens
 from headscope.records.codec import decode, encode
@@ -256,7 +257,8 @@ def _texts(model: Model, text: str | Sequence[str] | None, tokens: Any | None) -
     else:
         source, pieces = "text", [text] if isinstance(text, str) else list(text)
     # verbose=False: that a text is longer than the context is no news here.
-    rows = [model.tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"] for piece in pieces]
+    with tokenizing(model.id):
+        rows = [model.tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"] for piece in pieces]
     return source, [np.asarray(row, dtype=np.int64) for row in rows]
 
 

@@ -33,13 +33,16 @@ from headscope.model.taps import forward
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.probe import Tokens, check_fits
 from headscope.records.common import Estimate, ModelInfo, Provenance
-from headscope.stats import mean_intervals
+from headscope.stats import Interval, mean_intervals
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MAX_PROMPTS = 4096
 """Where drawing for `precision` ends; the intervals reached by then are reported as they are."""
+
+RESOLUTION = 1e-5
+"""No end of an interval lies nearer to its score: to so much do scores agree between implementations."""
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 """Tokens in one forward pass, before memory runs out."""
@@ -61,11 +64,11 @@ def scan(
 
     Args:
         model: What `headscope.load` takes, or gives.
-        probe: What the model reads; by default `repeated_tokens(model, seed=seed)`.
+        probe: What the model reads; by default 32 prompts, `repeated_tokens(model, seed=seed)`.
         detectors: Names or `Detector`s; by default all built-in ones.
         precision: Keep drawing prompts until the interval of every score, and of its difference from the control, is
             mean +- precision or narrower, or 4096 prompts were read; `Scan.widest` is what was reached. Stopping at a
-            width makes intervals a little too narrow; the effect is small from 16 prompts up.
+            width makes intervals a little too narrow; the effect is small from 32 prompts up.
         seed: Of the default probe.
         kernel: Force `flash`, `tiled` or `reference`; by default the fastest that applies.
         progress: Called with (tokens read, tokens in all) after each batch.
@@ -244,18 +247,18 @@ class _Reading:
             values = values.clip(max=1.0)  # rounding may carry a sum of probabilities past 1
             controls = None if controls is None else controls.clip(max=1.0)
             control = None if controls is None else controls.mean(axis=0)
-            mean, half = mean_intervals(values)
-            gain, gain_half = mean_intervals(values - controls) if controls is not None else (None, None)
+            mean, ends = mean_intervals(values)
+            gain, gain_ends = mean_intervals(values - controls) if controls is not None else (None, None)
             for place, head in enumerate(self.heads):
                 selectivity = None
                 if gain is not None:
-                    selectivity = Estimate(mean=float(gain[place]), ci95=_bounds(gain, gain_half, place, -1.0))
+                    selectivity = Estimate(mean=float(gain[place]), ci95=_bounds(gain, gain_ends, place, -1.0))
                 made.append(
                     HeadScore(
                         head=head,
                         detector=detector.name,
                         mean=float(mean[place]),
-                        ci95=_bounds(mean, half, place, 0.0),
+                        ci95=_bounds(mean, ends, place, 0.0),
                         chance=float(luck[place]),
                         control=None if control is None else float(control[place]),
                         selectivity=selectivity,
@@ -267,11 +270,12 @@ class _Reading:
         return tuple(made), unscored
 
 
-def _bounds(mean: np.ndarray, half: np.ndarray | None, place: int, floor: float) -> tuple[float, float] | None:
+def _bounds(mean: np.ndarray, ends: Interval | None, place: int, floor: float) -> tuple[float, float] | None:
     """An interval, cut off where no score can lie."""
-    if half is None:
+    if ends is None:
         return None
-    return max(floor, float(mean[place] - half[place])), min(1.0, float(mean[place] + half[place]))
+    low, high = min(ends[0][place], mean[place] - RESOLUTION), max(ends[1][place], mean[place] + RESOLUTION)
+    return max(floor, float(low)), min(1.0, float(high))
 
 
 def _still_needed(reading: _Reading, precision: float) -> int:

@@ -39,6 +39,7 @@ from headscope.evidence.verify.verdict import RULE, Change, Evidence, has_stripe
 from headscope.heads import HeadId
 from headscope.interventions.ablation import Ablator, Losses, Method, Queries, World, losses
 from headscope.model.load import Heads, Model, load
+from headscope.model.tokenizer import tokenizing
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.copies import check_repeats
 from headscope.probes.probe import Tokens, check_fits
@@ -216,7 +217,9 @@ class _Text:
     def of(cls, model: Model, text: str, method: Method, seed: int) -> _Text:
         if model.tokenizer is None:
             raise TokenError(f"{model.id} has no tokenizer, so it cannot read natural text; load it with tokenizer=.")
-        ids = np.asarray(model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
+        with tokenizing(model.id):
+            read = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = np.asarray(read, dtype=np.int64)
         start = [] if model.bos_token_id is None else [model.bos_token_id]
         body = min(WINDOW, model.max_tokens or WINDOW) - len(start)
         windows = [np.asarray([*start, *ids[at : at + body]]) for at in range(0, len(ids) - body + 1, body)]
