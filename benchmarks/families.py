@@ -41,8 +41,7 @@ from transformers import PreTrainedModel
 import headscope as hs
 from benchmarks.tiny import causal_lm_families, tiny_causal_lm
 from headscope.errors import HeadscopeError, UnsupportedModel
-from headscope.model.load import open_model
-from headscope.model.taps import forward
+from headscope.model.load import Model, open_model
 from headscope.model.weights import layer_weights
 
 LOGITS_TOLERANCE = 1e-4
@@ -146,15 +145,15 @@ def compare(family: str) -> Outcome:
     hf = tiny_causal_lm(family)
     try:
         model = open_model(hf)
-        if model.check.support == "unsupported" or model.check.route is None:
+        if not isinstance(model, Model):
             return Outcome(family=family, verdict="unsupported", reason=model.check.reason)
         ids = prompts(min(100, model.n_embeddings))
         scan = hs.scan(model, probe=hs.probe_tokens(ids))
     except HeadscopeError as error:
         return Outcome(family=family, verdict="unsupported", reason=str(error))
     tokens = torch.from_numpy(ids)
-    ours = forward(hf, model.check.route, tokens, lambda attention: None).logits
-    own, patterns, oracle = own_patterns(hf, tokens, model.check.route.calls)
+    ours = model.run(tokens, lambda attention: None).logits
+    own, patterns, oracle = own_patterns(hf, tokens, model.route.calls)
     logits_diff = float((ours - own).abs().max()) / max(1.0, float(own.abs().max()))
     heads = sorted({score.head for score in scan.scores}, key=lambda head: (head.layer, head.call, head.head))
     total = sum(pattern.shape[1] for pattern in patterns)
@@ -167,9 +166,7 @@ def compare(family: str) -> Outcome:
         )
     # Calls in the order of the forward pass; heads of one call are in the order of its pattern.
     order: list[hs.HeadId] = []
-    forward(
-        hf,
-        model.check.route,
+    model.run(
         tokens,
         lambda seen: order.extend(hs.HeadId(seen.layer, head, seen.call) for head in range(seen.n_heads)),
     )

@@ -111,7 +111,7 @@ def check(rounds: int) -> dict[str, Any]:
     for name, source, n in (("gpt2_small", gpt2_small(1024), rounds), ("demo", "demo", 20 * rounds)):
         model = hs.load(source)
         seconds = interleaved(
-            {"check": lambda model=model: selfcheck(model.hf), "scan": lambda model=model: hs.scan(model)},
+            {"check": lambda model=model: selfcheck(model.backbone), "scan": lambda model=model: hs.scan(model)},
             rounds=n,
         )
         shares[name] = round(ratio(seconds, "check", "scan"), 3)

@@ -2,8 +2,9 @@
 
 Two models: a random llama whose attention is peaked, where every head counts in every role; and a hand-built model
 turned down until its heads waver, where each head counts in its own role. The truth is the mean over all 16,000
-prompts; that each scan is one five-hundredth of it changes coverage by less than 0.0003. Scores are read off the model's
-own eager patterns, intervals come from the function that scan uses, and some redraws go through `hs.scan` itself.
+prompts; that each scan is one five-hundredth of it changes coverage by less than 0.0003. Scores are read off the
+model's own eager patterns, intervals come from the function that scan uses, and some redraws go through
+`hs.scan` itself.
 """
 
 from __future__ import annotations

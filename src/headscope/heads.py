@@ -1,10 +1,12 @@
-"""Names for a head and for how well a model is supported: the words every other module shares."""
+"""Names for a head, what a user may give as one, and how well a model is supported: words that all modules share."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from numbers import Integral
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from headscope.errors import ArgumentError, brief
 
@@ -44,3 +46,53 @@ class HeadId:
             raise ArgumentError(f"{brief(repr(text))} is not a head; write layer and head from 0, like L5H1 or 5.1.")
         layer, head = match[1] or match[3], match[2] or match[4]
         return cls(int(layer), int(head), int(match[5] or 0))
+
+
+@runtime_checkable
+class OfHead(Protocol):
+    """A result of one head: a `HeadScore`, a verdict, an entry of `find_induction_heads`."""
+
+    @property
+    def head(self) -> HeadId | int:
+        """The head, or its number beside a `layer`."""
+        ...
+
+
+OneHead = HeadId | str | tuple[int, int] | OfHead
+Heads = OneHead | Iterable[OneHead]
+"""A head, or several: `HeadId`, `"L5H1"`, (layer, head), or a result of one head."""
+
+
+def heads_in(given: Any) -> list[HeadId]:
+    """Every head that a user's value names, in its order.
+
+    Raises:
+        ArgumentError: something in it names no head.
+    """
+    one = _head(given)
+    if one is not None:
+        return [one]
+    each = list(given) if isinstance(given, Iterable) else [given]
+    heads = {index: head for index, one in enumerate(each) if (head := _head(one)) is not None}
+    wrong = [one for index, one in enumerate(each) if index not in heads]
+    if wrong:
+        raise ArgumentError(
+            f"{brief(repr(wrong[0]))} is not a head; give names like 'L5H1', (layer, head), or results of a head."
+        )
+    return list(heads.values())
+
+
+def _head(given: Any) -> HeadId | None:
+    """What one value names; None where it is not of a kind that names a head."""
+    if isinstance(given, str):
+        return HeadId.parse(given)
+    if isinstance(given, HeadId):
+        return given
+    if isinstance(inner := getattr(given, "head", None), HeadId):
+        return inner
+    place: Any = (getattr(given, "layer", None), inner) if isinstance(given, OfHead) else given
+    if not (isinstance(place, tuple) and len(place) == 2):
+        return None
+    if not all(isinstance(one, Integral) and not isinstance(one, bool) for one in place):
+        return None
+    return HeadId(int(place[0]), int(place[1]))

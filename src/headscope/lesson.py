@@ -41,7 +41,6 @@ from headscope.heads import HeadId
 from headscope.interventions.ablation import Method
 from headscope.model.attention import Attention
 from headscope.model.load import Model, load
-from headscope.model.taps import forward
 from headscope.probes import repeated_tokens
 from headscope.records.common import Estimate
 from headscope.render.maps import colour
@@ -337,13 +336,12 @@ def _opened(model: Any) -> Any:
 
 
 def _show_patterns(model: Model, tokens: Tensor, see: Callable[[int, Tensor], None]) -> None:
-    route, n_tokens = model.check.route, tokens.shape[1]
-    assert route is not None, "load refuses models without a route"
+    n_tokens = tokens.shape[1]
 
     def visit(attention: Attention) -> None:
         see(attention.layer, attention.pattern()[..., :n_tokens, :n_tokens])
 
-    forward(model.hf, route, tokens, visit, stop_at_last=True)
+    model.run(tokens, visit, stop_at_last=True)
 
 
 def _patterns(cache: Any) -> Iterator[tuple[int, Any]]:

@@ -26,9 +26,9 @@ from headscope.errors import (
 from headscope.interventions import ablation as worlds
 from headscope.interventions.ablation import METHODS, Ablator, losses
 from headscope.model.replay import Replay
-from headscope.model.taps import forward
 from headscope.planted.handbuilt import handbuilt
 from headscope.probes.copies import copies
+from tests.running import forward
 
 PROJECTION = {
     # family: the output projection, whose input is every head's z side by side

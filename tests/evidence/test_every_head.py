@@ -21,10 +21,10 @@ from headscope.evidence.ablation.each import gradients
 from headscope.interventions import ablation as worlds
 from headscope.interventions.ablation import METHODS, Ablator
 from headscope.model.replay import Replay
-from headscope.model.taps import forward
 from headscope.planted.handbuilt import handbuilt
 from headscope.probes.copies import copies
 from headscope.stats import t_quantile
+from tests.running import forward
 
 
 @pytest.fixture(autouse=True, scope="module")

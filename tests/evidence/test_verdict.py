@@ -9,17 +9,8 @@ import pytest
 from headscope.evidence.copying import Copying
 from headscope.evidence.offsets import BestOffset
 from headscope.evidence.scan.result import HeadScore
-from headscope.evidence.verify.verdict import (
-    RULE,
-    VERDICTS,
-    Change,
-    Evidence,
-    Rule,
-    has_stripe,
-    judge,
-    q_text,
-    suppresses,
-)
+from headscope.evidence.verify.evidence import RULE, Change, Evidence, Rule, direct, has_stripe, q_text
+from headscope.evidence.verify.verdict import VERDICTS, judge
 from headscope.heads import HeadId
 from headscope.records.common import Estimate
 
@@ -72,6 +63,7 @@ def head(stripe=0.05, gone=None, *, previous=0.05, duplicate=0.05, duplicate_gon
         over_first_copy=None,
         over_random=None,
         put_back=None,
+        behind=(HeadId(1, 3),),
     )
     return replace(evidence, **known)
 
@@ -103,22 +95,47 @@ def reasons(evidence, rule=RULE):
 # ---- one branch after the other, in the rule's order
 
 
-def test_a_stripe_that_suppresses_and_does_not_matter_is_anti_induction():
-    anti = striped(0.0, q=1.0, over_first_copy=around(0.0), over_random=around(0.0), copying=copies(-0.3))
+LOWERS = dict(removed=change(-0.5), over_first_copy=around(-0.5), over_random=around(-0.5))
+"""The second copy is better off without the head."""
+IDLE = dict(removed=change(0.0, q=1.0), over_first_copy=around(0.0), over_random=around(0.0))
+
+
+def test_a_stripe_whose_removal_lowers_the_loss_is_anti_induction():
+    anti = striped(**LOWERS, copying=copies(-0.3))
     assert verdict(anti) == "anti_induction"
     assert "lowers the token it attends to: direct copying -0.30" in reasons(anti)
-    # Removing it may even help.
-    assert verdict(replace(anti, removed=change(-0.5))) == "anti_induction"
-    # It is no redundant head: that others could replace it is not asked.
-    assert verdict(replace(anti, put_back=change(2.0))) == "anti_induction"
+    assert "lower than the first copy's change, by -0.500" in reasons(anti)
+    # Each condition of `effect`, mirrored.
+    assert verdict(replace(anti, removed=change(-0.0099))) == "attends_only"
+    assert verdict(replace(anti, removed=change(-0.5, q=0.06))) == "attends_only"
+    assert verdict(replace(anti, over_first_copy=around(0.0))) == "attends_only"
+    assert verdict(replace(anti, over_random=around(0.0), copying=None)) == "attends_only"
 
 
-def test_a_stripe_that_suppresses_and_yet_matters_is_a_conflict_and_called_neither():
-    conflict = striped(copying=copies(-0.3))
-    assert verdict(conflict) == "attends_only"
-    assert reasons(conflict).endswith(
-        "the evidence conflicts: it lowers what it attends to, yet the second copy needs it"
-    )
+def test_that_the_direct_path_suppresses_is_no_anti_induction():
+    # A head that writes -0.002: its direct score is -1, whatever the size, and nothing depends on it.
+    faint = striped(**IDLE, copying=copies(-1.0), put_back=change(-0.0002, q=0.001))
+    assert verdict(faint) == "attends_only"
+    assert "adds nothing behind others" in reasons(faint)
+
+
+def test_a_suppressor_that_a_strong_copier_masks_is_anti_induction_behind_it():
+    masked = striped(**IDLE, copying=copies(-0.3), put_back=change(-2.0))
+    assert verdict(masked) == "anti_induction"
+    assert "works against it behind others" in reasons(masked)
+
+
+def test_the_effect_decides_and_a_direct_path_that_contradicts_it_is_told():
+    says = "its direct path says the opposite; the effect decides"
+    assert verdict(striped(copying=copies(-1.0))) == "induction"
+    assert says in reasons(striped(copying=copies(-1.0)))
+    assert verdict(striped(**LOWERS, copying=copies(1.0))) == "anti_induction"
+    assert says in reasons(striped(**LOWERS, copying=copies(1.0)))
+    behind = striped(**IDLE, copying=copies(-1.0), put_back=change(2.0))
+    assert verdict(behind) == "redundant_induction"
+    assert says in reasons(behind)
+    for agreeing in (striped(), striped(copying=None), striped(**LOWERS, copying=copies(-0.3))):
+        assert says not in reasons(agreeing)
 
 
 def test_a_stripe_that_matters_is_induction():
@@ -139,8 +156,8 @@ def test_a_stripe_that_matters_behind_others_is_redundant_induction():
     behind = striped(0.0, q=0.8, over_first_copy=around(0.0), over_random=around(0.0), put_back=change(2.0, 1e-6))
     assert verdict(behind) == "redundant_induction"
     assert (
-        "does its work behind others: put back where all stripe heads are gone it lowers the second copy's loss by "
-        "+2.000 [+1.990, +2.010] nats, q 1e-06" in reasons(behind)
+        "does its work behind others: while the other head with a stripe or a part of one stays ablated, restoring it "
+        "lowers the second copy's loss by +2.000 [+1.990, +2.010] nats, q 1e-06" in reasons(behind)
     )
     assert verdict(replace(behind, copying=None)) == "redundant_induction"
 
@@ -151,6 +168,7 @@ def test_a_stripe_alone_attends_only():
     nothing = replace(alone, put_back=change(0.0, q=1.0))
     assert verdict(nothing) == "attends_only"
     assert "adds nothing behind others" in reasons(nothing)
+    assert "tried were its removal alone and behind all those others, not with some of them" in reasons(nothing)
     # Not tried, not known: no induction head is named on attention alone.
     untried = head(0.95)
     assert verdict(untried) == "attends_only"
@@ -204,14 +222,32 @@ def test_none_with_a_stripe_on_the_control_too_says_so():
     )
 
 
-def test_that_a_head_without_a_stripe_matters_changes_nothing_and_is_told():
-    given = dict(removed=change(3.0), over_first_copy=around(3.0), over_random=around(3.0))
+def test_a_head_without_a_stripe_that_matters_is_called_by_its_role_and_else_matters():
+    given = dict(removed=change(3.0), over_first_copy=around(3.0), over_random=around(3.0), first_copy=around(0.2))
     told = "removing it changes the second copy's loss by +3.000 [+2.990, +3.010] nats, q 0.001"
-    for evidence in (head(), head(previous=0.6), head(duplicate=0.6), head(first=0.6)):
+    for evidence in (head(previous=0.6), head(duplicate=0.6), head(offset=BestOffset(offset=3, mean=0.9))):
         matters = replace(evidence, **given)
         assert verdict(matters) == verdict(evidence)
         assert reasons(matters).endswith(told)
-    assert verdict(head(offset=BestOffset(offset=3, mean=0.9), **given)) == "positional"
+    # Resting on the first token is no role that could explain an effect.
+    for evidence in (head(), head(first=0.6), head(0.39)):
+        matters = replace(evidence, **given)
+        assert verdict(matters) == "matters"
+        assert f"{told}; the first copy's loss by +0.200" in reasons(matters)
+    # Up or down, by enough, and significantly.
+    assert verdict(head(removed=change(-0.01))) == "matters"
+    assert verdict(head(removed=change(0.0099))) == "none"
+    assert verdict(head(removed=change(3.0, q=0.06))) == "none"
+
+
+@pytest.mark.parametrize("stripe", [0.1, 0.39])
+def test_a_part_of_a_stripe_that_does_its_work_behind_others_is_redundant_induction(stripe):
+    behind = head(stripe, **IDLE, put_back=change(2.0), interchangeable=(HeadId(1, 3),))
+    assert verdict(behind) == "redundant_induction"
+    assert "interchangeable with L1H3: any one of them alone does at least 90%" in reasons(behind)
+    assert verdict(replace(behind, put_back=change(0.0))) == "none"
+    assert verdict(replace(behind, removed=change(1.0))) == "matters"  # by itself, so not behind others
+    assert verdict(replace(behind, scores=head(0.0999).scores)) == "none"
 
 
 # ---- each condition of `matters`
@@ -232,7 +268,8 @@ def test_removal_must_hurt_significantly():
 
 
 @pytest.mark.parametrize(
-    ("field", "said"), [("over_first_copy", "the first copy's"), ("over_random", "matched random heads'")]
+    ("field", "said"),
+    [("over_first_copy", "the first copy's change"), ("over_random", "removing another head of its layer does")],
 )
 def test_removal_must_hurt_more_than_each_control(field, said):
     # Above zero is the whole interval, not the mean alone.
@@ -242,18 +279,28 @@ def test_removal_must_hurt_more_than_each_control(field, said):
         Estimate(mean=0.5, ci95=(-0.1, 1.1)),
         Estimate(mean=0.5, ci95=(0.0, 1.0)),
     ):
-        fails = striped(**{field: difference})
+        fails = striped(copying=copies(0.0), **{field: difference})
         assert verdict(fails) == "attends_only"
-        assert f"not more than {said} change (difference {difference.mean:+.3f}" in reasons(fails)
+        assert f"not more than {said} (difference {difference.mean:+.3f}" in reasons(fails)
     passes = striped(**{field: Estimate(mean=0.5, ci95=(0.001, 0.999))})
     assert verdict(passes) == "induction"
-    assert f"more than {said} change, by +0.500 [+0.001, +0.999] nats" in reasons(passes)
+    assert f"more than {said}, by +0.500 [+0.001, +0.999] nats" in reasons(passes)
+
+
+def test_a_head_that_copies_is_not_dismissed_because_its_neighbours_matter_as_much():
+    # Another head's importance is no null distribution; the first copy's change still is.
+    beside = striped(over_random=around(-1.0), copying=copies(0.3))
+    assert verdict(beside) == "induction"
+    assert "but its direct path agrees with the effect" in reasons(beside)
+    assert verdict(replace(beside, over_first_copy=around(0.0))) == "attends_only"
+    for says_nothing in (copies(0.0), copies(-0.3), None):
+        assert verdict(replace(beside, copying=says_nothing)) == "attends_only"
 
 
 def test_without_random_heads_to_match_the_other_conditions_decide_and_it_is_told():
     alone = striped(over_random=None)
     assert verdict(alone) == "induction"
-    assert "matched random heads' change is not known" in reasons(alone)
+    assert "too few other heads without a stripe in its layer to compare it with" in reasons(alone)
     assert verdict(replace(alone, over_first_copy=around(0.0))) == "attends_only"
 
 
@@ -265,7 +312,7 @@ def test_one_prompt_has_no_interval_and_its_mean_decides():
     )
     assert verdict(one) == "induction"
     assert "by +1.000 nats, q 0.001" in reasons(one)
-    assert verdict(replace(one, over_random=Estimate(mean=0.0, ci95=None))) == "attends_only"
+    assert verdict(replace(one, over_first_copy=Estimate(mean=0.0, ci95=None))) == "attends_only"
     # But a test from one prompt has p = 1, which says nothing.
     assert verdict(replace(one, removed=replace(one.removed, q_value=1.0))) == "attends_only"
 
@@ -279,7 +326,8 @@ def test_one_prompt_has_no_interval_and_its_mean_decides():
         (change(0.01, q=0.05), "redundant_induction"),
         (change(0.0099, q=0.001), "attends_only"),
         (change(2.0, q=0.0501), "attends_only"),
-        (change(-2.0, q=0.001), "attends_only"),
+        (change(-0.0099, q=0.001), "attends_only"),
+        (change(-2.0, q=0.001), "anti_induction"),
     ],
 )
 def test_putting_back_must_help_by_enough_and_significantly(back, named):
@@ -287,7 +335,7 @@ def test_putting_back_must_help_by_enough_and_significantly(back, named):
 
 
 @pytest.mark.parametrize(
-    ("direct", "says", "lowers"),
+    ("copying", "says", "lowers"),
     [
         (copies(0.05), "raises", False),
         (copies(0.049), "neither raises nor lowers", False),
@@ -301,17 +349,17 @@ def test_putting_back_must_help_by_enough_and_significantly(back, named):
         (copies(0.0, eigenvalue=None), "neither raises nor lowers", False),
     ],
 )
-def test_copying_needs_its_size_and_its_interval(direct, says, lowers):
-    assert suppresses(direct) == lowers
-    evidence = striped(0.0, q=1.0, copying=direct)
-    assert verdict(evidence) == ("anti_induction" if lowers else "attends_only")
-    shown = "none" if direct.eigenvalue is None else "+0.50"
+def test_copying_needs_its_size_and_its_interval(copying, says, lowers):
+    assert (direct(copying) == "suppresses") == lowers
+    evidence = striped(0.0, q=1.0, copying=copying)
+    assert verdict(evidence) == "attends_only"
+    shown = "none" if copying.eigenvalue is None else "+0.50"
     assert f"{says} the token it attends to" in reasons(evidence)
-    assert f"direct copying {direct.direct.mean:+.2f}, eigenvalue score {shown}" in reasons(evidence)
+    assert f"direct copying {copying.direct.mean:+.2f}, eigenvalue score {shown}" in reasons(evidence)
 
 
 def test_copying_that_is_not_known_does_not_suppress():
-    assert not suppresses(None)
+    assert direct(None) == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -346,11 +394,12 @@ def test_roles_about_places_do_not_mind_the_control():
 
 BY_NUMBER = {
     # number: (evidence, its verdict, another value of the number, the verdict then)
-    "attention": (striped(), "induction", 0.95, "none"),
+    "attention": (striped(**IDLE), "attends_only", 0.95, "none"),
     "lost_on_control": (
-        replace(striped(), scores=head(0.9, gone=0.6).scores), "induction", 0.7, "none",
+        replace(striped(**IDLE), scores=head(0.9, gone=0.6).scores), "attends_only", 0.7, "none",
     ),
-    "copying": (striped(0.0, q=1.0, copying=copies(-0.1)), "anti_induction", 0.2, "attends_only"),
+    "copying": (striped(copying=copies(0.1), over_random=around(0.0)), "induction", 0.2, "attends_only"),
+    "partial_stripe": (head(0.2, put_back=change(1.0)), "redundant_induction", 0.3, "none"),
     "delta_loss_nats": (striped(0.5), "induction", 0.6, "attends_only"),
     "false_discovery": (striped(q=0.04), "induction", 0.03, "attends_only"),
 }  # fmt: skip
@@ -363,8 +412,11 @@ def test_these_are_all_numbers_and_the_published_ones():
         "copying": 0.05,
         "delta_loss_nats": 0.01,
         "false_discovery": 0.05,
+        "partial_stripe": 0.1,
+        "suffices": 0.9,
     }
-    assert set(BY_NUMBER) == {field.name for field in fields(Rule)}
+    # `suffices` changes no verdict, but who is said to be interchangeable.
+    assert set(BY_NUMBER) | {"suffices"} == {field.name for field in fields(Rule)}
     assert Rule() == RULE
 
 
@@ -413,7 +465,7 @@ def test_the_reasons_of_an_induction_head_name_every_number_it_rests_on():
             "raises the token it attends to: direct copying +0.42, eigenvalue score +0.87",
             "removing it changes the second copy's loss by +1.250 [+1.100, +1.400] nats, q 3e-07",
             "more than the first copy's change, by +1.200 [+1.000, +1.400] nats",
-            "more than matched random heads' change, by +1.150 [+0.900, +1.400] nats",
+            "more than removing another head of its layer does, by +1.150 [+0.900, +1.400] nats",
         ),
     )
 

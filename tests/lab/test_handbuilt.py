@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from headscope.errors import ArgumentError
 from headscope.heads import HeadId
-from headscope.planted.handbuilt import COPY_GAIN, DECOYS, HandBuilt, digit_code, handbuilt, position_code
+from headscope.planted.basis import digit_code, position_code
+from headscope.planted.handbuilt import COPY_GAIN, DECOYS, HandBuilt, handbuilt
 from headscope.training.repeats import Repeats, jittered_repeats
 
 N_TOKENS = 120

@@ -20,7 +20,6 @@ from headscope.detectors import Detector, Targets
 from headscope.errors import ArgumentError
 from headscope.heads import HeadId
 from headscope.model.load import Model, load
-from headscope.model.taps import forward
 from headscope.model.weights import layer_weights
 from headscope.planted.handbuilt import COPY_GAIN, NOISE_NORM, HandBuilt
 from headscope.planted.handbuilt_rotary import (
@@ -36,6 +35,7 @@ from headscope.planted.handbuilt_rotary import (
 from headscope.probes import Probe
 from headscope.probes.copies import copies
 from headscope.training.repeats import jittered_repeats
+from tests.running import forward
 
 SEEDS = (0, 1, 2)
 both = pytest.mark.parametrize("grouped", [False, True], ids=["plain", "grouped"])

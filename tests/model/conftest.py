@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.tiny import tiny_causal_lm
-from headscope.model.selfcheck import selfcheck
+from tests.running import selfcheck
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from headscope.errors import UnsupportedModel
 from headscope.model import inject
 from headscope.model.inject import queries_and_keys
 from headscope.model.replay import decoder_layers
-from headscope.model.taps import forward
+from tests.running import forward
 
 FAMILIES = [
     "gpt2",  # learned positions, added before the first layer

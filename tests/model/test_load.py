@@ -30,6 +30,7 @@ from headscope.heads import HeadId
 from headscope.model import load as load_module
 from headscope.model.bounds import bounded
 from headscope.model.load import Model, load, open_model
+from headscope.model.sources.transformers import backbone
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:.*weights_only=False.*:FutureWarning")
 
@@ -163,7 +164,7 @@ def test_a_context_without_limit_has_none(checked):
     # xlnet writes -1
     model, check = checked("xlnet")
     assert model.config.max_position_embeddings == -1
-    assert Model(hf=model, tokenizer=None, id="x", revision=None, check=check).max_tokens is None
+    assert Model(backbone=backbone(model), tokenizer=None, id="x", revision=None, check=check).max_tokens is None
 
 
 # Model objects
@@ -187,7 +188,7 @@ def test_the_check_runs_once_per_model_object(monkeypatch):
     first, second = tiny_causal_lm("llama"), tiny_causal_lm("llama")
     assert load(first).check is load(first).check
     load(second)
-    assert runs == [first, second]
+    assert [seen.module for seen in runs] == [first, second]
 
 
 def test_options_that_cannot_apply_are_refused(checked, llama_folder):

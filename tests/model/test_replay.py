@@ -15,7 +15,7 @@ from headscope.errors import UnsupportedModel
 from headscope.model import replay as replaying
 from headscope.model import taps
 from headscope.model.replay import Replay, decoder_layers, restarts
-from headscope.model.taps import forward
+from tests.running import forward
 
 FAMILIES = {
     # family: layer executions of one pass

@@ -14,8 +14,7 @@ from transformers.modeling_utils import AttentionInterface
 from benchmarks.tiny import tiny_causal_lm, tiny_config
 from headscope.errors import ArgumentError, ShapeError, UnsupportedModel
 from headscope.model import interface
-from headscope.model.selfcheck import selfcheck
-from headscope.model.taps import forward
+from tests.running import forward, selfcheck
 
 INTERFACE = (
     "gpt2",  # learned positions, fused query-key-value projection

@@ -12,9 +12,9 @@ from transformers import GPT2Config, GPT2Model, OPTConfig, OPTForCausalLM
 from benchmarks.tiny import tiny_causal_lm
 from headscope.errors import UnsupportedModel
 from headscope.model.load import load
-from headscope.model.taps import forward
 from headscope.model.weights import layer_weights, vocabulary
 from headscope.planted.handbuilt import handbuilt
+from tests.running import forward
 
 HEADS, D_MODEL = 4, 64
 

@@ -15,11 +15,11 @@ import headscope as hs
 from headscope.evidence.ablation.measure import ablate
 from headscope.evidence.scan.result import Scan
 from headscope.heads import HeadId
-from headscope.model.taps import forward
 from headscope.page.example import example
 from headscope.page.finding import finding
 from headscope.page.report import SCHEMA, by_interest, report, report_document, write_page
 from headscope.records.common import Estimate
+from tests.running import forward
 
 
 def ready(results):

@@ -21,7 +21,6 @@ from headscope.heads import HeadId
 from headscope.model.attention import Attention
 from headscope.model.load import Model
 from headscope.model.memory import in_batches
-from headscope.model.taps import forward
 from headscope.probes.probe import Tokens
 
 MIN_OFFSET = 2
@@ -60,8 +59,6 @@ def best_offsets(model: Model, prompts: Sequence[Tokens]) -> dict[HeadId, BestOf
             f"best_offsets needs prompts of one length of at least {LEAST_TOKENS} tokens; got lengths "
             f"{min(map(len, prompts))} to {max(map(len, prompts))}."
         )
-    route = model.check.route
-    assert route is not None, "load refuses models without a route"
     totals: dict[tuple[int, int], np.ndarray] = {}
 
     def run(part: Sequence[Tokens]) -> dict[tuple[int, int], np.ndarray]:
@@ -73,7 +70,7 @@ def best_offsets(model: Model, prompts: Sequence[Tokens]) -> dict[HeadId, BestOf
             means = [pattern.diagonal(-d, 2, 3)[..., 1:].float().mean(-1).sum(0) for d in offsets]
             found[attention.layer, attention.call] = torch.stack(means, dim=1).double().cpu().numpy()
 
-        forward(model.hf, route, torch.from_numpy(np.stack(part)).to(model.device), visit, stop_at_last=True)
+        model.run(torch.from_numpy(np.stack(part)).to(model.device), visit, stop_at_last=True)
         return found
 
     size = max(1, BATCH_NUMBERS // (max(1, model.n_heads) * length * length))

@@ -36,7 +36,6 @@ from headscope.model.attention import Attention
 from headscope.model.interface import Visit
 from headscope.model.load import Model
 from headscope.model.replay import Replay
-from headscope.model.taps import forward
 from headscope.page.example import as_bytes, token_text
 from headscope.probes import probe_text, probe_tokens, random_tokens
 from headscope.probes.probe import Tokens
@@ -301,15 +300,13 @@ class Reader:
 
     def _see(self, tokens: Tokens, visit: Visit, edit: Visit | None = None) -> None:
         """One pass as far as the last attention; `visit` looks, `edit` changes."""
-        route = self.model.check.route
-        assert route is not None, "load refuses models without a route"
 
         def both(attention: Attention) -> Tensor | None:
             visit(attention)
             return None if edit is None else edit(attention)
 
         ids = torch.from_numpy(tokens)[None].to(self.model.device)
-        forward(self.model.hf, route, ids, both, stop_at_last=True)
+        self.model.run(ids, both, stop_at_last=True)
 
     def _placed(self, tokens: Tokens, *positions: int) -> None:
         if wrong := [one for one in positions if not 0 <= one < len(tokens)]:

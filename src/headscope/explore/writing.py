@@ -30,7 +30,6 @@ from headscope.model.interface import Visit
 from headscope.model.load import Model
 from headscope.model.replay import decoder_layers, tolerance_of
 from headscope.model.scope import hooking
-from headscope.model.taps import forward, output_of
 from headscope.model.weights import Norm, layer_weights, vocabulary
 from headscope.page.example import token_text
 from headscope.probes.probe import Tokens
@@ -125,8 +124,6 @@ class Writing:
         self, tokens: Tokens, position: int, edit: Visit
     ) -> tuple[dict[tuple[int, int], Tensor], Float[Tensor, " d_model"], Float[Tensor, " vocabulary"]]:
         """At this token: every head's z, the stream after the last layer, and the logits."""
-        route = self.model.check.route
-        assert route is not None, "load refuses models without a route"
         z: dict[tuple[int, int], Tensor] = {}
         last: list[Any] = []
 
@@ -140,8 +137,8 @@ class Writing:
 
         with hooking(self._blocks, after=note):
             ids = torch.from_numpy(tokens)[None].to(self.model.device)
-            result = forward(self.model.hf, route, ids, visit)
-        logits = output_of(result)[0, position]
+            result = self.model.run(ids, visit)
+        logits = self.model.backbone.output(result)[0, position]
         (stream,) = last
         if not isinstance(stream, Tensor) or stream.shape != (1, len(tokens), self._words.unembedding.shape[1]):
             raise UnsupportedModel(

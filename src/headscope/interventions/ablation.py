@@ -32,7 +32,6 @@ from headscope.model.attention import Attention
 from headscope.model.load import Model
 from headscope.model.memory import in_batches
 from headscope.model.replay import Replay
-from headscope.model.taps import forward
 from headscope.probes.probe import Probe, Tokens, check_fits
 
 Method = Literal["zero", "mean", "resample"]
@@ -198,10 +197,8 @@ class Ablator:
         return drawn
 
     def _pass(self, rows: np.ndarray, visit: Callable[[Attention], None]) -> None:
-        route = self.model.check.route
-        assert route is not None, "load refuses models without a route"
         tokens = torch.from_numpy(rows).to(self.model.device)
-        forward(self.model.hf, route, tokens, visit, stop_at_last=True)
+        self.model.run(tokens, visit, stop_at_last=True)
 
     def edited(self, attention: Attention, mask: Tensor, substitute: Tensor) -> Tensor:
         """Z [copy * prompt, position, head, d_head] with the heads of `mask` [copy, head] replaced."""

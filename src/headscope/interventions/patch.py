@@ -17,7 +17,6 @@ from torch import Tensor
 from headscope.interventions.ablation import same_length
 from headscope.model.attention import Attention
 from headscope.model.load import Model
-from headscope.model.taps import forward
 from headscope.probes.pairs import shared_end
 from headscope.probes.probe import Tokens
 
@@ -61,9 +60,7 @@ class Swap:
         def visit(attention: Attention) -> None:
             found[attention.layer, attention.call] = attention.z[:, -self.n_last :].clone()
 
-        route = self.model.check.route
-        assert route is not None, "load refuses models without a route"
-        forward(self.model.hf, route, rows, visit, stop_at_last=True)
+        self.model.run(rows, visit, stop_at_last=True)
         return found
 
     def edited(

@@ -345,10 +345,8 @@ def mlps(model: Model) -> list[nn.Module]:
 
     Found by structure: the children of each layer that hold a matrix, but not the attention module.
     """
-    route = model.check.route
-    assert route is not None, "load refuses models without a route"
-    attending = {model.hf.get_submodule(name) for name in route.layers}
-    if route.calls > len(attending):
+    attending = {model.module.get_submodule(name) for name in model.route.layers}
+    if model.route.calls > len(attending):
         return []
     return [
         child

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
@@ -64,7 +63,7 @@ class UnknownArgument(Exception):
 
 @contextmanager
 def installed(
-    model: PreTrainedModel,
+    model: nn.Module,
     visit: Visit,
     number: Numbering,
     *,

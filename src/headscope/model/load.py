@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterable
-from dataclasses import dataclass
 from importlib.util import find_spec
-from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 from headscope.errors import (
     ArgumentError,
@@ -27,15 +24,16 @@ from headscope.errors import (
     UnsupportedModel,
     brief,
 )
-from headscope.heads import HeadId
+from headscope.heads import Heads, OfHead, OneHead
 from headscope.model.bounds import bounded, refuse_endless, refuse_kernels
 from headscope.model.budget import refuse_too_large
 from headscope.model.folder import check_folder, fetched
+from headscope.model.growth import refuse_growing
 from headscope.model.leftover import refuse_leftover
+from headscope.model.model import Model, Opened
 from headscope.model.tokenizer import is_panic
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
     from headscope.model.selfcheck import Check
@@ -52,163 +50,7 @@ _TOKENIZERS = (
 )
 
 
-@runtime_checkable
-class OfHead(Protocol):
-    """A result of one head: a `HeadScore`, a verdict, an entry of `find_induction_heads`."""
-
-    @property
-    def head(self) -> HeadId | int:
-        """The head, or its number beside a `layer`."""
-        ...
-
-
-OneHead = HeadId | str | tuple[int, int] | OfHead
-Heads = OneHead | Iterable[OneHead]
-"""A head, or several: `HeadId`, `"L5H1"`, (layer, head), or a result of one head."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Model:
-    """A language model seen head by head. Made by `headscope.load`."""
-
-    hf: PreTrainedModel
-    """The transformers model, as it was given or loaded; of a TransformerLens bridge a copy of its tree, with the same
-    weights."""
-    tokenizer: Any | None
-    """Its transformers tokenizer; None leaves everything that needs only token ids."""
-    id: str
-    """Hub id, folder, `demo`, or the class of a model object."""
-    revision: str | None
-    """Commit of the hub repository, where it is known."""
-    check: Check
-    """What the self-check found, and how attention is reached."""
-
-    @property
-    def family(self) -> str:
-        """Transformers' name of the architecture, like `gpt2`."""
-        return str(self._config.model_type or self.hf.config.model_type)
-
-    @property
-    def n_layers(self) -> int:
-        """Decoder layers, with or without attention."""
-        last = max(self.check.heads, default=-1) + 1
-        return max(last, int(getattr(self._config, "num_hidden_layers", None) or 0))
-
-    @property
-    def n_heads(self) -> int:
-        """Query heads of a layer; the largest number, where layers differ."""
-        return max(self.check.heads.values(), default=0)
-
-    @property
-    def n_kv_heads(self) -> int | None:
-        """Key-value heads of a layer; None where the model's own code hides them."""
-        return self.check.kv_heads
-
-    def named(self, heads: Heads) -> tuple[HeadId, ...]:
-        """Heads of this model, each once, in the order given.
-
-        Args:
-            heads: One or several of: `HeadId`, a name like `L5H1`, (layer, head), or a result of one head, like
-                what `scan.heads` and `find_induction_heads` give.
-
-        Raises:
-            ArgumentError: no head at all, something that names none, or heads that the model does not have.
-        """
-        found = tuple(dict.fromkeys(_heads(heads)))
-        if not found:
-            raise ArgumentError("there is no head; name at least one, like L5H1.")
-        missing = [one for one in found if one.call < 0 or not 0 <= one.head < self.check.heads.get(one.layer, 0)]
-        if missing:
-            raise ArgumentError(
-                f"{self.id} has no head {brief(', '.join(map(str, missing)))}; it has {self.n_layers} layers of up to "
-                f"{self.n_heads} heads, counted from 0."
-            )
-        return found
-
-    @property
-    def n_embeddings(self) -> int:
-        """Rows of the embedding: token ids are below this."""
-        return int(self._embedding.weight.shape[0])
-
-    @property
-    def n_predicted(self) -> int:
-        """Token ids below this have a logit: fewer than there are embeddings where some tokens are only read."""
-        width = getattr(self.hf.get_output_embeddings(), "out_features", None)
-        return self.n_embeddings if width is None else min(self.n_embeddings, int(width))
-
-    @property
-    def max_tokens(self) -> int | None:
-        """Longest input in tokens, as the config states it; None where it states none."""
-        limit = getattr(self._config, "max_position_embeddings", None)
-        return int(limit) if limit and limit > 0 else None
-
-    @property
-    def device(self) -> torch.device:
-        """Where token ids go."""
-        from headscope.model.parallel import input_device
-
-        return input_device(self._embedding)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the embedding."""
-        return self._embedding.weight.dtype
-
-    @property
-    def bos_token_id(self) -> int | None:
-        """Start token: the tokenizer's, without a tokenizer the config's, or none."""
-        source = self.tokenizer if self.tokenizer is not None else self._config
-        start = getattr(source, "bos_token_id", None)
-        return int(start) if isinstance(start, int) and 0 <= start < self.n_embeddings else None
-
-    @property
-    def special_token_ids(self) -> frozenset[int]:
-        """Ids that are not text: the tokenizer's special tokens, or the start, end and padding ids of the config."""
-        if self.tokenizer is not None:
-            ids = list(self.tokenizer.all_special_ids)
-        else:
-            ids = [getattr(self._config, f"{name}_token_id", None) for name in ("bos", "eos", "pad")]
-        flat = [one for item in ids for one in (item if isinstance(item, list) else [item])]
-        return frozenset(one for one in flat if isinstance(one, int))
-
-    @property
-    def _embedding(self) -> Any:
-        return self.hf.get_input_embeddings()
-
-    @property
-    def _config(self) -> Any:
-        return self.hf.config.get_text_config()
-
-
-def _heads(given: Any) -> list[HeadId]:
-    one = _head(given)
-    if one is not None:
-        return [one]
-    each = list(given) if isinstance(given, Iterable) else [given]
-    heads = {index: head for index, one in enumerate(each) if (head := _head(one)) is not None}
-    wrong = [one for index, one in enumerate(each) if index not in heads]
-    if wrong:
-        raise ArgumentError(
-            f"{brief(repr(wrong[0]))} is not a head; give names like 'L5H1', (layer, head), or results of a head."
-        )
-    return list(heads.values())
-
-
-def _head(given: Any) -> HeadId | None:
-    """What one value names; None where it is not of a kind that names a head."""
-    if isinstance(given, str):
-        return HeadId.parse(given)
-    if isinstance(given, HeadId):
-        return given
-    if isinstance(inner := getattr(given, "head", None), HeadId):
-        return inner
-    place: Any = (getattr(given, "layer", None), inner) if isinstance(given, OfHead) else given
-    if not (isinstance(place, tuple) and len(place) == 2):
-        return None
-    if not all(isinstance(one, Integral) and not isinstance(one, bool) for one in place):
-        return None
-    return HeadId(int(place[0]), int(place[1]))
-
+__all__ = ["DTYPES", "Heads", "Model", "OfHead", "OneHead", "Opened", "load", "open_model"]
 
 _CHECKS: weakref.WeakKeyDictionary[Any, Check] = weakref.WeakKeyDictionary()
 
@@ -257,7 +99,7 @@ def load(
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
     )
-    if model.check.support == "unsupported":
+    if not isinstance(model, Model):
         raise UnsupportedModel(
             f"{model.id} ({model.family}) cannot be used: {model.check.reason}. "
             "Choose a decoder-only model with softmax attention."
@@ -274,9 +116,9 @@ def open_model(
     tokenizer: Any | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
-) -> Model:
-    """`load`, but an unsupported model is returned with its verdict instead of raising `UnsupportedModel`."""
-    if isinstance(source, Model):
+) -> Opened:
+    """`load`, but an unsupported model is returned as `Opened`, with its check, instead of raising."""
+    if isinstance(source, Opened):
         if (device, dtype, revision, tokenizer) != (None, "auto", None, None):
             raise ArgumentError(
                 "device, dtype, revision and tokenizer do not apply to a loaded Model; load it with them."
@@ -303,11 +145,16 @@ def open_model(
         if device is not None or dtype != "auto" or revision is not None:
             raise ArgumentError("device, dtype and revision do not apply to a model object; move or convert it first.")
         hf, name = source, source.config.name_or_path or type(source).__name__
-    if hf not in _CHECKS:
-        from headscope.model.selfcheck import selfcheck
+    from headscope.model.selfcheck import RoutedCheck, selfcheck
+    from headscope.model.sources.transformers import backbone
 
-        _CHECKS[hf] = selfcheck(hf)
-    return Model(hf=hf, tokenizer=tokenizer, id=name, revision=revision, check=_CHECKS[hf])
+    seen = backbone(hf)
+    if hf not in _CHECKS:
+        _CHECKS[hf] = selfcheck(seen)
+    check = _CHECKS[hf]
+    if isinstance(check, RoutedCheck):
+        return Model(backbone=seen, tokenizer=tokenizer, id=name, revision=revision, check=check)
+    return Opened(backbone=seen, tokenizer=tokenizer, id=name, revision=revision, check=check)
 
 
 def _from_pretrained(
@@ -435,8 +282,11 @@ def _tokenizer(source: str, common: dict[str, Any]) -> Any | None:
         return None
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
+        refuse_growing(source, tokenizer)
     except ImportError:
         return None
+    except HeadscopeError:
+        raise
     except BaseException as error:  # the tokenizers library raises nothing narrower
         if not (isinstance(error, Exception) or is_panic(error)):
             raise

@@ -35,7 +35,7 @@ from headscope.model.load import Model
 from headscope.model.memory import out_of_memory
 from headscope.model.scope import Forward, around, hooking
 from headscope.model.selfcheck import FAMILY_ERRORS, stack_of
-from headscope.model.taps import TOLERANCE, forward
+from headscope.model.taps import TOLERANCE
 
 
 class Replay:
@@ -115,10 +115,8 @@ class Replay:
 
     def see(self, visit: Visit, *, start: int = 0, copies: int = 1) -> None:
         """The same for what `visit` sees alone; it may raise `taps.Stop` to leave early."""
-        route = self.model.check.route
-        assert route is not None, "load refuses models without a route"
         with self._restarted(start, copies):
-            forward(self.model.hf, route, self.tokens.repeat(copies, 1), self._numbered(visit, start))
+            self.model.run(self.tokens.repeat(copies, 1), self._numbered(visit, start))
 
     @contextmanager
     def _restarted(self, start: int, copies: int) -> Iterator[None]:
@@ -156,10 +154,8 @@ def decoder_layers(model: Model) -> list[nn.Module]:
 
     Layers without attention, in hybrid models, are among them. Empty where no module is numbered.
     """
-    route = model.check.route
-    assert route is not None, "load refuses models without a route"
-    stacks = dict.fromkeys(stack for name in route.layers if (stack := stack_of(name)) is not None)
-    return [layer for stack in stacks for layer in model.hf.get_submodule(stack).children()]
+    stacks = dict.fromkeys(stack for name in model.route.layers if (stack := stack_of(name)) is not None)
+    return [layer for stack in stacks for layer in model.module.get_submodule(stack).children()]
 
 
 _RESTARTS: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
@@ -167,9 +163,9 @@ _RESTARTS: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionar
 
 def restarts(model: Model) -> bool:
     """Whether starting at any layer gives the clean logits bit for bit; tried once per model, on a short input."""
-    if model.hf not in _RESTARTS:
-        _RESTARTS[model.hf] = _restarts(model)
-    return _RESTARTS[model.hf]
+    if model.module not in _RESTARTS:
+        _RESTARTS[model.module] = _restarts(model)
+    return _RESTARTS[model.module]
 
 
 def _restarts(model: Model) -> bool:
@@ -217,13 +213,11 @@ _HEADS: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
 def _logits(model: Model, tokens: Tensor, visit: Visit, *, grad: bool = False) -> Float[Tensor, "batch token vocab"]:
-    route = model.check.route
-    assert route is not None, "load refuses models without a route"
-    logits = getattr(forward(model.hf, route, tokens, visit, grad=grad), "logits", None)
-    if not isinstance(logits, Tensor) or logits.dim() != 3:
+    logits = model.backbone.logits(model.run(tokens, visit, grad=grad))
+    if logits is None or logits.dim() != 3:
         raise UnsupportedModel(
-            f"{model.id} ({type(model.hf).__name__}) gives no logits over a vocabulary, so its loss is not defined; "
-            "load the model with its language-modelling head."
+            f"{model.id} ({type(model.module).__name__}) gives no logits over a vocabulary, so its loss is not "
+            "defined; load the model with its language-modelling head."
         )
     return logits
 
@@ -236,7 +230,7 @@ def _at(rows: Float[Tensor, "batch token d"], places: Int[Tensor, "place 2"]) ->
 @contextmanager
 def _unembedding_only(model: Model, places: Tensor) -> Iterator[None]:
     """Within the block the unembedding reads these tokens alone, as one row."""
-    head: Any = model.hf.get_output_embeddings()
+    head: Any = model.backbone.unembedding
 
     def gather(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return (_at(arguments[0], places)[None], *arguments[1:]), named
@@ -247,9 +241,9 @@ def _unembedding_only(model: Model, places: Tensor) -> Iterator[None]:
 
 def _unembeds_alone(model: Model) -> bool:
     """Whether unembedding some tokens gives the logits that unembedding all gives; tried once per model."""
-    if model.hf not in _HEADS:
-        _HEADS[model.hf] = _try_unembedding(model)
-    return _HEADS[model.hf]
+    if model.module not in _HEADS:
+        _HEADS[model.module] = _try_unembedding(model)
+    return _HEADS[model.module]
 
 
 def _try_unembedding(model: Model) -> bool:
@@ -261,7 +255,7 @@ def _try_unembedding(model: Model) -> bool:
         return None
 
     logits = _logits(model, tokens, ignore)
-    if not isinstance(model.hf.get_output_embeddings(), nn.Module):
+    if not isinstance(model.backbone.unembedding, nn.Module):
         return False
     whole = _at(logits, places)
     try:

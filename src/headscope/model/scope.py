@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 Before = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]] | None]
 """Gets a module that is being called and its arguments; may return others."""
@@ -163,7 +163,7 @@ def _set_name(config: PreTrainedConfig, name: str | None) -> None:
 
 
 @contextmanager
-def implementation(model: PreTrainedModel, name: str | None) -> Iterator[None]:
+def implementation(model: nn.Module, name: str | None) -> Iterator[None]:
     """Within the block every config of `model` names this attention implementation, to this thread; None leaves them.
 
     The configs hold what they held; transformers' class of configs reads the name through a property from then on.
@@ -178,8 +178,8 @@ def implementation(model: PreTrainedModel, name: str | None) -> Iterator[None]:
         yield
 
 
-def _configs(model: PreTrainedModel) -> Iterator[PreTrainedConfig]:
-    found: list[Any] = [model.config, *(getattr(module, "config", None) for module in model.modules())]
+def _configs(model: nn.Module) -> Iterator[PreTrainedConfig]:
+    found: list[Any] = [getattr(module, "config", None) for module in (model, *model.modules())]
     seen: set[int] = set()
     while found:
         config = found.pop()

@@ -16,23 +16,22 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from headscope.errors import NonFiniteError, brief
 from headscope.heads import Support
 from headscope.model.attention import Attention
+from headscope.model.backbone import Backbone
 from headscope.model.hooks import discovering
 from headscope.model.interface import UnknownArgument, installed
 from headscope.model.kernels import repeat_heads
 from headscope.model.memory import out_of_memory
-from headscope.model.parallel import input_device, weight_of
+from headscope.model.parallel import weight_of
 from headscope.model.scope import evaluating, implementation
-from headscope.model.taps import TOLERANCE, Route, forward, output_of
+from headscope.model.taps import TOLERANCE, Route, forward
 
 _ENCODER = "its tokens attend to later tokens: an encoder, not a decoder-only language model"
 _ELSEWHERE = (
@@ -68,8 +67,6 @@ class Check:
     """Why, in one sentence."""
     max_abs_diff: float | None
     """Largest difference of outputs, ours against the model's own; None where ours did not run."""
-    route: Route | None
-    """How the attention is reached; None if it cannot be."""
     kernels: tuple[str, ...]
     """What computed attention: `flash`, `tiled`, or `own` for the family's own code."""
     heads: dict[int, int]
@@ -78,7 +75,15 @@ class Check:
     """Key-value heads of a layer, where they can be seen; the smallest, where layers differ."""
 
 
-def selfcheck(model: PreTrainedModel) -> Check:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutedCheck(Check):
+    """The check of a model that can be used."""
+
+    route: Route
+    """How its attention is reached."""
+
+
+def selfcheck(model: Backbone) -> Check:
     """Run the check of this module's description.
 
     Raises:
@@ -92,7 +97,7 @@ def selfcheck(model: PreTrainedModel) -> Check:
     except FAMILY_ERRORS as error:
         return _unsupported(_failure("it does not run on token ids alone", error))
     if not finite:
-        raise NonFiniteError(_non_finite(model))
+        raise NonFiniteError(_non_finite(model.module))
     checks: list[Check] = []
     for find in (_interface_route, _hooks_route):
         for look in find(model, tokens, failures):
@@ -115,9 +120,7 @@ def selfcheck(model: PreTrainedModel) -> Check:
 
 
 def _unsupported(reason: str) -> Check:
-    return Check(
-        support="unsupported", reason=reason, max_abs_diff=None, route=None, kernels=(), heads={}, kv_heads=None
-    )
+    return Check(support="unsupported", reason=reason, max_abs_diff=None, kernels=(), heads={}, kv_heads=None)
 
 
 def _failure(what: str, error: Exception) -> str:
@@ -127,16 +130,13 @@ def _failure(what: str, error: Exception) -> str:
     return f"{what} ({type(error).__name__}: {brief(error)})"
 
 
-def _tokens(model: PreTrainedModel) -> Tensor:
-    embedding: Any = model.get_input_embeddings()
-    if not isinstance(embedding, nn.Embedding) and not hasattr(embedding, "weight"):
-        raise TypeError(f"its input embedding is a {type(embedding).__name__}, not one table of tokens")
-    config = model.config.get_text_config()
-    n_vocab = min(int(embedding.weight.shape[0]), int(getattr(config, "vocab_size", embedding.weight.shape[0])))
-    longest = int(getattr(config, "max_position_embeddings", None) or 0)  # xlnet says -1
+def _tokens(model: Backbone) -> Tensor:
+    if model.n_embeddings == 0:
+        raise TypeError(f"its input embedding is a {type(model.embedding).__name__}, not one table of tokens")
+    n_vocab = min(model.n_embeddings, int(getattr(model.config, "vocab_size", model.n_embeddings)))
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(n_vocab, (N_PROMPTS, min(N_TOKENS, longest) if longest > 0 else N_TOKENS), generator=generator)
-    return ids.to(input_device(embedding))
+    ids = torch.randint(n_vocab, (N_PROMPTS, min(N_TOKENS, model.max_tokens or N_TOKENS)), generator=generator)
+    return ids.to(model.device)
 
 
 def _and_edited(tokens: Tensor) -> Tensor:
@@ -144,9 +144,9 @@ def _and_edited(tokens: Tensor) -> Tensor:
     return torch.cat([tokens, tokens[:1]])
 
 
-def _own_output(model: PreTrainedModel, tokens: Tensor, name: str | None) -> Tensor:
-    with torch.no_grad(), evaluating(model), implementation(model, name):
-        return output_of(model(input_ids=tokens, use_cache=False))
+def _own_output(model: Backbone, tokens: Tensor, name: str | None) -> Tensor:
+    with torch.no_grad(), evaluating(model.module), implementation(model.module, name):
+        return model.run(tokens)
 
 
 def _non_finite(model: nn.Module) -> str:
@@ -173,7 +173,8 @@ class _Look:
     output: Tensor
 
 
-def _interface_route(model: PreTrainedModel, tokens: Tensor, failures: list[str]) -> Iterator[_Look]:
+def _interface_route(backbone: Backbone, tokens: Tensor, failures: list[str]) -> Iterator[_Look]:
+    model = backbone.module
     names = {module: name for name, module in model.named_modules()}
     called: list[str] = []
 
@@ -187,7 +188,7 @@ def _interface_route(model: PreTrainedModel, tokens: Tensor, failures: list[str]
         with torch.no_grad(), evaluating(model), discovering(model, tokens.shape[1]) as outside:
             try:
                 with installed(model, seen, number, additive_mask=additive_mask):
-                    output = output_of(model(input_ids=_and_edited(tokens), use_cache=False))
+                    output = backbone.run(_and_edited(tokens))
             except UnknownArgument as unknown:
                 failures.append(f"its attention is called with an argument we do not know ({unknown})")
                 return
@@ -203,8 +204,8 @@ def _interface_route(model: PreTrainedModel, tokens: Tensor, failures: list[str]
             yield _Look(route=route, seen=seen, output=output)
 
 
-def _hooks_route(model: PreTrainedModel, tokens: Tensor, failures: list[str]) -> Iterator[_Look]:
-    n_tokens = tokens.shape[1]
+def _hooks_route(backbone: Backbone, tokens: Tensor, failures: list[str]) -> Iterator[_Look]:
+    model, n_tokens = backbone.module, tokens.shape[1]
     for name in ("sdpa", "eager") if model._supports_sdpa else ("eager",):
         with (
             torch.no_grad(),
@@ -213,7 +214,7 @@ def _hooks_route(model: PreTrainedModel, tokens: Tensor, failures: list[str]) ->
             discovering(model, n_tokens) as projections,
         ):
             try:
-                model(input_ids=tokens, use_cache=False)
+                backbone.call(tokens)
             except FAMILY_ERRORS as error:
                 failures.append(_failure(f"it does not run with {name} attention", error))
                 continue
@@ -222,7 +223,7 @@ def _hooks_route(model: PreTrainedModel, tokens: Tensor, failures: list[str]) ->
             route = Route(path="hooks", layers=layers, calls=len(projections), implementation=name)
             seen = _Seen(n_tokens=tokens.shape[1])
             try:
-                output = output_of(forward(model, route, _and_edited(tokens), seen))
+                output = backbone.output(forward(backbone, route, _and_edited(tokens), seen))
             except FAMILY_ERRORS as error:
                 failures.append(_failure("its attention could not be read", error))
                 continue
@@ -317,7 +318,7 @@ def _worse(first: float, second: float) -> float:
     return first if math.isnan(first) or second <= first else second
 
 
-def _verify(model: PreTrainedModel, look: _Look, own: Tensor) -> Check:
+def _verify(model: Backbone, look: _Look, own: Tensor) -> Check:
     route, seen, ours, edited = look.route, look.seen, look.output[:-1], look.output[-1]
     size = max(1.0, float(own.abs().max()))
     tolerance = max(TOLERANCE.get(dtype, TOLERANCE[torch.float32]) for dtype in (own.dtype, model.dtype))
@@ -356,12 +357,14 @@ def _verify(model: PreTrainedModel, look: _Look, own: Tensor) -> Check:
     else:
         how = "our attention function" if route.path == "interface" else "its own call of scaled-dot-product attention"
         reason = f"through {how} its output differs from its own by {difference:.2g}"
-    return Check(
+    check = Check(
         support=support,
         reason=reason,
         max_abs_diff=difference,
-        route=None if support == "unsupported" else route,
         kernels=tuple(sorted(seen.kernels)),
         heads=dict(sorted(seen.heads.items())),
         kv_heads=min(seen.kv_heads, default=None),
     )
+    if support == "unsupported":
+        return check
+    return RoutedCheck(**{one.name: getattr(check, one.name) for one in fields(check)}, route=route)

@@ -1,6 +1,6 @@
 """Run a model once and see, or change, every head of every layer.
 
-    forward(model, tokens, visit)
+    forward(backbone, route, tokens, visit)          what `model.run(tokens, visit)` calls
 
 calls `visit` with an `Attention` for each layer in the order of the forward pass. What `visit` returns replaces that
 layer's z. The model is left as it was: attention implementation, hooks, mode, gradients, also after an exception.
@@ -16,10 +16,10 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from headscope.errors import ShapeError, UnsupportedModel
 from headscope.model.attention import Attention
+from headscope.model.backbone import Backbone
 from headscope.model.hooks import hooked
 from headscope.model.interface import UnknownArgument, Visit, installed
 from headscope.model.kernels import Kernel
@@ -49,7 +49,7 @@ class Stop(Exception):
 
 
 def forward(
-    model: PreTrainedModel,
+    backbone: Backbone,
     route: Route,
     tokens: Int[Tensor, "batch position"],
     visit: Visit,
@@ -61,7 +61,7 @@ def forward(
     """One forward pass with every attention call shown to `visit`.
 
     Args:
-        model: A transformers model, in any mode; it runs in evaluation mode.
+        backbone: A model in any mode; it runs in evaluation mode.
         route: How its attention is reached.
         tokens: Token ids on the model's device, without padding.
         visit: Sees each layer; a tensor it returns replaces z.
@@ -76,6 +76,7 @@ def forward(
         ShapeError: what `visit` returned does not have the shape of z.
         UnsupportedModel: this input reaches attention that the self-check's did not.
     """
+    model = backbone.module
     names = {module: layer for name, layer in route.layers.items() for module in [model.get_submodule(name)]}
     seen: dict[int, int] = {}
     count = 0
@@ -113,7 +114,7 @@ def forward(
             stack.enter_context(implementation(model, route.implementation))
             stack.enter_context(hooked(list(names), tokens.shape[1], counted, number))
         try:
-            return model(input_ids=tokens, use_cache=False)
+            return backbone.call(tokens)
         except Stop:
             return None
         except UnknownArgument as unknown:
@@ -126,9 +127,3 @@ def forward(
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest difference that rounding explains, as a share of the largest output. Also in float64 models the families' own
 code takes softmax and rotary angles in float32."""
-
-
-def output_of(result: Any) -> Tensor:
-    """Logits, or the last hidden state of a model without a head."""
-    logits = getattr(result, "logits", None)
-    return logits if isinstance(logits, Tensor) else result[0]

@@ -27,7 +27,6 @@ from headscope.heads import HeadId
 from headscope.interventions.ablation import Ablator, Method, losses
 from headscope.model.attention import Attention
 from headscope.model.load import Model
-from headscope.model.taps import forward
 from headscope.model.tokenizer import tokenizing
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.probe import Tokens
@@ -169,8 +168,6 @@ def _copies(tokens: Tokens) -> tuple[tuple[int, int], tuple[int, int]]:
 
 def _patterns(model: Model, tokens: Tokens) -> dict[HeadId, UInt8[np.ndarray, " place"]]:
     """Every head's attention, as bytes."""
-    route = model.check.route
-    assert route is not None, "load refuses models without a route"
     found: dict[HeadId, np.ndarray] = {}
 
     def visit(attention: Attention) -> None:
@@ -178,7 +175,7 @@ def _patterns(model: Model, tokens: Tokens) -> dict[HeadId, UInt8[np.ndarray, " 
             found[HeadId(attention.layer, head, attention.call)] = as_bytes(pattern)
 
     ids = torch.from_numpy(tokens)[None].to(model.device)
-    forward(model.hf, route, ids, visit, stop_at_last=True)
+    model.run(ids, visit, stop_at_last=True)
     return dict(sorted(found.items()))
 
 

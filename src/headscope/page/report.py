@@ -23,7 +23,7 @@ from headscope.evidence.kinds import kind_of
 from headscope.evidence.scan.measure import scan as read_attention
 from headscope.evidence.scan.result import Scan
 from headscope.evidence.verify.measure import verify
-from headscope.evidence.verify.result import HeadVerdict, Verification
+from headscope.evidence.verify.result import Verification
 from headscope.heads import HeadId
 from headscope.interventions.ablation import method_named
 from headscope.model.load import Model, load
@@ -47,7 +47,6 @@ TABLES = 32
 """Heads with tables in token space, at most: those with a role, then those with the largest effect."""
 TABLE_TOKENS = 6
 """Tokens of the example that the tables ask about."""
-ROLELESS = ("none", "first_token")
 
 
 def report(
@@ -206,10 +205,6 @@ def writable(path: str | Path) -> Path:
 
 
 def by_interest(verification: Verification) -> list[HeadId]:
-    """Heads with a role, largest effect first; then the others, likewise."""
-
-    def rank(one: HeadVerdict) -> tuple[bool, float, HeadId]:
-        delta = one.delta_loss_nats
-        return one.verdict in ROLELESS, -(delta.mean if delta is not None else float("-inf")), one.head
-
-    return [one.head for one in sorted(verification.heads, key=rank)]
+    """Heads with a role or an effect, largest effect first; then the others, likewise."""
+    named, rest = verification.by_effect()
+    return [one.head for one in (*named, *rest)]

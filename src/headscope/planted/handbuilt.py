@@ -31,7 +31,8 @@ Cost: about `4 * n_layers * d_model^2` parameters, a million for the plain model
 Misleading as: a picture of learned heads. These do one thing perfectly, which learned heads never do.
 """
 
-import itertools
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from headscope.errors import ArgumentError
 from headscope.heads import HeadId
+from headscope.planted.basis import Space, digit_code, integer, normal, position_code, random_basis, random_orthogonal
 
 Role = Literal[
     "previous_token",
@@ -59,7 +61,6 @@ Role = Literal[
     "none",
 ]
 """What a head truly is. The first four make the circuit, the rest are decoys, `none` fills the layers up."""
-
 Decoy = Literal[
     "positional",
     "duplicate_token",
@@ -78,7 +79,6 @@ Decoy = Literal[
     wrong_position_sender   writes what the induction head's key reads, as the previous-token head does,
                             but of the token two back, and weakly
 """
-
 DECOYS: tuple[Decoy, ...] = (
     "positional",
     "duplicate_token",
@@ -88,7 +88,6 @@ DECOYS: tuple[Decoy, ...] = (
     "wrong_position_sender",
 )
 """Every decoy there is."""
-
 Copying = Literal["one", "redundant", "halves"]
 """Who copies.
 
@@ -97,9 +96,7 @@ Copying = Literal["one", "redundant", "halves"]
     halves      two with one pattern, whose outputs `(I + N)/2` and `(I - N)/2` each drown in a random `N` of three
                 times the copy's size; only their sum copies
 """
-
 START_TOKEN_ID = 0
-
 POSITION_GAIN = 30.0
 MATCH_GAIN = 20.0
 DUPLICATE_GAIN = 80.0
@@ -114,7 +111,6 @@ HALF_NOISE = 3.0
 """Size of `N` beside the half-copiers' `I`."""
 NOISE_NORM = 10.0
 """Frobenius norm of the noise head's OV over the induction head's."""
-
 LAYER_NORM_EPSILON = 2.0**30
 """So large that a variance below 2^6 is lost beside it in float32; its root is the gain, 2^15."""
 
@@ -171,7 +167,7 @@ def handbuilt(
     token_code = torch.nn.functional.pad(digit_code(vocab_size - 1, n_digits), (0, 0, 1, 0))
     offsets = _offsets(decoys, offset)
     position_codes = {name: position_code(n_positions, n_digits, back) for name, back in offsets.items()}
-    space = _Space.of(
+    space = Space.of(
         {
             "token": token_code.shape[1],
             "embedded": token_code.shape[1],
@@ -183,7 +179,7 @@ def handbuilt(
     )
     # The duplicate-token head needs most: token and position codes and the rest.
     d_head = 8 * math.ceil((space.width("token") + space.width("here") + 1) / 8)
-    d_head += 8 * _integer(3, random)
+    d_head += 8 * integer(3, random)
     plan = _Plan(space=space, d_head=d_head, n_digits=n_digits, random=random)
     senders = [plan.previous_token()]
     receivers = plan.copiers(copying)
@@ -191,8 +187,8 @@ def handbuilt(
         in_first = decoy in ("duplicate_token", "wrong_position_sender")
         (senders if in_first else receivers).append(getattr(plan, decoy)())
     n_heads = max(len(senders), len(receivers), math.ceil((space.n_directions + 1) / d_head))
-    first = _integer(n_layers - 1, random)
-    second = first + 1 + _integer(n_layers - 1 - first, random)
+    first = integer(n_layers - 1, random)
+    second = first + 1 + integer(n_layers - 1 - first, random)
     layers: list[list[_Head]] = [[] for _ in range(n_layers)]
     layers[first], layers[second] = senders, receivers
     for layer in range(n_layers):
@@ -220,53 +216,6 @@ def handbuilt(
     )
 
 
-def digit_code(n_values: int, n_digits: int) -> Float[Tensor, "value direction"]:
-    """One row of one-hot digits per value; the base is the least whose `n_digits` digits suffice.
-
-    `code[m] . code[n]` is the number of digits that m and n share, `n_digits` only when m = n.
-    """
-    base = 1
-    while base**n_digits < n_values:
-        base += 1
-    values = torch.arange(n_values)
-    digits = [values // base**place % base for place in range(n_digits)]
-    return torch.cat([torch.nn.functional.one_hot(d, base) for d in digits], dim=1).double()
-
-
-def position_code(n_positions: int, n_digits: int, back: int = 0) -> Float[Tensor, "position direction"]:
-    """Row i is the code of position `i - back`; zero where there is none.
-
-    Position 0 holds the start token and has a direction of its own, so that it shares no digit with any
-    other and no head is drawn to it but by its match; the rest are coded by their digits.
-    """
-    code = torch.block_diag(
-        torch.tensor([[math.sqrt(n_digits)]], dtype=torch.float64), digit_code(n_positions - 1, n_digits)
-    )
-    return torch.cat([torch.zeros(back, code.shape[1], dtype=torch.float64), code[: n_positions - back]])
-
-
-@dataclass(frozen=True, slots=True)
-class _Space:
-    """The residual stream's named subspaces, before rotation."""
-
-    slices: dict[str, slice]
-
-    @classmethod
-    def of(cls, widths: dict[str, int]) -> "_Space":
-        ends = list(itertools.accumulate(widths.values()))
-        return cls({name: slice(end - width, end) for (name, width), end in zip(widths.items(), ends, strict=True)})
-
-    def __getitem__(self, name: str) -> slice:
-        return self.slices[name]
-
-    def width(self, name: str) -> int:
-        return self.slices[name].stop - self.slices[name].start
-
-    @property
-    def n_directions(self) -> int:
-        return max(where.stop for where in self.slices.values())
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Head:
     """One head in the unrotated basis: attention logits are `(x q + q_bias) . (y k)`."""
@@ -283,7 +232,7 @@ class _Head:
 class _Plan:
     """Draws up heads for one residual space, one method per role."""
 
-    space: _Space
+    space: Space
     d_head: int
     n_digits: int
     random: torch.Generator
@@ -304,7 +253,7 @@ class _Plan:
                 return [self._head("redundant_induction", self._induction_pattern(), copy) for _ in range(2)]
             case "halves":
                 width = self.space.width("token")
-                noise = HALF_NOISE * _random_orthogonal(width, self.random)
+                noise = HALF_NOISE * random_orthogonal(width, self.random)
                 identity = torch.eye(width, dtype=torch.float64)
                 return [
                     self._head(
@@ -405,9 +354,9 @@ class _Plan:
     def _random_head(self, role: Role, *, ov_norm: float) -> _Head:
         """Reads everything and writes to `junk`, all at random; attention logits of about unit size."""
         shape = (self.space.n_directions, self.d_head)
-        q, k, v = (_normal(shape, self.random) for _ in range(3))
+        q, k, v = (normal(shape, self.random) for _ in range(3))
         o = torch.zeros(self.d_head, self.space.n_directions, dtype=torch.float64)
-        o[:, self.space["junk"]] = _normal((self.d_head, self.space.width("junk")), self.random)
+        o[:, self.space["junk"]] = normal((self.d_head, self.space.width("junk")), self.random)
         o *= ov_norm / (v @ o).norm()
         q_bias = torch.zeros(self.d_head, dtype=torch.float64)
         return _Head(role=role, q=q / math.sqrt(self.d_head) / 8, q_bias=q_bias, k=k, v=v, o=o)
@@ -441,7 +390,7 @@ def _assemble(
     )
     with torch.random.fork_rng(devices=[]):
         model = GPT2LMHeadModel(config).eval()
-    basis = _random_basis(n_directions, d_model, random)
+    basis = random_basis(n_directions, d_model, random)
     weights = {name: torch.zeros_like(weight) for name, weight in model.state_dict().items()}
     for name, weight in weights.items():
         if ".ln_" in name and name.endswith(".weight"):
@@ -456,8 +405,8 @@ def _assemble(
         o = weights[at + "c_proj.weight"].view(n_heads, d_head, d_model)
         for index, head in enumerate(heads):
             # GPT-2 divides attention logits by sqrt(d_head); query and key make up for it.
-            qk_turn = _random_orthogonal(d_head, random) * d_head**0.25
-            ov_turn = _random_orthogonal(d_head, random)
+            qk_turn = random_orthogonal(d_head, random) * d_head**0.25
+            ov_turn = random_orthogonal(d_head, random)
             q[:, index] = basis.T @ head.q @ qk_turn
             q_bias[index] = head.q_bias @ qk_turn
             k[:, index] = basis.T @ head.k @ qk_turn
@@ -465,26 +414,6 @@ def _assemble(
             o[index] = ov_turn.T @ head.o @ basis
     model.load_state_dict(weights)
     return model
-
-
-def _random_basis(n_directions: int, d_model: int, random: torch.Generator) -> Float[Tensor, "direction d_model"]:
-    """Orthonormal rows, orthogonal to the all-ones vector, which LayerNorm's centring removes."""
-    columns = _normal((d_model, n_directions + 1), random)
-    columns[:, 0] = 1.0
-    return torch.linalg.qr(columns).Q[:, 1:].T
-
-
-def _random_orthogonal(size: int, random: torch.Generator) -> Float[Tensor, "size size"]:
-    return torch.linalg.qr(_normal((size, size), random)).Q
-
-
-def _normal(shape: tuple[int, int], random: torch.Generator) -> Float[Tensor, "row column"]:
-    return torch.randn(shape, generator=random, dtype=torch.float64)
-
-
-def _integer(n_values: int, random: torch.Generator) -> int:
-    """Uniform in 0 .. n_values - 1."""
-    return int(torch.randint(n_values, (), generator=random))
 
 
 def _offsets(decoys: Sequence[Decoy], offset: int) -> dict[str, int]:

@@ -53,6 +53,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from headscope.errors import ArgumentError
 from headscope.heads import HeadId
+from headscope.planted.basis import normal, random_orthogonal
 from headscope.planted.handbuilt import (
     COPY_GAIN,
     MATCH_GAIN,
@@ -159,7 +160,7 @@ def handbuilt_rotary(
     unembedding[:, space["embedded"]] = -token_code
     # Half as wide again as it need be; Llama wants a multiple of the number of heads.
     d_model = 2 * len(LAYOUT[0]) * (math.ceil(n_directions / 8) + int(torch.randint(3, (), generator=random)))
-    basis = _random_orthogonal(d_model, random)[:n_directions]
+    basis = random_orthogonal(d_model, random)[:n_directions]
     model = _empty_llama(layers, plan, vocab_size=vocab_size, d_model=d_model, base=base)
     _fill(model, layers, plan, basis, embedding, unembedding)
     return HandBuilt(
@@ -268,7 +269,7 @@ class _Plan:
         turn[first, first] = turn[second, second] = torch.cos(phases)
         turn[first, second] = torch.sin(phases)
         turn[second, first] = -torch.sin(phases)
-        turn[self.slow[:, None], self.slow] = _random_orthogonal(len(self.slow), self.random)
+        turn[self.slow[:, None], self.slow] = random_orthogonal(len(self.slow), self.random)
         return turn
 
     def _keys(self, role: RotaryRole) -> _Keys:
@@ -307,7 +308,7 @@ class _Plan:
                 # Attention logits of about unit size beside keys of a random reader.
                 q = self._random_reader() / math.sqrt(self.d_head) / 8
                 o = torch.zeros_like(keys.v.T)
-                o[:, self.space["junk"]] = _normal((self.d_head, self.width), self.random)
+                o[:, self.space["junk"]] = normal((self.d_head, self.width), self.random)
                 # |OV| of the induction head is COPY_GAIN * sqrt(width): a multiple of the identity.
                 norm = NOISE_NORM * COPY_GAIN * math.sqrt(self.width) if role == "noise" else 1.0
                 o *= norm / (keys.v @ o).norm()
@@ -329,7 +330,7 @@ class _Plan:
 
     def _random_reader(self) -> Float[Tensor, "direction d_head"]:
         """Reads everything but `junk`, where noise is large."""
-        reader = _normal((self.space["start"].stop, self.d_head), self.random)
+        reader = normal((self.space["start"].stop, self.d_head), self.random)
         reader[self.space["junk"]] = 0.0
         return reader
 
@@ -393,7 +394,7 @@ def _fill(
         for kv_head, group in enumerate(groups):
             # Llama divides attention logits by sqrt(d_head); query and key make up for it.
             qk_turn = plan.qk_turn() * plan.d_head**0.25
-            ov_turn = _random_orthogonal(plan.d_head, plan.random)
+            ov_turn = random_orthogonal(plan.d_head, plan.random)
             k[kv_head] = (basis.T @ group.keys.k @ qk_turn).T
             k_bias[kv_head] = group.keys.k_bias @ qk_turn
             v[kv_head] = (basis.T @ group.keys.v @ ov_turn).T
@@ -402,14 +403,6 @@ def _fill(
                 q_bias[index] = head.q_bias @ qk_turn
                 o[:, index] = (ov_turn.T @ head.o @ basis).T
     model.load_state_dict(weights)
-
-
-def _random_orthogonal(size: int, random: torch.Generator) -> Float[Tensor, "size size"]:
-    return torch.linalg.qr(_normal((size, size), random)).Q
-
-
-def _normal(shape: tuple[int, int], random: torch.Generator) -> Float[Tensor, "row column"]:
-    return torch.randn(shape, generator=random, dtype=torch.float64)
 
 
 def _check(vocab_size: int, n_positions: int, decoys: Sequence[str]) -> None:

@@ -32,6 +32,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from headscope.errors import TokenError
+from headscope.model.confined import confined
 from headscope.model.load import Model
 from headscope.model.tokenizer import tokenizing
 from headscope.probes.probe import Tokens
@@ -192,7 +193,10 @@ def _opening(model: Model, pair: Pair, text: str) -> tuple[str, bool]:
     if getattr(tokenizer, "chat_template", None):
         said = re.split(r"\n(?:Assistant|User): ", text)
         turns = [{"role": ("user", "assistant")[turn % 2], "content": words} for turn, words in enumerate(said)]
-        opened = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        opened = confined(
+            f"the chat template of {model.id}",
+            lambda: tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False),
+        )
         return opened + pair.lead, False
     return f"User: {text}\nAssistant:{' ' + pair.lead if pair.lead else ''}", True
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterable
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from headscope.errors import ArgumentError, brief
@@ -103,6 +103,8 @@ def _record(kind: Any, value: dict[str, Any], where: str) -> Any:
             given = {part: rest.pop(part) for part in ("layer", "head", "call") if part in rest}
         elif name in rest:
             given = rest.pop(name)
+        elif field.default is not MISSING or field.default_factory is not MISSING:
+            continue  # a field that documents of earlier versions lack
         else:
             raise ValueError(f"{where} lacks {name}")
         made[name] = _decoded(hints[name], given, f"{where}.{name}")

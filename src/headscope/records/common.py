@@ -8,16 +8,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Float
 
 from headscope.heads import Support
+from headscope.model.model import Model
 from headscope.stats import mean_intervals, share_interval
 
 if TYPE_CHECKING:
-    from headscope.model.load import Model
+    from headscope.model.load import Opened
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +30,7 @@ class ModelInfo:
     revision: str | None
     """Commit of the hub repository, where it is known."""
     family: str
-    """Transformers' name of the architecture."""
+    """Name of the architecture: transformers' own, like `gpt2`, or the class of another module."""
     n_layers: int
     """Decoder layers, with or without attention."""
     n_heads: int
@@ -40,9 +41,12 @@ class ModelInfo:
     """The self-check's verdict."""
     reason: str
     """Why that verdict."""
+    path: Literal["interface", "hooks"] | None = None
+    """How attention is reached: `interface` is our attention function, `hooks` the model's own code, watched. None if
+    it cannot be, and in documents older than this field."""
 
     @classmethod
-    def of(cls, model: Model) -> ModelInfo:
+    def of(cls, model: Opened) -> ModelInfo:
         """What a result keeps of a loaded model."""
         return cls(
             id=model.id,
@@ -53,6 +57,7 @@ class ModelInfo:
             n_kv_heads=model.n_kv_heads,
             support=model.check.support,
             reason=model.check.reason,
+            path=model.check.route.path if isinstance(model, Model) else None,
         )
 
     def unlike(self, other: ModelInfo) -> str:

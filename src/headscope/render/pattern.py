@@ -38,7 +38,6 @@ from headscope.errors import ArgumentError, HeadscopeError, TokenError
 from headscope.heads import HeadId
 from headscope.model.attention import Attention
 from headscope.model.load import Heads, Model, load
-from headscope.model.taps import forward
 from headscope.probes import probe_text, probe_tokens
 from headscope.probes.probe import Tokens, check_fits
 from headscope.records.files import write_whole
@@ -216,8 +215,6 @@ def _tokens(model: Model, given: Any, bos: bool) -> Tokens:
 
 def _patterns(model: Model, tokens: Tokens, heads: Sequence[HeadId]) -> dict[HeadId, Float[np.ndarray, "query key"]]:
     """The model's own probabilities, exact."""
-    route = model.check.route
-    assert route is not None, "load refuses models without a route"
     found: dict[HeadId, np.ndarray] = {}
 
     def visit(attention: Attention) -> None:
@@ -226,7 +223,7 @@ def _patterns(model: Model, tokens: Tokens, heads: Sequence[HeadId]) -> dict[Hea
             pattern = attention.pattern()[0, :, : len(tokens), : len(tokens)]  # a few families add keys of their own
             found.update({head: pattern[head.head].float().cpu().numpy() for head in asked})
 
-    forward(model.hf, route, torch.from_numpy(tokens)[None].to(model.device), visit, stop_at_last=True)
+    model.run(torch.from_numpy(tokens)[None].to(model.device), visit, stop_at_last=True)
     unseen = [head for head in heads if head not in found]
     if unseen:
         raise ArgumentError(f"{model.id} does not run {unseen[0]}: its layer's attention is called less often.")

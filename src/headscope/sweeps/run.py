@@ -106,7 +106,7 @@ def run_jobs(
     for job in jobs:
         yield _run(model, job, load_s, ends)
         load_s = 0.0
-    alive = weakref.ref(model.hf)
+    alive = weakref.ref(model.module)
     del model
     if alive() is not None:  # it holds itself in a circle, and the next model needs its room; seldom, and slow
         gc.collect()
@@ -166,7 +166,7 @@ def _about(model: Model | None = None) -> dict[str, Any]:
         return here
     return here | {
         "family": model.family,
-        "n_parameters": sum(weight.numel() for weight in model.hf.parameters()),
+        "n_parameters": sum(weight.numel() for weight in model.module.parameters()),
         "n_layers": model.n_layers,
         "n_heads": model.n_heads,
         "n_kv_heads": model.n_kv_heads,

@@ -21,7 +21,6 @@ from headscope.interventions.patch import Swap
 from headscope.model.attention import Attention
 from headscope.model.load import Model
 from headscope.model.memory import in_batches
-from headscope.model.taps import forward
 from headscope.probes.pairs import KINDS, Pair, Reading, claim_places
 from headscope.probes.pairs import Kind as PromptKind
 from headscope.probes.probe import Tokens
@@ -173,9 +172,7 @@ class Bench:
                     kept = mixed.setdefault(name, np.zeros((len(prompts), last.shape[-1]), dtype=np.float32))
                     kept[list(part)] = last[:, head]
 
-            route = self.model.check.route
-            assert route is not None, "load refuses models without a route"
-            forward(self.model.hf, route, rows, visit, stop_at_last=True)
+            self.model.run(rows, visit, stop_at_last=True)
 
         for same in same_length(prompts):
             for _ in in_batches(same, prompts_at_once(self.model, len(prompts[same[0]])), run):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from headscope.model.load import Model
+from headscope.model.load import Opened
+from headscope.model.selfcheck import RoutedCheck
 from headscope.records.common import ModelInfo
 
 
@@ -35,12 +36,12 @@ class Agreement:
         }
 
 
-def agreement(model: Model) -> Agreement:
-    """What the check at loading found; `headscope.open_model` also gives models that it found unsupported."""
+def agreement(model: Opened) -> Agreement:
+    """What the check at loading found; `open_model` also gives models that it found unsupported."""
     check = model.check
     return Agreement(
         model=ModelInfo.of(model),
         max_abs_diff=check.max_abs_diff,
-        path=None if check.route is None else check.route.path,
+        path=check.route.path if isinstance(check, RoutedCheck) else None,
         kernels=check.kernels,
     )

@@ -317,7 +317,7 @@ def trace_circuit(
     first = min(model.check.heads)
     if receivers is None:
         verification = verification or _verified(model, probe, seed, progress)
-        of = [one.head for one in verification.heads if one.verdict in ("induction", "redundant_induction")]
+        of = verification.induction_heads()
         chosen = tuple(head for head in (model.named(of) if of else ()) if head.layer > first)
     else:
         chosen = model.named(receivers)

@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from headscope.errors import ArgumentError, ModelError, NonFiniteError, ShapeError, TokenError
 from headscope.evidence.scan.result import Timing
@@ -295,13 +294,11 @@ def _losses(
 
 def _batch_losses(model: Model, windows: Sequence[Tokens]) -> Float[np.ndarray, "window token"]:
     tokens = torch.from_numpy(np.stack(windows)).to(model.device)
-    with evaluating(model.hf), torch.no_grad():
-        logits = getattr(model.hf(input_ids=tokens, use_cache=False), "logits", None)
-        if not (
-            isinstance(logits, Tensor) and logits.shape[:-1] == tokens.shape and logits.shape[-1] > int(tokens.max())
-        ):
+    with evaluating(model.module), torch.no_grad():
+        logits = model.backbone.logits(model.backbone.call(tokens))
+        if not (logits is not None and logits.shape[:-1] == tokens.shape and logits.shape[-1] > int(tokens.max())):
             raise ModelError(
-                f"{model.id} ({type(model.hf).__name__}) gives no logits over its vocabulary, so its loss is not "
+                f"{model.id} ({type(model.module).__name__}) gives no logits over its vocabulary, so its loss is not "
                 "defined; use the model with its language-model head."
             )
         # One window at a time: the log-softmax takes as much room as the logits that it reads.

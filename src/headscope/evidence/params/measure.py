@@ -24,7 +24,6 @@ from headscope.heads import HeadId
 from headscope.model.attention import Attention
 from headscope.model.load import Heads, Model, load
 from headscope.model.scope import hooking
-from headscope.model.taps import forward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -92,7 +91,7 @@ def count_parameters(model: Model | PreTrainedModel | str | Path, *, heads: Head
         per_head_with_bias=shape.per_head + shape.bias,
         heads=circuit,
         circuit=total,
-        model_total=sum(weight.numel() for weight in model.hf.parameters()),
+        model_total=sum(weight.numel() for weight in model.module.parameters()),
     )
 
 
@@ -113,15 +112,13 @@ class _Shape:
 
 
 def _shapes(model: Model) -> dict[int, _Shape]:
-    route = model.check.route
-    assert route is not None, "load refuses models without a route"
-    if route.path != "interface":
+    if model.route.path != "interface":
         raise UnsupportedModel(
             f"{model.id} ({model.family}) hides its queries and keys, so a head's parameters cannot be counted."
         )
-    names = {layer: name for name, layer in reversed(route.layers.items())}
+    names = {layer: name for name, layer in reversed(model.route.layers.items())}
     shapes: dict[int, _Shape] = {}
-    d_model = int(model.hf.config.get_text_config().hidden_size)
+    d_model = int(getattr(model.backbone.config, "hidden_size", 0))
     ran: set[nn.Module] = set()
 
     def visit(attention: Attention) -> None:
@@ -130,7 +127,7 @@ def _shapes(model: Model) -> dict[int, _Shape]:
         scores = attention.scores
         assert scores is not None, "the interface shows queries and keys"
         n_heads, n_kv, d_qk, d_v = attention.n_heads, scores.k.shape[1], scores.q.shape[-1], scores.v.shape[-1]
-        module = model.hf.get_submodule(names[attention.layer])
+        module = model.module.get_submodule(names[attention.layer])
         weights = sum(p.numel() for p in module.parameters() if p.dim() == 2)
         half = d_model * (d_qk + d_v)
         if weights != half * (n_heads + n_kv):
@@ -158,9 +155,9 @@ def _shapes(model: Model) -> dict[int, _Shape]:
         shapes[attention.layer] = _Shape(n_heads=n_heads, n_kv=n_kv, half=half, bias=bias)
 
     tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-    parts = [part for name in names.values() for part in model.hf.get_submodule(name).modules() if _biases(part)]
+    parts = [part for name in names.values() for part in model.module.get_submodule(name).modules() if _biases(part)]
     with hooking(parts, after=lambda done, *_: ran.add(done)):
-        forward(model.hf, route, tokens, visit, stop_at_last=True)
+        model.run(tokens, visit, stop_at_last=True)
     return dict(sorted(shapes.items()))
 
 

@@ -39,7 +39,7 @@ from nnsight import NNsight
 hf = copy.deepcopy(model.hf)
 hf.set_attn_implementation("eager")  # the others return no pattern
 lens = NNsight(hf)
-module = next(name for name, layer in model.check.route.layers.items() if layer == {layer})
+module = next(name for name, layer in model.route.layers.items() if layer == {layer})
 scores = []
 for prompt in probe.prompts:
     ids = prompt.tolist()

@@ -29,7 +29,6 @@ from headscope.model.attention import Attention
 from headscope.model.kernels import KERNELS, Kernel
 from headscope.model.load import Model, load
 from headscope.model.memory import in_batches
-from headscope.model.taps import forward
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.probe import Tokens, check_fits
 from headscope.records.common import Estimate, ModelInfo, Provenance
@@ -199,13 +198,11 @@ class _Reading:
             rows += [prompt.control for prompt in prompts if prompt.control is not None]
         tokens = torch.from_numpy(np.stack(rows)).to(device)
         targets = _Targets(prompts, n_detectors, copies=2 if with_control else 1, length=tokens.shape[1])
-        route = self.model.check.route
-        assert route is not None, "load refuses models without a route"
         # Room for all results is taken before the pass: a small array that outlives its layer would sit in the middle
         # of a freed block and keep the next large tensor from fitting there.
-        found = np.empty((route.calls, self.model.n_heads, targets.n_groups))
-        luck = np.empty((route.calls, self.model.n_heads, targets.n_prompt_groups))
-        used = np.zeros((route.calls, self.model.n_heads), dtype=bool)
+        found = np.empty((self.model.route.calls, self.model.n_heads, targets.n_groups))
+        luck = np.empty((self.model.route.calls, self.model.n_heads, targets.n_prompt_groups))
+        used = np.zeros((self.model.route.calls, self.model.n_heads), dtype=bool)
         calls: list[tuple[int, int, int]] = []
 
         def visit(attention: Attention) -> None:
@@ -216,7 +213,7 @@ class _Reading:
             used[at, :n_heads] = True
             calls.append((attention.layer, attention.call, n_heads))
 
-        forward(self.model.hf, route, tokens, visit, kernel=self.kernel, stop_at_last=True)
+        self.model.run(tokens, visit, kernel=self.kernel, stop_at_last=True)
         heads = [HeadId(layer, head, call) for layer, call, n_heads in calls for head in range(n_heads)]
         assert self.heads in ([], heads), "every batch shows the same heads"
         self.heads = heads

@@ -257,7 +257,7 @@ class Scan:
             ArgumentError: as `to_transformerlens`; or the scan's support is not `exact` through our attention function,
                 so that it is not known whether the model's attention modules return their pattern.
         """
-        if "our attention function" not in self.model.reason:
+        if self.model.path != "interface" or self.model.support != "exact":
             raise ArgumentError(
                 f"it is not known that the attention modules of {self.model.id} give nnsight their pattern "
                 f"({self.model.support}: {self.model.reason}); use to_transformerlens."

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from headscope.errors import ArgumentError
 from headscope.evidence.copying import Copying
+from headscope.evidence.head_types import VerdictMeaning, meanings
 from headscope.evidence.offsets import BestOffset
 from headscope.evidence.scan.result import Timing
-from headscope.evidence.verify.verdict import VERDICTS, Change, Rule, Verdict
+from headscope.evidence.verify.evidence import Change, Rule
+from headscope.evidence.verify.verdict import Verdict
 from headscope.heads import HeadId
 from headscope.records.codec import decode, encode, refuse_repeated
 from headscope.records.common import Estimate, ModelInfo, Provenance
@@ -58,13 +60,23 @@ class HeadVerdict:
     natural: Estimate | None
     """What removing it does to the loss on natural text."""
     over_random: Estimate | None
-    """Its change of the second copy's loss minus the mean of matched random heads'."""
+    """Its change of the second copy's loss minus that of the first's, less the median of the same for the other heads
+    of its layer that have no stripe; None where there are fewer than three."""
     put_back: Change | None
-    """What it restores when all stripe heads are gone."""
+    """What restoring it alone does, while all other heads with a stripe stay ablated."""
     copying: Copying | None
     """Along the direct path."""
     offset: BestOffset | None
     """The fixed distance it looks back most."""
+    behind: tuple[HeadId, ...] = ()
+    """Which heads were ablated for `put_back`."""
+    interchangeable: tuple[HeadId, ...] = ()
+    """Other heads that do all of the work alone, as this one does: any one of them suffices."""
+
+    @property
+    def size(self) -> float:
+        """How large the effect is, up or down; below 0 where none was measured."""
+        return -1.0 if self.delta_loss_nats is None else abs(self.delta_loss_nats.mean)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +101,7 @@ class HeadSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draw:
-    """Some heads of the set, and as many random ones matched to them by layer and size of W_O."""
+    """Some heads of the set, and as many random ones matched to them by layer and size of W_V W_O."""
 
     heads: tuple[HeadId, ...]
     """From the set: all of them, where their layers have as many others."""
@@ -110,7 +122,7 @@ class Controls:
     random_heads: tuple[Draw, ...]
     """Draws of matched random heads; empty where there is no set, or no other head in its layers."""
     norm_matched: bool
-    """Whether the sizes of W_O could be read."""
+    """Whether the sizes of W_V W_O could be read."""
     held_out_prompts: int
     """Prompts on which every exact effect was measured; none chose a head."""
     tests: int
@@ -126,7 +138,7 @@ class Verification:
     heads: tuple[HeadVerdict, ...]
     """Every head that was judged, by layer and head."""
     sets: tuple[HeadSet, ...]
-    """The heads called `induction` or `redundant_induction`, together; empty if there are none."""
+    """The heads whose verdict counts as induction, together; empty if there are none."""
     controls: Controls
     """What it is held against."""
     clean: dict[str, Estimate]
@@ -141,6 +153,30 @@ class Verification:
     """How to repeat it."""
     timing: Timing
     """What it cost."""
+    head_types: tuple[VerdictMeaning, ...] = field(default_factory=meanings)
+    """What each verdict means and how it is shown, in the order of legends."""
+
+    def meaning(self, verdict: Verdict) -> VerdictMeaning:
+        """What a verdict means and how it is shown.
+
+        Raises:
+            ArgumentError: there is no such verdict.
+        """
+        for one in self.head_types:
+            if one.name == verdict:
+                return one
+        names = ", ".join(one.name for one in self.head_types)
+        raise ArgumentError(f"there is no verdict {verdict!r}; there are {names}.")
+
+    def induction_heads(self) -> list[HeadId]:
+        """The heads whose verdict counts as induction, by layer and head."""
+        return [one.head for one in self.heads if self.meaning(one.verdict).is_induction]
+
+    def by_effect(self) -> tuple[list[HeadVerdict], list[HeadVerdict]]:
+        """The heads with a role or an effect, and the others; each the largest effect first, up or down."""
+        ranked = sorted(self.heads, key=lambda one: (-one.size, one.head))
+        named = [one for one in ranked if self.meaning(one.verdict).has_role]
+        return named, [one for one in ranked if one not in named]
 
     def of(self, verdict: Verdict) -> list[HeadVerdict]:
         """The heads with this verdict, largest effect first.
@@ -148,10 +184,9 @@ class Verification:
         Raises:
             ArgumentError: there is no such verdict.
         """
-        if verdict not in VERDICTS:
-            raise ArgumentError(f"there is no verdict {verdict!r}; there are {', '.join(VERDICTS)}.")
+        self.meaning(verdict)
         named = [one for one in self.heads if one.verdict == verdict]
-        return sorted(named, key=lambda one: (-_size(one), one.head))
+        return sorted(named, key=lambda one: (-one.size, one.head))
 
     def __getitem__(self, head: HeadId | str) -> HeadVerdict:
         wanted = head if isinstance(head, HeadId) else HeadId.parse(head)
@@ -213,10 +248,18 @@ class Verification:
         """
         found = decode(cls, document, schema=SCHEMA)
         refuse_repeated(one.head for one in found.heads)
+        known = {one.name for one in found.head_types}
+        for i, one in enumerate(found.heads):
+            if one.verdict not in known:
+                raise ArgumentError(
+                    f"the document is damaged (Verification.heads[{i}].verdict holds {one.verdict[:60]!r}, which is "
+                    "none of its head types); write it again."
+                )
         return found
 
     def __repr__(self) -> str:
-        found = ", ".join(f"{len(self.of(name))} {name}" for name in VERDICTS if name != "none" and self.of(name))
+        counts = [(len(self.of(one.name)), one) for one in self.head_types]
+        found = ", ".join(f"{n} {one.name}" for n, one in counts if n and (one.has_role or one.letter))
         return f"Verification({self.model.id}: {found or 'no head with a role'})"
 
     def plot(self, *, top: int = 20) -> Figure:
@@ -234,15 +277,17 @@ class Verification:
         return intervals_svg(self._rows(20), title=f"Without the head, {self.model.id}", axis=_AXIS)
 
     def _rows(self, top: int) -> list[Row]:
-        measured = sorted((one for one in self.heads if one.delta_loss_nats is not None), key=lambda one: -_size(one))
-        effects = [(str(one.head), one.delta_loss_nats, one.verdict, False) for one in measured[:top]]
+        measured = sorted((one for one in self.heads if one.delta_loss_nats is not None), key=lambda one: -one.size)
+        effects = [
+            (str(one.head), one.delta_loss_nats, self.meaning(one.verdict).label, False) for one in measured[:top]
+        ]
         effects += [(_heads(one.heads), one.delta_loss_nats, "together", False) for one in self.sets]
         effects += [
             (_heads(one.random_heads), one.random_delta_loss_nats, "random control", True)
             for one in self.controls.random_heads
         ]
         return [
-            Row(label=label, mean=effect.mean, ci95=effect.ci95, word=word.replace("_", " "), control=control)
+            Row(label=label, mean=effect.mean, ci95=effect.ci95, word=word, control=control)
             for label, effect, word, control in effects
             if effect is not None
         ]
@@ -267,10 +312,6 @@ _AXIS = "change of the second copy's loss, nats per token"
 
 def _heads(heads: tuple[HeadId, ...]) -> str:
     return str(heads[0]) if len(heads) == 1 else f"{len(heads)} heads"
-
-
-def _size(one: HeadVerdict) -> float:
-    return one.delta_loss_nats.mean if one.delta_loss_nats is not None else float("-inf")
 
 
 def _row(one: HeadVerdict) -> dict[str, Any]:

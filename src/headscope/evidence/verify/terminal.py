@@ -7,8 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from headscope.evidence.scan.terminal import print_model
+from headscope.evidence.verify.evidence import q_text
 from headscope.evidence.verify.result import HeadSet, HeadVerdict, Verification
-from headscope.evidence.verify.verdict import q_text
 from headscope.records.common import Estimate
 
 WIDTH = 100
@@ -22,10 +22,9 @@ def print_verification(found: Verification, *, top: int) -> None:
     print_model(console, found.model)
     console.print(Text(_made(found), style="dim"))
     console.print()
-    named = [one for one in found.heads if one.verdict not in ("none", "first_token")]
-    rest = [one for one in found.heads if one not in named]
-    shown = _by_effect(named) + _by_effect(rest)[: max(0, top - len(named))]
-    console.print(_table(shown, natural=any(one.natural is not None for one in shown)))
+    named, rest = found.by_effect()
+    shown = named + rest[: max(0, top - len(named))]
+    console.print(_table(found, shown, natural=any(one.natural is not None for one in shown)))
     console.print(Text("Δ: nats per token without the head, minus with it. ~: as the race left it.", style="dim"))
     if len(shown) < len(found.heads):
         console.print(
@@ -38,7 +37,9 @@ def print_verification(found: Verification, *, top: int) -> None:
         console.print(Text("No head is called induction.", style="dim"))
     console.print()
     for one in [one for one in shown if one in named]:
-        console.print(Text(f"{one.head} {one.verdict}", style="bold"))
+        console.print(
+            Text(f"{one.head} {one.verdict}", style="bold") + Text(f": {_meaning(found, one)}", style="not bold")
+        )
         for reason in one.reasons:
             console.print(Text(f"  {reason}", style="dim"))
 
@@ -53,7 +54,11 @@ def _made(found: Verification) -> str:
     )
 
 
-def _table(heads: list[HeadVerdict], *, natural: bool) -> Table:
+def _meaning(found: Verification, one: HeadVerdict) -> str:
+    return found.meaning(one.verdict).sentence
+
+
+def _table(found: Verification, heads: list[HeadVerdict], *, natural: bool) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("head")
     table.add_column("verdict", no_wrap=True)
@@ -73,7 +78,7 @@ def _table(heads: list[HeadVerdict], *, natural: bool) -> Table:
             *([_signed(one.natural)] if natural else []),
             "" if one.copying is None else f"{one.copying.direct.mean:+.2f}",
             f"{one.attention['induction']:.2f}" if "induction" in one.attention else "",
-            style="dim" if one.verdict in ("none", "first_token") else "",
+            style="" if found.meaning(one.verdict).has_role else "dim",
         )
     return table
 
@@ -102,10 +107,6 @@ def _set(one: HeadSet, found: Verification) -> Text:
         f"\n  control, {count} random heads matched by {matched}, {len(draws)} draws: second copy {low:+.3f} to "
         f"{high:+.3f} nats, against {min(own):+.3f} to {max(own):+.3f}"
     )
-
-
-def _by_effect(heads: list[HeadVerdict]) -> list[HeadVerdict]:
-    return sorted(heads, key=lambda one: (-(one.delta_loss_nats.mean if one.delta_loss_nats else -1e9), one.head))
 
 
 def _signed(estimate: Estimate | None) -> str:

@@ -30,7 +30,6 @@ from torch import Tensor, nn
 
 from headscope.model.load import Model
 from headscope.model.scope import evaluating
-from headscope.model.taps import Route
 from headscope.model.weights.norms import Norm, input_norm, output_norm
 from headscope.model.weights.recording import (
     N_POSITIONS,
@@ -105,22 +104,20 @@ def layer_weights(model: Model) -> dict[int, LayerWeights]:
             not linear in one common input of the stream's width (latent attention, gates, values normalised or taken
             from another layer); or what was found does not reproduce them.
     """
-    route = model.check.route
-    assert route is not None, "load refuses models without a route"
-    with torch.no_grad(), evaluating(model.hf):
-        traces = trace_columns(model, route)
-        tell_factors(model, route, traces)
-        read_gains(model, route, traces)
-        return _assemble(model, route, traces)
+    with torch.no_grad(), evaluating(model.module):
+        traces = trace_columns(model)
+        tell_factors(model, traces)
+        read_gains(model, traces)
+        return _assemble(model, traces)
 
 
-def _assemble(model: Model, route: Route, traces: dict[int, Trace]) -> dict[int, LayerWeights]:
-    blocks = {layer: decoder_layer(model, route, layer) for layer in traces}
+def _assemble(model: Model, traces: dict[int, Trace]) -> dict[int, LayerWeights]:
+    blocks = {layer: decoder_layer(model, layer) for layer in traces}
     linear = {module for trace in traces.values() for part in trace.parts.values() for module in part.modules}
     linear |= {trace.o for trace in traces.values() if trace.o is not None}
     random = torch.Generator().manual_seed(3)
     tokens = torch.randint(model.n_embeddings, (N_PROMPTS, N_POSITIONS), generator=random).to(model.device)
-    record = recorded(model, route, tokens, linear, set(blocks.values()))
+    record = recorded(model, tokens, linear, set(blocks.values()))
     return {layer: _layer(model, layer, trace, blocks[layer], record) for layer, trace in traces.items()}
 
 

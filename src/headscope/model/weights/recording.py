@@ -17,7 +17,7 @@ from headscope.model.load import Model
 from headscope.model.parallel import weight_of, whole_rows
 from headscope.model.scope import hooking
 from headscope.model.selfcheck import block_of
-from headscope.model.taps import TOLERANCE, Route, forward
+from headscope.model.taps import TOLERANCE
 
 N_CODES = 64
 """Prompts that tell columns apart: signs of two columns agree in 0.9 of them with a chance of 1e-11."""
@@ -39,7 +39,7 @@ def refused(model: Model, layer: int, why: str) -> UnsupportedModel:
 
 def tolerance_of(model: Model) -> float:
     """Largest share of the largest number that rounding explains in the model's dtype."""
-    return TOLERANCE.get(model.hf.dtype, TOLERANCE[torch.float32])
+    return TOLERANCE.get(model.dtype, TOLERANCE[torch.float32])
 
 
 def share_apart(given: Tensor, wanted: Tensor) -> float:
@@ -119,7 +119,7 @@ class Record:
 
 
 def recorded(
-    model: Model, route: Route, tokens: Int[Tensor, "prompt position"], modules: set[nn.Module], blocks: set[nn.Module]
+    model: Model, tokens: Int[Tensor, "prompt position"], modules: set[nn.Module], blocks: set[nn.Module]
 ) -> Record:
     """One pass as it is."""
     record = Record()
@@ -138,15 +138,15 @@ def recorded(
             parts = queries_keys_values(model, attention) | {"z": widened(attention.z)}
             record.seen[attention.layer] = len(record.calls), {name: part.clone() for name, part in parts.items()}
 
-    with watching(model.hf, after), hooking(blocks, before=begin):
-        forward(model.hf, route, tokens, visit)
+    with watching(model.module, after), hooking(blocks, before=begin):
+        model.run(tokens, visit)
     return record
 
 
-def decoder_layer(model: Model, route: Route, layer: int) -> nn.Module:
+def decoder_layer(model: Model, layer: int) -> nn.Module:
     """The decoder layer around an attention module."""
-    name = next(name for name, number in route.layers.items() if number == layer)
-    return model.hf.get_submodule(block_of(name))
+    name = next(name for name, number in model.route.layers.items() if number == layer)
+    return model.module.get_submodule(block_of(name))
 
 
 def linear_map(call: Call, tolerance: float) -> tuple[Tensor, Tensor] | None:

@@ -20,7 +20,6 @@ from headscope.model.attention import Attention
 from headscope.model.hooks import is_projection
 from headscope.model.interface import Visit
 from headscope.model.load import Model
-from headscope.model.taps import Route, forward
 from headscope.model.weights.recording import (
     N_CODES,
     N_POSITIONS,
@@ -94,7 +93,6 @@ class Trace:
 
 def _substituted(
     model: Model,
-    route: Route,
     n_prompts: int,
     draw: Callable[[nn.Module, int], Tensor | None],
     visit: Visit,
@@ -104,7 +102,7 @@ def _substituted(
 
     `took` sees each linear layer's input. The tokens do not matter, but where something reads the stream itself.
     """
-    head = model.hf.get_output_embeddings()
+    head = model.backbone.unembedding
 
     def after(module: nn.Module, given: Tensor, output: Tensor) -> Tensor | None:
         if module is head or not is_projection(module):
@@ -118,8 +116,8 @@ def _substituted(
         return None if drawn is None else drawn.to(output).view(output.shape)
 
     tokens = torch.arange(n_prompts * N_POSITIONS, device=model.device).view(n_prompts, N_POSITIONS)
-    with watching(model.hf, after):
-        forward(model.hf, route, tokens % model.n_embeddings, visit)
+    with watching(model.module, after):
+        model.run(tokens % model.n_embeddings, visit)
 
 
 def _match(
@@ -165,7 +163,7 @@ def _part(values: Float[Tensor, "prompt head d"], codes: list[tuple[nn.Module, T
     )
 
 
-def trace_columns(model: Model, route: Route) -> dict[int, Trace]:
+def trace_columns(model: Model) -> dict[int, Trace]:
     """First pass, signs: which linear layers' columns q, k, v are, and which linear layer reads z."""
     random = torch.Generator().manual_seed(0)
     traces: dict[int, Trace] = {}
@@ -210,7 +208,7 @@ def trace_columns(model: Model, route: Route) -> dict[int, Trace]:
                 raise refused(model, layer, "its attention is called more than once, on different projections")
         return drawn.to(attention.z).view(attention.z.shape)
 
-    _substituted(model, route, N_CODES, draw, visit, took)
+    _substituted(model, N_CODES, draw, visit, took)
     for layer, trace in traces.items():
         if trace.o is None:
             raise refused(
@@ -219,7 +217,7 @@ def trace_columns(model: Model, route: Route) -> dict[int, Trace]:
     return dict(sorted(traces.items()))
 
 
-def tell_factors(model: Model, route: Route, traces: dict[int, Trace]) -> None:
+def tell_factors(model: Model, traces: dict[int, Trace]) -> None:
     """Second pass, numbers of all sizes: what is not a factor, what depends on the position.
 
     First and last position of a prompt get the same numbers, and so do those of its twin, half a batch further, whose
@@ -231,7 +229,7 @@ def tell_factors(model: Model, route: Route, traces: dict[int, Trace]) -> None:
     waiting: dict[int, Tensor] = {}
 
     def numbers(width: int) -> Tensor:
-        drawn = torch.randn(2 * N_PROMPTS, N_POSITIONS, width, generator=random).to(model.device, model.hf.dtype)
+        drawn = torch.randn(2 * N_PROMPTS, N_POSITIONS, width, generator=random).to(model.device, model.dtype)
         drawn[N_PROMPTS:, 0] = drawn[:N_PROMPTS, 0]
         drawn[:, -1] = drawn[:, 0]
         return drawn
@@ -272,7 +270,7 @@ def tell_factors(model: Model, route: Route, traces: dict[int, Trace]) -> None:
         waiting[layer] = widened(z)
         return z
 
-    _substituted(model, route, 2 * N_PROMPTS, draw, visit, took)
+    _substituted(model, 2 * N_PROMPTS, draw, visit, took)
 
 
 def balanced_signs(n_rows: int, shape: Sequence[int], random: torch.Generator) -> Tensor:
@@ -281,7 +279,7 @@ def balanced_signs(n_rows: int, shape: Sequence[int], random: torch.Generator) -
     return torch.sign(rank - (shape[-1] - 1) / 2)
 
 
-def read_gains(model: Model, route: Route, traces: dict[int, Trace]) -> None:
+def read_gains(model: Model, traces: dict[int, Trace]) -> None:
     """Third pass, where q or k are normalised: gain, bias and centring of the norm.
 
     Balanced signs pass any normalisation as gain * sign + bias. With a constant added to each head, what comes out
@@ -330,4 +328,4 @@ def read_gains(model: Model, route: Route, traces: dict[int, Trace]) -> None:
                 )
             parts[name] = found[off.index(min(off))]
 
-    _substituted(model, route, 2 * N_CODES, draw, visit)
+    _substituted(model, 2 * N_CODES, draw, visit)

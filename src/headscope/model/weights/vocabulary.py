@@ -14,7 +14,7 @@ from headscope.model.load import Model
 from headscope.model.parallel import weight_of
 from headscope.model.replay import decoder_layers
 from headscope.model.scope import evaluating
-from headscope.model.taps import TOLERANCE, Route
+from headscope.model.taps import TOLERANCE
 from headscope.model.weights.norms import Norm, read_norm
 from headscope.model.weights.recording import (
     N_CODES,
@@ -53,10 +53,8 @@ def vocabulary(model: Model) -> Vocabulary:
         UnsupportedModel: no LM head; an embedding or unembedding that is not of the stream's width, or not linear; or
             an embedding that is normalised before the first layer.
     """
-    route = model.check.route
-    assert route is not None, "load refuses models without a route"
-    with torch.no_grad(), evaluating(model.hf):
-        return _vocabulary(model, route)
+    with torch.no_grad(), evaluating(model.module):
+        return _vocabulary(model)
 
 
 def _refuse_vocabulary(model: Model, why: str) -> NoReturn:
@@ -66,21 +64,21 @@ def _refuse_vocabulary(model: Model, why: str) -> NoReturn:
     )
 
 
-def _vocabulary(model: Model, route: Route) -> Vocabulary:
-    head = model.hf.get_output_embeddings()
+def _vocabulary(model: Model) -> Vocabulary:
+    head = model.backbone.unembedding
     if head is None:
         _refuse_vocabulary(model, "it has no language-model head")
     random = torch.Generator().manual_seed(5)
     tokens = torch.randperm(model.n_embeddings, generator=random)[:N_CODES, None].to(model.device)
-    blocks = decoder_layers(model) or [decoder_layer(model, route, min(route.layers.values()))]
-    record = recorded(model, route, tokens, {head}, {blocks[0]})
+    blocks = decoder_layers(model) or [decoder_layer(model, min(model.route.layers.values()))]
+    record = recorded(model, tokens, {head}, {blocks[0]})
     first = record.begun.get(blocks[0], [])
     stream = rows_of(widened(first[0]), len(tokens), 1) if first else None
     last = next((call for call in reversed(record.calls) if call.module is head), None)
     final = rows_of(last.given, len(tokens), 1) if last else None
     if stream is None or last is None or final is None:
         _refuse_vocabulary(model, "its first layer, or its language-model head, does not see one row for every token")
-    embedding: Any = model.hf.get_input_embeddings()
+    embedding: Any = model.backbone.embedding
     table = widened(weight_of(embedding))
     widths = table.shape[1], stream.shape[-1], final.shape[-1]
     if len(set(widths)) > 1:

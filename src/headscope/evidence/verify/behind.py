@@ -1,0 +1,77 @@
+"""What a head does where others do not stand in for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from headscope.evidence.verify.evidence import RULE, Change, significant
+from headscope.evidence.verify.trial import Trial
+from headscope.heads import HeadId
+from headscope.interventions.ablation import World
+from headscope.records.common import Estimate
+from headscope.stats import benjamini_hochberg, p_values
+
+
+class Behind:
+    """Candidates ablated alone, and stripe heads restored while the others stay ablated; with q-values over all.
+
+    A head that does nothing alone, nor behind the other heads with a stripe, may have a stand-in that attends a little
+    less than a stripe asks for. So such heads are tried once more with those ablated too, which are then tried as well.
+    """
+
+    def __init__(
+        self, trial: Trial, candidates: Sequence[HeadId], stripes: Sequence[HeadId], partial: Sequence[HeadId]
+    ) -> None:
+        self._trial = trial
+        self._gone: dict[HeadId, frozenset[HeadId]] = {}
+        self._alone = list(candidates)
+        everyone = frozenset(stripes)
+        self._restore(stripes if len(stripes) > 1 else [], everyone, [frozenset([head]) for head in candidates])
+        self._test()
+        idle = [
+            head
+            for head in stripes
+            if not significant(self.removed.get(head)) and not significant(self.restored.get(head))
+        ]
+        if idle and partial:
+            self._restore([*idle, *partial], everyone | frozenset(partial), [])
+            self._test()
+        self.tests = len(self.removed) + len(self.restored)
+
+    def _restore(self, heads: Sequence[HeadId], gone: frozenset[HeadId], also: Sequence[World]) -> None:
+        self._gone |= dict.fromkeys(heads, gone)
+        worlds = [gone, *(gone - {head} for head in heads)] if heads else []
+        self._trial.run([*also, *worlds], natural=also)
+
+    def _test(self) -> None:
+        trial = self._trial
+        rows = [trial.delta({head}) for head in self._alone]
+        self._rows = {
+            head: trial.delta(list(gone)) - trial.delta(list(gone - {head})) for head, gone in self._gone.items()
+        }
+        rows += self._rows.values()
+        q = benjamini_hochberg(np.asarray([float(p_values(row)) for row in rows])) if rows else np.empty(0)
+        found = [Change(delta_loss_nats=Estimate.of(row), q_value=float(one)) for row, one in zip(rows, q, strict=True)]
+        n = len(self._alone)
+        self.removed = dict(zip(self._alone, found[:n], strict=True))
+        self.restored = dict(zip(self._gone, found[n:], strict=True))
+
+    def ablated(self, head: HeadId) -> tuple[HeadId, ...]:
+        """The other heads that stayed ablated when this one was restored."""
+        return tuple(sorted(self._gone.get(head, frozenset()) - {head}))
+
+    def interchangeable(self, head: HeadId) -> tuple[HeadId, ...]:
+        """The other heads that do all of the work alone, if this one does too."""
+        enough = [one for one in self._gone if self._suffices(one)]
+        return tuple(sorted(one for one in enough if one != head)) if head in enough else ()
+
+    def _suffices(self, head: HeadId) -> bool:
+        """Whether it is not needed, and alone restores what all of them restore."""
+        whole = float(self._trial.delta(list(self._gone[head])).mean())
+        return (
+            not significant(self.removed.get(head))
+            and significant(self.restored[head]) > 0
+            and float(self._rows[head].mean()) >= RULE.suffices * whole
+        )
