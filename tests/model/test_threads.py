@@ -16,9 +16,8 @@ from headscope.model.inject import queries_and_keys
 from headscope.model.load import load
 from headscope.model.replay import Replay
 from headscope.model.scope import evaluating
-from headscope.model.selfcheck import selfcheck
-from headscope.model.taps import forward
 from headscope.model.weights import layer_weights, vocabulary
+from tests.running import forward, selfcheck
 
 THEIRS = torch.arange(3, 22).reshape(1, 19)
 OURS = torch.arange(5, 35).reshape(2, 15)
