@@ -1,8 +1,9 @@
 # make demo    install into .venv, scan the model that ships with headscope, and write its report
 # make test    install what the tests need too, a browser among it, and run them
+# make portability  run the tests of numbers as other processors and other numbers of threads would
 # make web     build the page anew and compare it with the build that the package holds
 # make check   everything that must hold before a change goes in; rewrites nothing
-# make soak    damage thousands of inputs, and run for long; at most ten minutes
+# make soak    damage thousands of inputs, run for long, and kill what works; about half an hour
 # make release build wheel and sdist, and try them in an environment that holds nothing else
 # make clean   remove what these commands made
 #
@@ -21,7 +22,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 # more threads idle, and waiting for each other.
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test browser soak release web check format lint types docs clean
+.PHONY: demo test portability browser soak release web check format lint types docs clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.core
@@ -34,6 +35,9 @@ test: .venv/.dev browser
 # Where none can be had, this says why, and the tests that open a page are skipped; with CI=true a skip fails.
 browser: .venv/.dev
 	@$(BIN)/python -m scripts.browser
+
+portability: .venv/.dev
+	$(OFFLINE) $(BIN)/python -m scripts.portability
 
 soak: .venv/.dev
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m soak

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from headscope.evidence.head_types import meanings
 from headscope.heads import HeadId
 from headscope.page.example import BUDGET_BYTES, Example
 from headscope.page.report import SCHEMA, write_page
@@ -71,7 +72,7 @@ def synthetic(n_layers: int = 32, n_heads: int = 32, n_tokens: int = 128, *, see
             "first_copy": around(0.0), "natural": None, "over_random": around(delta),
             "put_back": {"delta_loss_nats": around(delta), "q_value": 0.01} if head in chosen else None,
             "copying": {"heads": [encode(head)], "eigenvalue": 0.5, "direct": around(0.3), "top1": 0.4},
-            "offset": {"offset": 2, "mean": 0.1},
+            "offset": {"offset": 2, "mean": 0.1}, "behind": [], "interchangeable": [],
         }  # fmt: skip
 
     probe = {"kind": "repeated_tokens", "n_prompts": 16, "period": 50, "seed": 0}
@@ -99,6 +100,7 @@ def synthetic(n_layers: int = 32, n_heads: int = 32, n_tokens: int = 128, *, see
         },
         "verify": {
             "heads": [verdict(head) for head in heads], "ablation": {"method": "mean"}, "probe": probe,
+            "head_types": encode(meanings()),
             "sets": [
                 {"heads": [encode(head) for head in chosen], "relation": "redundant", "delta_loss_nats": around(5.0)}
             ],

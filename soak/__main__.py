@@ -1,4 +1,4 @@
-"""Damage thousands of inputs and run for long, at most ten minutes: `python -m soak`.
+"""Damage thousands of inputs, run for long, and kill what works: `python -m soak`.
 
 Prints how much was tried and what came of it. Exit code 1 when anything was not as it must be.
 """
@@ -13,6 +13,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+KILLS = 40
+"""Of each kind, in a whole run."""
+
+
 def main() -> None:
     """The command in this module's text."""
     parser = argparse.ArgumentParser(prog="python -m soak", description=__doc__)
@@ -23,7 +27,7 @@ def main() -> None:
     import torch
     import transformers
 
-    from soak import long
+    from soak import kills, long
     from soak.fuzz import fuzz
 
     transformers.logging.set_verbosity_error()
@@ -53,6 +57,20 @@ def main() -> None:
             failures.append(f"{name}: memory grew by {memory.growth:.1%}")
     print(f"{'threads':<32} {long.threads():>6,} scans    the numbers of one alone")
     print(f"{'processes':<32} {long.processes():>6,} scans    the numbers of this one")
+    number = max(1, round(KILLS * given.share))
+    found = {
+        "sweep": kills.sweeps(number, seed=given.seed),
+        "train": kills.runs(number, seed=given.seed),
+        "report": kills.reports(number, seed=given.seed),
+    }
+    for name, outcome in (found | kills.on_ray(number, seed=given.seed)).items():
+        print(
+            f"{'killed ' + name:<32} {outcome.killed:>6,} times    {len(outcome.defects)} unlike an undisturbed run",
+            flush=True,
+        )
+        failures += [f"killed {name}: {one}" for one in outcome.defects]
+        if outcome.killed < number:
+            failures.append(f"killed {name}: {outcome.killed} kills came inside the work, {number} were asked for")
     for failure in failures:
         print(f"DEFECT {failure}", file=sys.stderr)
     sys.exit(bool(failures))

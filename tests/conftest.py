@@ -14,9 +14,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import jaxtyping
 
+import tests.typed
+
 # Before any test imports headscope: from here on each of its functions and dataclasses checks what its signature says.
 # A wrong shape therefore raises jaxtyping.TypeCheckError before the function's own ShapeError can.
-jaxtyping.install_import_hook("headscope", "beartype.beartype")
+jaxtyping.install_import_hook("headscope", f"{tests.typed.__name__}.when_called")
 
 import numpy as np
 import pytest
@@ -25,8 +27,8 @@ from hypothesis import settings
 
 from scripts import browser as chromium
 
-# Results may depend on the number of threads in the last digit. One, on any machine, since workers share its cores.
-torch.set_num_threads(1)
+# One, on any machine, since workers share its cores; `make portability` asks for others.
+torch.set_num_threads(int(os.environ.get("HEADSCOPE_TEST_THREADS", "1")))
 settings.register_profile("headscope", deadline=None, derandomize=True)
 settings.load_profile("headscope")
 

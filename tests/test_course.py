@@ -23,14 +23,14 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "docs" / "course").glob("*.ipynb"))
 
 
-def test_every_notebook_runs_and_shows_what_its_file_shows():
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_and_shows_what_its_file_shows(path):
     # In a process of its own: a kernel's sockets and threads outlive it.
-    command = [sys.executable, "-m", "scripts.course", "--check"]
+    command = [sys.executable, "-m", "scripts.course", "--check", path.name.split("-")[0]]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
-    assert re.findall(r"^(\S+\.ipynb): \d+ s", done.stderr, re.MULTILINE) == [path.name for path in NOTEBOOKS], (
-        "they ran"
-    )
+    assert re.findall(r"^(\S+\.ipynb): \d+ s", done.stderr, re.MULTILINE) == [path.name], "it ran"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

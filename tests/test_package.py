@@ -8,10 +8,8 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from importlib import import_module
-from pathlib import Path
 
 import jaxtyping
 import pytest
@@ -19,9 +17,8 @@ import torch
 
 import headscope
 from headscope import moved
+from scripts.house import PACKAGE, RANKS, ROOT, UPWARD, imports_of, module_exists, part
 
-ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "src" / "headscope"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -83,53 +80,6 @@ def test_importing_loads_no_heavy_library(module):
     code = f"import sys, {module}; print(*[name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
-
-
-# Imports point down: a part may import parts of a lower rank, and its equals as long as no circle arises.
-RANKS = {
-    **dict.fromkeys(["errors", "heads", "stats", "moved"], 0),
-    "model": 1,
-    **dict.fromkeys(["records", "detectors", "probes", "render"], 2),
-    "interventions": 3,
-    "evidence": 4,
-    "training": 5,
-    "planted": 6,
-    **dict.fromkeys(["sweeps", "page", "explore"], 7),
-    **dict.fromkeys(["cli", "lesson"], 8),
-}
-# Imports that point up, made inside the function that needs them, and why each is there.
-UPWARD = {
-    ("model.load", "training.demo"): "`demo` is a name that load knows; the folder is asked for only then",
-}
-
-
-def imports_of(path: Path) -> Iterator[tuple[str, str]]:
-    """(importing module, imported module) without the leading `headscope.`, for imports within the package.
-
-    The package itself, which loads its names when used, counts as a module "".
-    """
-    here = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
-    for node in ast.walk(ast.parse(path.read_text())):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            inside = [f"{node.module}.{alias.name}" for alias in node.names]
-            names = [name if module_exists(name) else node.module for name in inside]
-        yield from ((here, name.removeprefix("headscope").lstrip(".")) for name in names if is_ours(name))
-
-
-def is_ours(name: str) -> bool:
-    return name == "headscope" or name.startswith("headscope.")
-
-
-def module_exists(name: str) -> bool:
-    place = PACKAGE.parent.joinpath(*name.split("."))
-    return place.with_suffix(".py").exists() or (place / "__init__.py").exists()
-
-
-def part(module: str) -> str:
-    return module.split(".")[0]
 
 
 def test_every_part_has_a_rank():

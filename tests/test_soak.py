@@ -10,6 +10,7 @@ import pytest
 from pytest import approx
 
 from headscope.errors import QUOTED, ArgumentError, brief
+from soak import kills
 from soak.fuzz import TARGETS, refused, run
 from soak.long import watched
 from soak.mutate import damaged_bytes, damaged_document, damaged_json
@@ -75,3 +76,20 @@ def test_memory_that_grows_is_seen(monkeypatch):
     grown = watched(lambda number: None, 50)
     assert (grown.times, grown.first_bytes, grown.last_bytes) == (50, 114, 189)
     assert grown.growth == approx(75 / 114)
+
+
+@pytest.mark.parametrize("kind", ["sweeps", "runs", "reports"])
+def test_what_is_killed_amid_its_work_ends_as_the_undisturbed(kind):
+    found = getattr(kills, kind)(1)
+    assert found.killed == 1
+    assert found.defects == ()
+
+
+def test_a_difference_after_a_kill_is_found(tmp_path):
+    for name, loss in (("whole", 1.0), ("given", 2.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "log.jsonl").write_text(json.dumps({"loss": loss, "wall_s": loss}) + "\n")
+    assert kills.differing_runs(tmp_path / "whole", tmp_path / "whole") is None
+    assert kills.differing_runs(tmp_path / "whole", tmp_path / "given") == "the log"
+    (tmp_path / "given" / ".step-x").mkdir()
+    assert "files" in kills.differing_runs(tmp_path / "whole", tmp_path / "given")

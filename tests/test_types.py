@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headscope.errors import ArgumentError
-from headscope.heads import HeadId
+from headscope.heads import HeadId, ranking
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,14 @@ def test_heads_are_keys():
 
 def test_parse_names_both_forms_in_its_docstring():
     assert all(form in inspect.getdoc(HeadId.parse) for form in ("L5H1", "5.1", "L5H1#1"))
+
+
+def test_heads_whose_scores_differ_by_rounding_keep_the_models_order():
+    # float32 has 24 bits: 1 - 2**-24 is the neighbour below 1, which another processor may give instead.
+    below = 1 - 2**-24
+    for values in ([below, 1.0, 0.5], [1.0, below, 0.5], [below, below, 0.5]):
+        heads = [HeadId(0, 1), HeadId(1, 0), HeadId(0, 0)]
+        pairs = zip(heads, values, strict=True)
+        assert [head for head, value in sorted(pairs, key=lambda one: ranking(one[1], one[0]))] == heads
+    assert ranking(float("inf"), HeadId(1, 1)) < ranking(0.2, HeadId(0, 1)) < ranking(float("-inf"), HeadId(0, 0))
+    assert ranking(0.20001, HeadId(1, 1)) < ranking(0.2, HeadId(0, 1)), "a difference that a reader could see counts"

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from headscope.evidence.behavior.files import load_contrast
     from headscope.evidence.behavior.result import BehaviorResult
     from headscope.evidence.behavior.search import behavior
-    from headscope.evidence.circuit.measure import Circuit, trace_circuit
+    from headscope.evidence.circuit.measure import trace_circuit
+    from headscope.evidence.circuit.result import Circuit
     from headscope.evidence.composition.measure import Composition, composition
     from headscope.evidence.emergence.measure import Emergence, emergence
     from headscope.evidence.emergence.tracker import Snapshot, Tracker
@@ -58,7 +59,7 @@ _HOMES = {
     "Ablation": "headscope.evidence.ablation.measure",
     "BehaviorResult": "headscope.evidence.behavior.result",
     "Check": "headscope.model.selfcheck",
-    "Circuit": "headscope.evidence.circuit.measure",
+    "Circuit": "headscope.evidence.circuit.result",
     "Composition": "headscope.evidence.composition.measure",
     "Contrast": "headscope.probes.pairs",
     "DETECTORS": "headscope.detectors",

@@ -48,6 +48,15 @@ class HeadId:
         return cls(int(layer), int(head), int(match[5] or 0))
 
 
+def ranking(value: float, head: HeadId) -> tuple[float, HeadId]:
+    """Sort key: largest value first; values equal to 6 decimals by layer, head and call.
+
+    The last bits of a float32 sum depend on the processor and the number of threads. Two heads that differ in them
+    alone would change places from machine to machine.
+    """
+    return -round(value, 6), head
+
+
 @runtime_checkable
 class OfHead(Protocol):
     """A result of one head: a `HeadScore`, a verdict, an entry of `find_induction_heads`."""

@@ -25,7 +25,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +43,7 @@ from headscope.model.load import Model, load
 from headscope.probes import repeated_tokens
 from headscope.records.common import Estimate
 from headscope.render.maps import colour
+from headscope.render.plain import markup as escape
 
 LEAST_PERIOD = 3
 """At 2 the stripe is the previous-token diagonal, at 1 the main one."""

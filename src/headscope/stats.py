@@ -128,3 +128,42 @@ def _unbent(t: float, bend: np.ndarray) -> np.ndarray:
     some = np.abs(bend) > 1e-9
     a = np.where(some, bend, 1.0)
     return np.where(some, (np.cbrt(1 + 3 * a * (t - a / 2)) - 1) / a, t)
+
+
+def ratio_interval(
+    numerator: Float[np.ndarray, " prompt"], denominator: Float[np.ndarray, " prompt"]
+) -> tuple[float, tuple[float, float] | None]:
+    """Ratio of two means over the same prompts, and its 95% interval (Fieller).
+
+    a, b per prompt, A, B their means, R = A / B; the interval holds every r at which a - r b may have the mean zero:
+
+        |A - r B| <= t(0.975, n - 1) * se(a - r b)
+
+    Where a = R b at every prompt, the interval is R alone, however much b scatters. It is not symmetric about R.
+
+    Returns:
+        R, and its interval; None for one prompt, or where B is not significantly different from zero at 5%: the
+        interval would have no ends.
+
+    Raises:
+        NonFiniteError: a value is NaN or infinite, or the denominators' mean is zero.
+
+    Reference:
+        Fieller 1954, J. R. Stat. Soc. B 16. Exact for jointly normal pairs.
+    """
+    n = len(numerator)
+    assert n == len(denominator) > 0, "a ratio needs the same prompts twice, and at least one"
+    if not (np.isfinite(numerator).all() and np.isfinite(denominator).all()) or denominator.mean() == 0:
+        raise NonFiniteError("a ratio of means needs finite numbers and a denominator other than zero.")
+    ratio = float(numerator.mean() / denominator.mean())
+    if n == 1:
+        return ratio, None
+    # With u = r - R and e = a - R b, of mean zero:  (u B)^2 <= t^2 (s_ee - 2 u s_eb + u^2 s_bb) / n,  a quadratic in u.
+    rest = numerator - ratio * denominator
+    (s_ee, s_eb), (_, s_bb) = np.cov(rest, denominator) * (t_quantile(n - 1) ** 2 / n)
+    square = float(denominator.mean()) ** 2 - s_bb
+    if square <= 0:
+        return ratio, None
+    middle = -s_eb / square
+    half = math.sqrt(max(0.0, middle**2 + s_ee / square))
+    return ratio, (ratio + float(middle) - half, ratio + float(middle) + half)

@@ -13,7 +13,8 @@ from transformers import LlamaForCausalLM
 
 import headscope as hs
 from benchmarks.tiny import tiny_causal_lm, tiny_config
-from headscope.evidence.circuit.measure import Circuit, trace_circuit
+from headscope.evidence.circuit.measure import trace_circuit
+from headscope.evidence.circuit.result import Circuit
 from headscope.planted.handbuilt import handbuilt
 
 SMALL = ("--n-prompts", 6, "--period", 12)
@@ -89,6 +90,7 @@ def test_the_table_says_what_was_found(headscope):
     assert str(best.sender) == "L0H4"
     assert f"K-composition rank 1 of 6, z {best.weights.z:.0f}" in ran.out
     assert f"they restore {found.receivers[0].restored.mean:.3f} [" in ran.out
+    assert f"{best.weights.margin:.2f} x the best other head" in ran.out
     assert "weights agree" in ran.out
     assert "attends to the token before" not in ran.out  # nobody was asked
 
@@ -128,7 +130,7 @@ def test_without_a_head_the_verified_ones_are_explained(headscope, built):
 def test_nothing_found_is_said_and_is_no_failure(headscope, random_llama, tmp_path):
     ran = headscope("circuit", random_llama, *SMALL, "--head", "L1H0", "--out", tmp_path)
     assert ran.code == 0
-    assert "no sender carries a tenth of it significantly: nothing found" in ran.out
+    assert "the corrupt prompts take less than a tenth of it, or nothing significant: they cannot ask" in ran.out
     assert "-> key" not in ran.out
     saved = Circuit.load(tmp_path)
     assert saved.edges == ()

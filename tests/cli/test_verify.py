@@ -76,7 +76,8 @@ def test_the_table_shows_verdicts_the_set_and_the_reasons(headscope):
         if one.verdict not in ("none", "first_token"):
             row = next(line for line in ran.out.splitlines() if line.startswith(f"{one.head} "))
             assert re.match(rf"{one.head} +{one.verdict} +{re.escape(f'{one.delta_loss_nats.mean:+.3f}')} ", row)
-            assert f"{one.head} {one.verdict}\n  {one.reasons[0]}\n" in ran.out
+            says = found.meaning(one.verdict).sentence
+            assert f"{one.head} {one.verdict}: {says}\n  {one.reasons[0]}\n" in ran.out
     (team,) = found.sets
     assert f"{', '.join(map(str, team.heads))}  {team.relation}" in ran.out
     assert f"all gone: second copy {team.delta_loss_nats.mean:+.3f}" in ran.out

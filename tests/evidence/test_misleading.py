@@ -10,6 +10,7 @@ import torch
 from pytest import approx
 
 import headscope as hs
+from headscope.errors import ArgumentError
 from headscope.evidence import head_types
 from headscope.evidence.head_types import HEAD_TYPES, HeadType
 from headscope.planted.misleading import CASES, misleading
@@ -165,7 +166,7 @@ def test_a_type_is_added_with_a_row(monkeypatch):
     again = type(found).from_dict(document)
     assert again == found
     assert again.meaning("odd").sentence == "has an odd number"
-    with pytest.raises(hs.ArgumentError, match="there is no verdict 'odd'"):
+    with pytest.raises(ArgumentError, match="there is no verdict 'odd'"):
         replace(again, head_types=head_types.meanings()).of("odd")
 
 

@@ -432,8 +432,10 @@ def same(given, wanted, tolerance=1e-6):
             assert (given[head][name] - wanted[head][name]).abs().max() <= tolerance, (head, name)
 
 
-def own_content(run, n_worlds=1):
-    return {head: {name: part.expand(n_worlds, -1, -1) for name, part in by.items()} for head, by in run.own.items()}
+def own_content(paths, run, n_worlds=1):
+    return {
+        head: {name: part.expand(n_worlds, -1, -1) for name, part in paths.own(run, head).items()} for head in run.asked
+    }
 
 
 def test_what_overflows_is_refused_and_not_tested():
@@ -446,7 +448,7 @@ def test_what_overflows_is_refused_and_not_tested():
         paths.patched(paths.clean, H(1, 0), "k", content * torch.tensor([1.0, -1.0] * (content.shape[-1] // 2)))
     with pytest.raises(NonFiniteError, match="a patched loss is NaN or infinite"):
         paths.losses(paths.clean, [(H(1, 0), "v", torch.full_like(content[0], float("nan")))])
-    paths.clean.asked[H(1, 0)] = dataclasses.replace(asked, logit=asked.logit * float("nan"))
+    paths.clean.asked[H(1, 0)] = dataclasses.replace(asked, q=asked.q * float("nan"))
     with pytest.raises(NonFiniteError, match="a stripe is NaN"):
         paths.stripe(paths.clean)
 
@@ -454,8 +456,8 @@ def test_what_overflows_is_refused_and_not_tested():
 @pytest.mark.parametrize("mlp", ["recompute", "held"])
 def test_without_a_sender_the_content_is_the_base_s_own(deep, mlp):
     for base, other in ((deep.clean, deep.corrupt), (deep.corrupt, deep.clean)):
-        same(deep.contents(base, other, [frozenset()], mlp=mlp), own_content(base), tolerance=0.0)
-        same(deep.contents(base, other, [frozenset()] * 3, mlp=mlp), own_content(base, 3))
+        same(deep.contents(base, other, [frozenset()], mlp=mlp), own_content(deep, base), tolerance=0.0)
+        same(deep.contents(base, other, [frozenset()] * 3, mlp=mlp), own_content(deep, base, 3))
 
 
 def test_all_that_differs_comes_through_earlier_heads_and_the_changed_token(deep):
@@ -463,7 +465,7 @@ def test_all_that_differs_comes_through_earlier_heads_and_the_changed_token(deep
     # the key, which stands after it, is the other run's.
     everyone = frozenset(H(layer, head) for layer in range(N_LAYERS) for head in range(4))
     given = deep.contents(deep.clean, deep.corrupt, [everyone])
-    same(given, own_content(deep.corrupt), tolerance=1e-5)
+    same(given, own_content(deep, deep.corrupt), tolerance=1e-5)
 
 
 def test_senders_in_the_receiver_s_layer_or_later_do_nothing(deep):
@@ -471,9 +473,9 @@ def test_senders_in_the_receiver_s_layer_or_later_do_nothing(deep):
         late = [frozenset([H(layer, 0), H(layer, receiver.head)]) for layer in range(receiver.layer, N_LAYERS)]
         given = deep.contents(deep.clean, deep.corrupt, late)[receiver]
         for name, part in given.items():
-            assert (part - deep.clean.own[receiver][name]).abs().max() <= 1e-6
+            assert (part - deep.own(deep.clean, receiver)[name]).abs().max() <= 1e-6
     # Also where no receiver comes after them at all.
-    same(deep.contents(deep.clean, deep.corrupt, [frozenset([H(3, 1)])]), own_content(deep.clean), tolerance=0.0)
+    same(deep.contents(deep.clean, deep.corrupt, [frozenset([H(3, 1)])]), own_content(deep, deep.clean), tolerance=0.0)
 
 
 def test_worlds_in_one_batch_do_not_influence_each_other(deep):
@@ -547,13 +549,14 @@ def test_the_model_is_left_as_it_was_also_after_an_exception(mlp, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             paths.contents(paths.clean, paths.corrupt, WORLDS, mlp=mlp)
         assert what_is_in_place(model) == in_place
+        patch.setattr(Paths, "_asked", broken)
         with pytest.raises(ZeroDivisionError):
             Paths(model, pairs_of(model), RECEIVERS)
         assert what_is_in_place(model) == in_place
     with monkeypatch.context() as patch:
         patch.setattr(Paths, "_recomputed", broken)
         with pytest.raises(ZeroDivisionError):
-            paths.losses(paths.clean, [(RECEIVERS[0], "k", paths.clean.own[RECEIVERS[0]]["k"][0])])
+            paths.losses(paths.clean, [(RECEIVERS[0], "k", paths.own(paths.clean, RECEIVERS[0])["k"][0])])
     assert what_is_in_place(model) == in_place
     assert all(torch.equal(weight, before[name]) for name, weight in model.hf.state_dict().items())
 
@@ -613,7 +616,7 @@ def test_its_own_content_put_back_changes_nothing(family):
     _, _, paths = of_family(family)
     for run in (paths.clean, paths.corrupt):
         for row, head in enumerate(paths.receivers):
-            own = run.own[head]
+            own = paths.own(run, head)
             for name in ("k", "q", "v"):
                 given = paths.patched(run, head, name, own[name].expand(2, -1, -1))
                 assert given.shape == (2, paths.n_prompts)
@@ -622,7 +625,9 @@ def test_its_own_content_put_back_changes_nothing(family):
                 assert np.abs(losses - paths.loss(run)).max() < TOLERANCE
     # and other content does not
     head = paths.receivers[0]
-    other = paths.losses(paths.clean, [(head, name, 1 - paths.clean.own[head][name][0]) for name in ("k", "q", "v")])
+    other = paths.losses(
+        paths.clean, [(head, name, 1 - paths.own(paths.clean, head)[name][0]) for name in ("k", "q", "v")]
+    )
     assert np.abs(other - paths.loss(paths.clean)).max(1).min() > 1e-3
 
 
@@ -631,7 +636,7 @@ def test_all_senders_together_bring_the_other_run_s_key(family):
     _, _, paths = of_family(family)
     everyone = frozenset(H(0, head) for head in range(4))
     given = paths.contents(paths.clean, paths.corrupt, [everyone])
-    same(given, own_content(paths.corrupt), tolerance=1e-5)
+    same(given, own_content(paths, paths.corrupt), tolerance=1e-5)
 
 
 @pytest.mark.parametrize("family", ["opt", "llama4_text"])
@@ -640,7 +645,11 @@ def test_mlps_that_give_a_row_for_every_token_are_held_too(family):
     _, _, paths = of_family(family)
     shapes = {part.shape for kept in paths.clean.held.values() for part in tree_leaves(kept) if part.dim() == 2}
     assert paths.clean.replay.tokens.numel() in {shape[0] for shape in shapes}
-    same(paths.contents(paths.clean, paths.corrupt, [frozenset()] * 3, mlp="held"), own_content(paths.clean, 3), 1e-6)
+    same(
+        paths.contents(paths.clean, paths.corrupt, [frozenset()] * 3, mlp="held"),
+        own_content(paths, paths.clean, 3),
+        1e-6,
+    )
 
 
 @pytest.mark.parametrize("n_worlds", [1, 3])
@@ -649,7 +658,7 @@ def test_what_a_family_adds_in_place_to_its_mlps_output_is_not_held(n_worlds):
     _, _, paths = of_family("falcon")
     for _ in range(2):
         given = paths.contents(paths.clean, paths.corrupt, [frozenset()] * n_worlds, mlp="held")
-        same(given, own_content(paths.clean, n_worlds), tolerance=1e-6)
+        same(given, own_content(paths, paths.clean, n_worlds), tolerance=1e-6)
 
 
 def test_a_key_outside_the_window_has_no_attention_whatever_is_put_there():
@@ -658,7 +667,7 @@ def test_a_key_outside_the_window_has_no_attention_whatever_is_put_there():
     assert outside.any()
     assert not outside.all()
     head = paths.receivers[0]
-    huge = paths.clean.own[head]["k"] * 100
+    huge = paths.own(paths.clean, head)["k"] * 100
     for given in (paths.stripe(paths.clean)[0], paths.patched(paths.clean, head, "k", huge)[0]):
         assert (given[outside] == 0).all()
     assert (paths.stripe(paths.clean)[0][~outside] > 0).all()
@@ -691,7 +700,7 @@ def test_a_looped_model_s_second_call_is_a_receiver_of_its_own():
     paths = Paths(model, pairs_of(model), [H(0, 1), H(0, 1, 1)])
     assert not paths.can_hold_mlps
     early, late = paths.contents(paths.clean, paths.corrupt, [frozenset([H(0, 2)]), frozenset([H(0, 2, 1)])]).values()
-    own = paths.clean.own
+    own = {head: paths.own(paths.clean, head) for head in paths.receivers}
     assert (early["k"] - own[H(0, 1)]["k"]).abs().max() <= 1e-6
     assert (late["k"][0] - own[H(0, 1, 1)]["k"][0]).abs().max() > 1e-3
     assert (late["k"][1] - own[H(0, 1, 1)]["k"][0]).abs().max() <= 1e-6

@@ -26,11 +26,14 @@ from headscope.model.hooks import hooked
 from headscope.model.parallel import weight_of
 from headscope.model.replay import _unembeds_alone, restarts
 from headscope.model.weights import layer_weights, vocabulary
+from headscope.records.codec import encode
 from headscope.training.demo import demo_path
 from tests.model.alike import difference
 from tests.model.places import FIRST, SECOND, spread, two_devices
 
 HERE = Path(__file__).parent
+ROUNDING = 2**10 * torch.finfo(torch.float32).eps
+"""1.2e-4: losses of about 7 nats, summed in another order in each of a few dozen products (1.1e-5 was seen)."""
 
 
 def test_heads_split_over_two_processes_are_seen_whole_and_give_the_same_numbers(tmp_path):
@@ -57,7 +60,7 @@ def test_heads_split_over_two_processes_are_seen_whole_and_give_the_same_numbers
         assert found["heads"] == [2 * found["own_heads"]] * 2, folder
         assert found["kv_heads"][0] == found["kv_heads"][1]
         assert found["support"][0] == "exact", found["support"]
-        assert max(found["scan"], found["verify"], found["circuit"]) < 1e-5, (folder, found)
+        assert max(found["scan"], found["verify"], found["circuit"]) < ROUNDING, (folder, found)
         assert found["copying"] == 2 * found["heads"][0], "weights are read whole"
     assert documents[0][str(demo_path())]["edges"] > 0
 
@@ -107,7 +110,7 @@ def test_weights_that_wait_elsewhere_between_calls(place, whole, tmp_path):
     assert any("layers.1.self_attn" in name for name in waiting)
     model = hs.load(hf, tokenizer=whole[0].tokenizer)
     assert model.device.type == "cpu"
-    assert results(model, whole[0]) == whole[1]
+    assert difference(encode(results(model, whole[0])), encode(whole[1])) < ROUNDING
     assert [name for name, weight in hf.named_parameters() if weight.device.type == "meta"] == waiting, "left as it was"
 
 
@@ -165,7 +168,7 @@ def test_layers_on_two_devices_give_the_numbers_of_one(family):
         assert {words.embedding.device, words.unembedding.device} == {FIRST}
         assert {weights.w_q.device for weights in layer_weights(split).values()} == {FIRST, SECOND}
     assert {name: difference(given[name].to_dict(), one.to_dict()) for name, one in wanted.items()} == pytest.approx(
-        dict.fromkeys(wanted, 0.0), abs=1e-5
+        dict.fromkeys(wanted, 0.0), abs=ROUNDING
     )
 
 
@@ -200,7 +203,8 @@ def test_a_circuit_its_tokens_and_the_live_page_of_layers_on_two_devices(whole):
     assert wanted["edges"]
     hf = AutoModelForCausalLM.from_pretrained(demo_path()).eval()
     with two_devices():
-        assert shown(hs.load(on_two_devices("llama", hf), tokenizer=whole[0].tokenizer)) == wanted
+        given = shown(hs.load(on_two_devices("llama", hf), tokenizer=whole[0].tokenizer))
+    assert difference(encode(given), encode(wanted)) < ROUNDING
 
 
 def test_a_layers_weights_are_fetched_from_where_they_wait(tmp_path, whole):

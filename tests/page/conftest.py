@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 import headscope as hs
-from headscope.evidence.circuit.measure import Circuit
+from headscope.evidence.circuit.result import Circuit
 from headscope.evidence.scan.result import Scan
 from headscope.evidence.verify.result import Verification
 from headscope.model.scope import LOCK

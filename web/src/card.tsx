@@ -1,20 +1,20 @@
 /* One head: its verdict and why, what it attends to, what breaks without it, what it copies, and who feeds it. */
 
 import type { JSX } from "preact";
-import { onTop, rgb, type Theme, verdictStyle } from "./colours";
-import { type Heads, name, type Report, type TokenRow } from "./data";
+import { onTop, rgb, type Theme, verdictColour } from "./colours";
+import { type Heads, name, type Report, type TokenRow, type VerdictMeaning } from "./data";
 import { Effects } from "./effects";
 import { Pattern } from "./pattern";
 import { fixed, interval, percent, shown, signed, tidy, words } from "./text";
 
-export function Verdict({ verdict, theme }: { verdict: string; theme: Theme }): JSX.Element {
-  const style = verdictStyle(verdict, theme);
+export function Verdict({ verdict, theme }: { verdict: VerdictMeaning; theme: Theme }): JSX.Element {
+  const colour = verdictColour(verdict, theme);
   return (
-    <span class="verdict" title={style.says}>
-      <span class="swatch" aria-hidden="true" style={{ background: style.colour, color: onTop(rgb(style.colour)) }}>
-        {style.letter}
+    <span class="verdict" title={verdict.sentence}>
+      <span class="swatch" aria-hidden="true" style={{ background: colour, color: onTop(rgb(colour)) }}>
+        {verdict.letter}
       </span>
-      {words(verdict)}
+      {verdict.label}
     </span>
   );
 }
@@ -45,7 +45,7 @@ export function Card(props: {
         <h2 id="card-title" tabIndex={-1}>
           {head}
         </h2>
-        {verdict && <Verdict verdict={verdict.verdict} theme={theme} />}
+        {verdict && <Verdict verdict={heads.meaning(verdict.verdict)} theme={theme} />}
         <label class="choose">
           <span>Another head</span>
           <select value={head} onChange={(event) => props.onOpen(event.currentTarget.value)}>

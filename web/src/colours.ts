@@ -84,30 +84,7 @@ export function rgb(hex: string): RGB {
   return [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)) as RGB;
 }
 
-export interface VerdictStyle {
-  letter: string;
-  colour: string;
-  says: string;
-}
-const QUIET = { light: "#f1f3f6", dark: "#1f2732" };
-const REST = { light: "#d3d8df", dark: "#3a4554" };
-
-const VERDICTS: Record<string, VerdictStyle> = {
-  induction: { letter: "I", colour: "#0072b2", says: "attends to what followed before, and the loss depends on it" },
-  redundant_induction: { letter: "R", colour: "#56b4e9", says: "would do it, but others do it first" },
-  attends_only: { letter: "A", colour: "#f0e442", says: "attends like one; nothing depends on it" },
-  anti_induction: { letter: "X", colour: "#d55e00", says: "attends like one, and lowers what it attends to" },
-  positional: { letter: "O", colour: "#cc79a7", says: "looks a fixed number of tokens back" },
-  previous_token: { letter: "P", colour: "#009e73", says: "looks at the token before" },
-  duplicate_token: { letter: "D", colour: "#e69f00", says: "looks at earlier copies of the token" },
-  first_token: { letter: "F", colour: "", says: "rests on the first token" },
-  none: { letter: "", colour: "", says: "no role" },
-};
-export const VERDICT_ORDER = Object.keys(VERDICTS);
-
-export function verdictStyle(verdict: string, theme: Theme): VerdictStyle {
-  const style = VERDICTS[verdict] ?? { letter: "?", colour: "#999999", says: "" };
-  if (style.colour) return style;
-  const grey = verdict === "first_token" ? REST : QUIET;
-  return { ...style, colour: theme.dark ? grey.dark : grey.light };
+/** The colour of a verdict, on this theme. */
+export function verdictColour(verdict: { colour: string; colour_dark: string }, theme: Theme): string {
+  return theme.dark ? verdict.colour_dark : verdict.colour;
 }

@@ -25,6 +25,18 @@ export interface Copying {
   direct: Estimate;
   top1: number;
 }
+/** What a verdict means and how it is shown; it comes with the document. */
+export interface VerdictMeaning {
+  name: string;
+  label: string;
+  letter: string;
+  colour: string;
+  colour_dark: string;
+  order: number;
+  sentence: string;
+  is_induction: boolean;
+  has_role: boolean;
+}
 export interface HeadVerdict extends HeadRef {
   verdict: string;
   reasons: string[];
@@ -38,6 +50,8 @@ export interface HeadVerdict extends HeadRef {
   put_back: Change | null;
   copying: Copying | null;
   offset: { offset: number; mean: number } | null;
+  behind: HeadRef[];
+  interchangeable: HeadRef[];
 }
 export interface Edge {
   sender: HeadRef;
@@ -219,6 +233,7 @@ export interface Report {
     ablation: { method: string };
     probe: Record<string, unknown>;
     timing: { wall_s: number };
+    head_types: VerdictMeaning[];
   };
   circuit: {
     receivers: Receiver[];
@@ -275,6 +290,7 @@ export class Heads {
   readonly refs = new Map<string, HeadRef>();
   readonly scores = new Map<string, Record<string, Score>>();
   readonly verdicts = new Map<string, HeadVerdict>();
+  readonly meanings = new Map<string, VerdictMeaning>();
   readonly tables = new Map<string, HeadTables>();
   private readonly encoded = new Map<string, string>();
   private readonly decoded = new Map<string, Uint8Array>();
@@ -288,9 +304,17 @@ export class Heads {
       if (!this.refs.has(name(head))) this.refs.set(name(head), head);
       this.verdicts.set(name(head), head);
     }
+    for (const one of report.verify.head_types) this.meanings.set(one.name, one);
     for (const head of report.tables.heads) this.tables.set(name(head), head);
     for (const head of report.example.patterns) this.encoded.set(name(head), head.bytes);
     this.names = [...this.refs.keys()];
+  }
+
+  /** What a head's verdict means. */
+  meaning(verdict: string): VerdictMeaning {
+    const found = this.meanings.get(verdict);
+    if (!found) throw new Error(`the document does not say what the verdict ${verdict} means`);
+    return found;
   }
 
   /** Attention in the example as bytes: lower triangle, row by row, 255 for 1. */

@@ -32,8 +32,8 @@ const PARTS: Part[] = [
       <>
         <HeadMap report={report} heads={heads} theme={theme} selected={head} onOpen={open} />
         <div>
-          <h3>Heads with a role</h3>
-          <RoleTable heads={ranked} theme={theme} selected={head} onOpen={open} />
+          <h3>Heads with a role or an effect</h3>
+          <RoleTable ranked={ranked} heads={heads} theme={theme} selected={head} onOpen={open} />
         </div>
       </>
     ),
@@ -198,7 +198,7 @@ function Parts(props: { report: Report; head: string; onHead: (head: string) => 
   const { report, head } = props;
   const theme = useTheme();
   const heads = useMemo(() => new Heads(report), [report]);
-  const ranked = useMemo(() => byInterest(report), [report]);
+  const ranked = useMemo(() => byEffect(report, heads), [report, heads]);
   const open = (chosen: string) => {
     props.onHead(chosen);
     requestAnimationFrame(() => {
@@ -235,12 +235,13 @@ function Parts(props: { report: Report; head: string; onHead: (head: string) => 
 }
 
 function RoleTable(props: {
-  heads: HeadVerdict[];
+  ranked: HeadVerdict[];
+  heads: Heads;
   theme: ReturnType<typeof useTheme>;
   selected: string;
   onOpen: (head: string) => void;
 }): JSX.Element {
-  const named = props.heads.filter((one) => hasRole(one));
+  const named = props.ranked.filter((one) => props.heads.meaning(one.verdict).has_role);
   const [all, setAll] = useState(false);
   if (!named.length) return <p class="soft">None has one.</p>;
   return (
@@ -265,7 +266,7 @@ function RoleTable(props: {
                   </button>
                 </th>
                 <td>
-                  <Verdict verdict={one.verdict} theme={props.theme} />
+                  <Verdict verdict={props.heads.meaning(one.verdict)} theme={props.theme} />
                 </td>
                 <td>{one.delta_loss_nats ? interval(one.delta_loss_nats, 2, signed) : ""}</td>
                 <td>{one.attention["induction"] === undefined ? "" : fixed(one.attention["induction"], 2)}</td>
@@ -284,21 +285,21 @@ function RoleTable(props: {
   );
 }
 
-function hasRole(one: HeadVerdict): boolean {
-  return one.verdict !== "none" && one.verdict !== "first_token";
-}
-
-/** The head of most interest. */
+/** The head to open first: the induction head with the largest effect, or the first of all. */
 function first(report: Report): string {
-  const best = byInterest(report)[0] ?? report.scan.heads[0];
+  const heads = new Heads(report);
+  const ranked = byEffect(report, heads);
+  const best = ranked.find((one) => heads.meaning(one.verdict).is_induction) ?? ranked[0] ?? report.scan.heads[0];
   return best ? name(best) : "";
 }
 
-/** Induction heads first, then other roles, then the rest; each by effect. */
-function byInterest(report: Report): HeadVerdict[] {
-  const rank = (one: HeadVerdict) => (one.verdict.endsWith("induction") ? 0 : hasRole(one) ? 1 : 2);
-  const effect = (one: HeadVerdict) => one.delta_loss_nats?.mean ?? -Infinity;
-  return [...report.verify.heads].sort((a, b) => rank(a) - rank(b) || effect(b) - effect(a) || a.layer - b.layer || a.head - b.head);
+/** Heads with a role or an effect, then the rest; each the largest effect first, up or down. */
+function byEffect(report: Report, heads: Heads): HeadVerdict[] {
+  const rank = (one: HeadVerdict) => (heads.meaning(one.verdict).has_role ? 0 : 1);
+  const effect = (one: HeadVerdict) => (one.delta_loss_nats ? Math.abs(one.delta_loss_nats.mean) : -1);
+  return [...report.verify.heads].sort(
+    (a, b) => rank(a) - rank(b) || effect(b) - effect(a) || a.layer - b.layer || a.head - b.head,
+  );
 }
 
 async function start(): Promise<void> {

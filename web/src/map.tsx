@@ -3,7 +3,7 @@
 import * as Plot from "@observablehq/plot";
 import type { JSX } from "preact";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
-import { css, onTop, rgb, shade, type Theme, VERDICT_ORDER, verdictStyle } from "./colours";
+import { css, onTop, rgb, shade, type Theme, verdictColour } from "./colours";
 import type { Heads, Report } from "./data";
 import { Figure, useWidth } from "./figure";
 import type { Rows } from "./save";
@@ -168,14 +168,14 @@ function Legend({ mode, report, theme }: { mode: string; report: Report; theme: 
     for (const head of report.verify.heads) counts.set(head.verdict, (counts.get(head.verdict) ?? 0) + 1);
     return (
       <ul class="legend">
-        {VERDICT_ORDER.filter((one) => counts.has(one)).map((one) => {
-          const style = verdictStyle(one, theme);
+        {report.verify.head_types.filter((one) => counts.has(one.name)).map((one) => {
+          const colour = verdictColour(one, theme);
           return (
-            <li title={style.says}>
-              <span class="swatch" style={{ background: style.colour, color: onTop(rgb(style.colour)) }}>
-                {style.letter}
+            <li title={one.sentence}>
+              <span class="swatch" style={{ background: colour, color: onTop(rgb(colour)) }}>
+                {one.letter}
               </span>
-              {words(one)} <span class="soft">{counts.get(one)}</span>
+              {one.label} <span class="soft">{counts.get(one.name)}</span>
             </li>
           );
         })}
@@ -226,12 +226,12 @@ type Look = Omit<Cell, "name" | "layer" | "head">;
 function cellOf(heads: Heads, name: string, mode: string, theme: Theme, most: number): { cell: Look; weight: number } | null {
   const verdict = heads.verdicts.get(name);
   if (mode === "verdict") {
-    if (!verdict) return { cell: { colour: rgb(theme.empty), letter: "", note: `${name}: not judged` }, weight: -1 };
-    const style = verdictStyle(verdict.verdict, theme);
+    if (!verdict) return { cell: { colour: rgb(theme.empty), letter: "", note: `${name}: not judged` }, weight: -Infinity };
+    const meaning = heads.meaning(verdict.verdict);
     const delta = verdict.delta_loss_nats;
-    const note = `${name} ${words(verdict.verdict)}${delta ? `; loss without it ${interval(delta, 3, signed)} nats` : ""}`;
-    const weight = VERDICT_ORDER.length - VERDICT_ORDER.indexOf(verdict.verdict);
-    return { cell: { colour: rgb(style.colour), letter: style.letter, note }, weight };
+    const note = `${name} ${meaning.label}${delta ? `; loss without it ${interval(delta, 3, signed)} nats` : ""}`;
+    const weight = -meaning.order;
+    return { cell: { colour: rgb(verdictColour(meaning, theme)), letter: meaning.letter, note }, weight };
   }
   if (mode === "effect") {
     const delta = verdict?.delta_loss_nats;

@@ -5,7 +5,6 @@ On a terminal it is drawn in place; elsewhere each look at the model is a line.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -19,6 +18,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from headscope.render.plain import console as terminal
+from headscope.render.plain import say
 from headscope.training.run import is_done
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Screen:
 
     def __init__(self, config: TrainConfig, *, console: Console | None = None) -> None:
         self.config = config
-        self.console: Console = console or Console(stderr=True, highlight=False)
+        self.console: Console = console or terminal(stderr=True)
         self.rows: list[Row] = []
         self.done: int = 0
         self.losses: dict[str, float] = {}
@@ -54,7 +55,7 @@ class Screen:
             self._live = Live(self, console=self.console, refresh_per_second=8, transient=False)
             self._live.start()
         else:
-            print(_title(self.config), file=sys.stderr)
+            say(_title(self.config), err=True)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -66,7 +67,7 @@ class Screen:
         self.rows.append(row)
         self.done = max(self.done, row.step)
         if self._live is None:
-            print(_line(row), file=sys.stderr, flush=True)
+            say(_line(row), err=True, flush=True)
 
     def step(self, step: int, losses: Mapping[str, float]) -> None:
         """A step of training."""

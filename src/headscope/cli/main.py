@@ -8,15 +8,43 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, NoReturn
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from headscope import __version__
 from headscope.cli.commands import commands
 from headscope.errors import HeadscopeError
+from headscope.render.plain import say, shown
+
+
+class _Commands(TyperGroup):
+    """Commands whose errors about arguments repeat them as text."""
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with _plain_errors():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _plain_errors():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if isinstance(message := getattr(error, "message", None), str):
+            error.message = shown(message)  # type: ignore[attr-defined]
+        raise
+
 
 app: typer.Typer = typer.Typer(
+    cls=_Commands,
     name="headscope",
     help="Find, verify and explain attention heads in any decoder-only language model.",
     no_args_is_help=True,
@@ -31,7 +59,7 @@ for _command in commands():
 
 def _print_version(asked: bool) -> bool:
     if asked:
-        print(f"headscope {__version__}")
+        say(f"headscope {__version__}")
         raise typer.Exit
     return asked
 
@@ -55,7 +83,7 @@ def main() -> None:
             sys.stdout.flush()  # the last that is written may find its reader gone, too
             raise
     except HeadscopeError as error:
-        print(f"headscope: {error}", file=sys.stderr)
+        say(f"headscope: {error}", err=True)
         sys.exit(2)
     except BrokenPipeError:
         _reader_left()

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
+from headscope.render.plain import shown as visible
+
 PATIENCE_S = 2.0
 """Work shorter than this shows no bar."""
 
@@ -27,7 +29,7 @@ def bar(label: str) -> Iterator[Callable[[int, int], None]]:
         elapsed = time.monotonic() - started
         left = elapsed / share - elapsed if share else 0.0
         line = f"{label} {'█' * filled}{'░' * (24 - filled)} {share:4.0%}  {_told(left)} left"
-        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+        print(f"\r\x1b[K{visible(line)}", end="", file=sys.stderr, flush=True)
 
     try:
         yield update

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from headscope.errors import ArgumentError, TokenError
 from headscope.evidence.copying import Circuits, through
-from headscope.heads import HeadId
+from headscope.heads import HeadId, ranking
 from headscope.model.inject import queries_and_keys
 from headscope.model.load import Model, load
 
@@ -191,7 +191,7 @@ def virtual_circuit(
         for head, block in zip(layer, logits.split(n, dim=1), strict=True)
     }
     others = {head: share for head, share in found.items() if head != writes}
-    control = max(others, key=lambda head: others[head], default=None)
+    control = min(others, key=lambda head: ranking(others[head], head), default=None)
     return VirtualCircuit(
         sender=writes,
         receiver=looks,

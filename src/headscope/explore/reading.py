@@ -30,7 +30,7 @@ from torch import Tensor
 
 from headscope.errors import ArgumentError, NonFiniteError, TokenError, UnsupportedModel, brief
 from headscope.explore.writing import Writes, Writing
-from headscope.heads import HeadId
+from headscope.heads import HeadId, ranking
 from headscope.interventions.ablation import CORPUS_PROMPTS, Ablator, token_losses
 from headscope.model.attention import Attention
 from headscope.model.interface import Visit
@@ -247,7 +247,7 @@ class Reader:
                 found.append(Look(head=named, attention=value, chance=chance))
 
         self._see(tokens, visit, self._edit(tokens, heads, method))
-        return tuple(sorted(found, key=lambda look: (-look.attention, look.head)))
+        return tuple(sorted(found, key=lambda look: ranking(look.attention, look.head)))
 
     def writes(self, text: str, position: int, *, off: Sequence[HeadId | str] = (), method: Off = "mean") -> Writes:
         """What each head adds to the logits at one token; where that cannot be told, why.
@@ -329,7 +329,7 @@ class Reader:
                 Option(id=one, text=self._word(one).text, clean=before, ablated=after)
                 for one, before, after in zip(wanted.tolist(), clean, others, strict=True)
             ]
-            found.append(tuple(sorted(options, key=lambda option: (-option.clean, option.id))))
+            found.append(tuple(sorted(options, key=lambda option: (-round(option.clean, 6), option.id))))
         return tuple(found)
 
     def _word(self, token: int) -> Word:

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from headscope.errors import UnsupportedModel
-from headscope.heads import HeadId
+from headscope.heads import HeadId, ranking
 from headscope.model.attention import Attention
 from headscope.model.interface import Visit
 from headscope.model.load import Model
@@ -109,7 +109,7 @@ class Writing:
             for head, (values, ids) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
                 found.append(Written(head=HeadId(layer, head, call), raises=self._raised(ids, values)))
         return Writes(
-            heads=tuple(sorted(found, key=lambda one: (-one.raises[0].logit, one.head))),
+            heads=tuple(sorted(found, key=lambda one: ranking(one.raises[0].logit, one.head))),
             note=None if exact else "before what the model does to its logits at the end, like a soft-cap or a bias",
             reason=None,
         )

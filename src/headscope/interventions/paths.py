@@ -1,12 +1,12 @@
 """Path patching: does what one head writes reach another head's key, and is that why it looks there?
 
-On twins (`headscope.probes.twins`) that differ in one token before the key:
+On pairs of a clean and a corrupt prompt (`headscope.probes.twins`) that differ in one token:
 
     1. The base run is repeated with every head's z held at its base value, but the sender's, which is set to that of
        the other run. So nothing moves but what the sender wrote, and what follows from it without another head's help:
        the residual stream, norms, and MLPs, which recompute, or are held at their base values too.
     2. The receiver's input is read there: its key at the target, or its query, or its value at the target.
-    3. It is put into the base run, nothing else, and the receiver's stripe is what comes out: with l' the new logit,
+    3. It replaces that of the base run, nothing else, and the receiver's stripe is computed: with l' the new logit,
 
            p' = exp(l') / (exp(l') + sum over other keys of exp(l))       exact; a new query changes its whole row
 
@@ -22,14 +22,14 @@ Cost: for each sender a pass from its layer to the last receiver's, no unembeddi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -60,18 +60,20 @@ class _Asked:
 
     q: Float[Tensor, "prompt d_qk"]
     k: Float[Tensor, "prompt key d_qk"]
-    logit: Float[Tensor, " prompt"]
-    """At the target."""
-    rest: Float[Tensor, " prompt"]
-    """Log-sum-exp over all other keys, and the sink."""
+    v: Float[Tensor, "prompt key d_v"]
     row: Callable[[Tensor], Tensor]
-    """From other queries [world prompt d_qk] to their rows' logits [world prompt key], sink last."""
-    at_target: Callable[[Tensor], Tensor]
-    """From other keys [world prompt d_qk] to the logit at the target [world prompt]."""
+    """From queries [world prompt d_qk] to their rows' logits [world prompt key], sink last."""
+    at: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """From queries and keys [world prompt d_qk], and the keys' places [prompt], to logits [world prompt]."""
 
-    @property
-    def stripe(self) -> Float[Tensor, " prompt"]:
-        return torch.sigmoid(self.logit - self.rest)
+    def stripe(self, target: Tensor, q: Tensor | None = None, k: Tensor | None = None) -> Float[Tensor, "world prompt"]:
+        """Attention at the target; with another query, another key at the target, or both."""
+        queries = self.q[None] if q is None else q.double()
+        prompt = torch.arange(len(target), device=target.device)
+        others = self.row(queries)
+        logit = others[:, prompt, target] if k is None else self.at(queries, k, target)
+        others[:, prompt, target] = -torch.inf
+        return torch.sigmoid(logit - torch.logsumexp(others, dim=-1))
 
 
 Contents = dict[Input, Float[Tensor, "world prompt _d"]]
@@ -85,17 +87,18 @@ class _Run:
     replay: Replay
     z: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     asked: dict[HeadId, _Asked] = field(default_factory=dict)
-    own: dict[HeadId, Contents] = field(default_factory=dict)
     held: dict[nn.Module, Any] = field(default_factory=dict)
 
 
 class Paths:
-    """Twins of one length, run once clean and once corrupt; then ask for any path.
+    """Pairs of prompts of one length, run once clean and once corrupt; then ask for any path.
 
     Args:
         model: A loaded model whose queries and keys can be seen.
         twins: Of one length.
         receivers: Heads whose stripe is asked for.
+        clean: The clean run of other `Paths` with the same clean prompts and receivers, to save a pass.
+        offsets: How far after the key a receiver's target is; 0 where not given.
 
     Raises:
         ArgumentError: a receiver in a call that its layer never makes.
@@ -103,7 +106,15 @@ class Paths:
         NonFiniteError: from the methods, a stripe or a loss that is NaN or infinite, as after an overflow in float16.
     """
 
-    def __init__(self, model: Model, twins: Sequence[Twin], receivers: Sequence[HeadId]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        twins: Sequence[Twin],
+        receivers: Sequence[HeadId],
+        *,
+        clean: _Run | None = None,
+        offsets: Mapping[HeadId, int] | None = None,
+    ) -> None:
         self.model: Model = model
         self.receivers: tuple[HeadId, ...] = tuple(receivers)
         self._query = torch.tensor([twin.query for twin in twins], device=model.device)
@@ -111,7 +122,8 @@ class Paths:
         self._rows = torch.arange(len(twins), device=model.device)
         self._next = torch.tensor([int(twin.clean[twin.query + 1]) for twin in twins], device=model.device)
         self._mlps = mlps(model)
-        self.clean: _Run = self._base([twin.clean for twin in twins])
+        self.offsets: dict[HeadId, int] = dict(offsets or {})
+        self.clean: _Run = clean or self._base([twin.clean for twin in twins])
         for head in self.receivers:
             if head not in self.clean.asked:
                 raise ArgumentError(
@@ -131,8 +143,16 @@ class Paths:
         return bool(self._mlps)
 
     def stripe(self, run: _Run) -> Float[np.ndarray, "receiver prompt"]:
-        """Attention from query to key in a run."""
-        return _finite(np.stack([run.asked[head].stripe.cpu().numpy() for head in self.receivers]), "a stripe")
+        """Attention from query to target in a run."""
+        found = [run.asked[head].stripe(self._target(head, run.asked[head].q))[0] for head in self.receivers]
+        return _finite(np.stack([one.cpu().numpy() for one in found]), "a stripe")
+
+    def own(self, run: _Run, head: HeadId) -> Contents:
+        """A receiver's q, k and v in a run itself, as one world."""
+        asked = run.asked[head]
+        place = self._target(head, asked.q)
+        prompt = torch.arange(self.n_prompts, device=place.device)
+        return {"q": asked.q[None], "k": asked.k[prompt, place][None], "v": asked.v[prompt, place][None]}
 
     def contents(
         self,
@@ -181,7 +201,7 @@ class Paths:
             # Where every sender starts behind a receiver, it did not run: nothing reaches it, its base content stays.
             for head in self.receivers:
                 if head not in read:
-                    read[head] = {name: own.expand(n_copies, -1, -1) for name, own in base.own[head].items()}
+                    read[head] = {name: own.expand(n_copies, -1, -1) for name, own in self.own(base, head).items()}
             return read
 
         done = 0
@@ -197,15 +217,14 @@ class Paths:
 
     def patched(self, run: _Run, head: HeadId, name: Input, content: Tensor) -> Float[np.ndarray, "world prompt"]:
         """A receiver's stripe in a run, with another q or k put in. Another v leaves it as it is."""
+        return self.replaced(run, head, {name: content})
+
+    def replaced(self, run: _Run, head: HeadId, contents: Contents) -> Float[np.ndarray, "world prompt"]:
+        """The same with several inputs replaced at once."""
         asked = run.asked[head]
-        if name == "k":
-            new = torch.sigmoid(asked.at_target(content) - asked.rest)
-        elif name == "q":
-            rows = torch.softmax(asked.row(content), dim=-1)
-            new = rows[:, self._rows.to(rows.device), self._key.to(rows.device)]
-        else:
-            new = asked.stripe.expand(len(content), -1)
-        return _finite(new.cpu().numpy(), "a patched stripe")
+        new = asked.stripe(self._target(head, asked.q), contents.get("q"), contents.get("k"))
+        n_worlds = max(len(content) for content in contents.values())
+        return _finite(new.expand(n_worlds, -1).cpu().numpy(), "a patched stripe")
 
     def losses(
         self, run: _Run, changes: Sequence[tuple[HeadId, Input, Float[Tensor, "prompt _d"]]]
@@ -257,7 +276,6 @@ class Paths:
             for head in self.receivers:
                 if (head.layer, head.call) == (attention.layer, attention.call):
                     run.asked[head] = self._asked(attention, head)
-                    run.own[head] = self._contents_of(attention, head, 1)
 
         def keep(module: nn.Module, own: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
             given = own(*arguments, **named)
@@ -281,7 +299,7 @@ class Paths:
         assert s is not None, "receivers were asked in the base run"
         kv = head.head * s.k.shape[1] // s.q.shape[1]
         rows = torch.arange(n_copies * self.n_prompts, device=s.q.device)
-        query, key = (place.repeat(n_copies).to(s.q.device) for place in (self._query, self._key))
+        query, key = self._query.repeat(n_copies).to(s.q.device), self._target(head, s.q).repeat(n_copies)
         parts: dict[Input, Tensor] = {
             "q": s.q[rows, head.head, query],
             "k": s.k[rows, kv, key],
@@ -298,8 +316,8 @@ class Paths:
             )
         rule, n_heads = s.rule, s.q.shape[1]
         kv = head.head * s.k.shape[1] // n_heads
-        rows, query, key = (index.to(s.q.device) for index in (self._rows, self._query, self._key))
-        q, k = s.q[rows, head.head, query].double(), s.k[:, kv].double()
+        rows, query = self._rows.to(s.q.device), self._query.to(s.q.device)
+        q, k, v = s.q[rows, head.head, query].double(), s.k[:, kv].double(), s.v[:, kv].double()
         added = _bias_rows(rule, head.head, rows, query, k.shape[1])
         sink = _sinks(rule, head.head, rows, query)
 
@@ -311,15 +329,14 @@ class Paths:
             logits = scaled(torch.einsum("wpd,pkd->wpk", queries.double(), k)) + added
             return logits if sink is None else torch.cat([logits, sink[None, :, None].expand(len(logits), -1, 1)], -1)
 
-        def at_target(keys: Tensor) -> Tensor:
-            return scaled((keys.double() * q).sum(-1)) + added[rows, key]
+        def at(queries: Tensor, keys: Tensor, place: Tensor) -> Tensor:
+            return scaled((keys.double() * queries).sum(-1)) + added[rows, place]
 
-        logits = row(q[None])[0]
-        others = logits.clone()
-        others[rows, key] = -torch.inf
-        return _Asked(
-            q=q, k=k, logit=logits[rows, key], rest=torch.logsumexp(others, dim=-1), row=row, at_target=at_target
-        )
+        return _Asked(q=q, k=k, v=v, row=row, at=at)
+
+    def _target(self, head: HeadId, like: Tensor) -> Int[Tensor, " prompt"]:
+        """Where a receiver's key and value are read, on the device of another tensor."""
+        return torch.minimum(self._key + self.offsets.get(head, 0), self._query).to(like.device)
 
     def _recomputed(
         self, attention: Attention, rows: slice, head: HeadId, name: Input, content: Tensor
@@ -329,7 +346,8 @@ class Paths:
         assert s is not None, "receivers were asked in the base run"
         kv = head.head * s.k.shape[1] // s.q.shape[1]
         q, k, v = s.q[rows, head.head, None].clone(), s.k[rows, kv, None].clone(), s.v[rows, kv, None].clone()
-        part, place = {"q": (q, self._query), "k": (k, self._key), "v": (v, self._key)}[name]
+        target = self._target(head, q)
+        part, place = {"q": (q, self._query), "k": (k, target), "v": (v, target)}[name]
         part[self._rows.to(part.device), 0, place.to(part.device)] = content.to(part)
         z, _, _ = kernels.attend(q, k, v, _rule_of_head(s.rule, head.head, rows))
         return z[:, 0]

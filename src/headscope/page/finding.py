@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from headscope.evidence.circuit.measure import Circuit
+from headscope.evidence.circuit.result import INPUT_NAMES, Circuit
 from headscope.evidence.scan.result import Scan
 from headscope.evidence.verify.result import HeadSet, Verification
 from headscope.heads import HeadId
@@ -40,7 +40,8 @@ def finding(scan: Scan, verification: Verification, circuit: Circuit | None) -> 
         f"{'it' if len(team.heads) == 1 else 'them'} the loss on the second copy of repeated random tokens rises by "
         f"{_nats(team.delta_loss_nats, sign='')}{_senders(circuit)}."
     )
-    return Finding(sentence=sentence, details=(*_controls(verification, team), *_relation(team), *_circuit(circuit)))
+    details = (*_controls(verification, team), *_relation(team), *_circuit(circuit), *_unknown(verification))
+    return Finding(sentence=sentence, details=details)
 
 
 def _nothing(name: str, scan: Scan, verification: Verification) -> Finding:
@@ -61,6 +62,16 @@ def _nothing(name: str, scan: Scan, verification: Verification) -> Finding:
             f"{clean['first_copy'].mean:.2f} on the first.",
         ),
     )
+
+
+def _unknown(verification: Verification) -> tuple[str, ...]:
+    """The heads that matter without a known role, largest effect first."""
+    heads = verification.of("matters")
+    if not heads:
+        return ()
+    effects = [f"{one.head} ({_nats(one.delta_loss_nats)})" for one in heads[:SHOWN] if one.delta_loss_nats is not None]
+    more = f" and {len(heads) - SHOWN} more" if len(heads) > SHOWN else ""
+    return (f"The second copy's loss also changes without {', '.join(effects)}{more}: their role is not known.",)
 
 
 def _controls(verification: Verification, team: HeadSet) -> tuple[str, ...]:
@@ -99,7 +110,11 @@ def _relation(team: HeadSet) -> tuple[str, ...]:
 
 
 def _senders(circuit: Circuit | None) -> str:
-    """Who tells most of them where to look."""
+    """Which head tells them where to look, or which heads, any of them."""
+    sets = {one.senders for one in circuit.sets if one.any_one_is_enough} if circuit is not None else set()
+    if circuit is not None and len(sets) == 1 and len(circuit.sets) == len(circuit.receivers):
+        them = "it" if _fed(circuit) == 1 else "them"
+        return f"; any of {_names(sets.pop())} is enough to tell {them} where to look"
     best = _best_sender(circuit)
     return "" if best is None else f"; {best} tells {'it' if _fed(circuit) == 1 else 'them'} where to look"
 
@@ -110,6 +125,8 @@ def _best_sender(circuit: Circuit | None) -> HeadId | None:
         return None
     strongest = {}
     for edge in circuit.edges:
+        if edge.any_of:
+            continue
         strongest.setdefault(edge.receiver, edge.sender)
     senders = set(strongest.values())
     return senders.pop() if len(senders) == 1 and len(strongest) == len(circuit.receivers) else None
@@ -123,13 +140,15 @@ def _circuit(circuit: Circuit | None) -> tuple[str, ...]:
     sender = _best_sender(circuit)
     if circuit is None or sender is None:
         return ()
-    shares = [edge.share for edge in circuit.edges if edge.sender == sender]
+    fed = [edge for edge in circuit.edges if edge.sender == sender]
+    shares = [edge.share for edge in fed]
     spread = f"{min(shares):.0%}" if len(shares) == 1 else f"{min(shares):.0%} to {max(shares):.0%}"
-    through = [abs(one.strongest_query.mean) for one in circuit.receivers]
-    return (
-        f"What {sender} writes carries {spread} of their attention to the right token, through their keys; through "
-        f"their queries no sender moves it by more than {max(through):.3f}.",
-    )
+    routes = {edge.input for edge in fed}
+    says = f"What {sender} writes carries {spread} of their attention to the right token"
+    if routes != {"k"}:
+        return (f"{says}, through their {' and '.join(INPUT_NAMES[route] for route in sorted(routes))}.",)
+    through = max(abs(one.strongest_query.mean) for one in circuit.receivers if one.strongest_query is not None)
+    return (f"{says}, through their keys; through their queries no sender moves it by more than {through:.3f}.",)
 
 
 def _count(heads: Sequence[HeadId]) -> str:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headscope.errors import ArgumentError, UnsupportedModel
-from headscope.evidence.circuit.measure import Circuit, trace_circuit
+from headscope.evidence.circuit.measure import trace_circuit
+from headscope.evidence.circuit.result import Circuit
 from headscope.evidence.kinds import kind_of
 from headscope.evidence.scan.measure import scan as read_attention
 from headscope.evidence.scan.result import Scan

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from headscope.errors import UnsupportedModel
-from headscope.evidence.circuit.measure import Circuit
+from headscope.evidence.circuit.result import Circuit
 from headscope.evidence.copying import Circuits
 from headscope.evidence.token_space import OFFSET, TokenRow, ov_table, qk_table
 from headscope.heads import HeadId

@@ -1,0 +1,1 @@
+"""Models whose circuit is known: built by hand, or trained for one purpose."""

@@ -180,7 +180,7 @@ def handbuilt(
     # The duplicate-token head needs most: token and position codes and the rest.
     d_head = 8 * math.ceil((space.width("token") + space.width("here") + 1) / 8)
     d_head += 8 * integer(3, random)
-    plan = _Plan(space=space, d_head=d_head, n_digits=n_digits, random=random)
+    plan = Plan(space=space, d_head=d_head, n_digits=n_digits, random=random)
     senders = [plan.previous_token()]
     receivers = plan.copiers(copying)
     for decoy in decoys:
@@ -189,7 +189,7 @@ def handbuilt(
     n_heads = max(len(senders), len(receivers), math.ceil((space.n_directions + 1) / d_head))
     first = integer(n_layers - 1, random)
     second = first + 1 + integer(n_layers - 1 - first, random)
-    layers: list[list[_Head]] = [[] for _ in range(n_layers)]
+    layers: list[list[PlannedHead]] = [[] for _ in range(n_layers)]
     layers[first], layers[second] = senders, receivers
     for layer in range(n_layers):
         filled = layers[layer] + [plan.none() for _ in range(n_heads - len(layers[layer]))]
@@ -206,7 +206,7 @@ def handbuilt(
     unembedding = torch.zeros(vocab_size, space.n_directions, dtype=torch.float64)
     unembedding[:, space["token"]] = token_code
     unembedding[:, space["embedded"]] = -token_code
-    model = _assemble(layers, embedding, positions, unembedding, random)
+    model = assemble(layers, embedding, positions, unembedding, random)
     return HandBuilt(
         model=model,
         bos_token_id=START_TOKEN_ID,
@@ -217,7 +217,7 @@ def handbuilt(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Head:
+class PlannedHead:
     """One head in the unrotated basis: attention logits are `(x q + q_bias) . (y k)`."""
 
     role: Role
@@ -229,7 +229,7 @@ class _Head:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Plan:
+class Plan:
     """Draws up heads for one residual space, one method per role."""
 
     space: Space
@@ -237,85 +237,95 @@ class _Plan:
     n_digits: int
     random: torch.Generator
 
-    def previous_token(self) -> _Head:
-        return self._head(
+    def previous_token(self) -> PlannedHead:
+        """Attends one back and writes the token there to `before`."""
+        return self.head(
             "previous_token",
-            self._pattern(("back_1", "here", POSITION_GAIN)),
-            self._write("token", "before", 1.0),
+            self.pattern(("back_1", "here", POSITION_GAIN)),
+            self.write("token", "before", 1.0),
         )
 
-    def copiers(self, copying: Copying) -> list[_Head]:
-        copy = self._write("token", "token", COPY_GAIN)
+    def copiers(self, copying: Copying) -> list[PlannedHead]:
+        """The heads that copy; see `Copying`."""
+        copy = self.write("token", "token", COPY_GAIN)
         match copying:
             case "one":
-                return [self._head("induction", self._induction_pattern(), copy)]
+                return [self.head("induction", self.induction_pattern(), copy)]
             case "redundant":
-                return [self._head("redundant_induction", self._induction_pattern(), copy) for _ in range(2)]
+                return [self.head("redundant_induction", self.induction_pattern(), copy) for _ in range(2)]
             case "halves":
                 width = self.space.width("token")
                 noise = HALF_NOISE * random_orthogonal(width, self.random)
                 identity = torch.eye(width, dtype=torch.float64)
                 return [
-                    self._head(
+                    self.head(
                         "half_copier",
-                        self._induction_pattern(),
-                        self._write("token", "token", COPY_GAIN * (identity + sign * noise) / 2),
+                        self.induction_pattern(),
+                        self.write("token", "token", COPY_GAIN * (identity + sign * noise) / 2),
                     )
                     for sign in (1, -1)
                 ]
 
-    def positional(self) -> _Head:
-        return self._head(
+    def positional(self) -> PlannedHead:
+        """Attends `offset` back and copies weakly."""
+        return self.head(
             "positional",
-            self._pattern(("back_offset", "here", POSITION_GAIN), rest_gain=POSITION_GAIN),
-            self._write("token", "token", WEAK_COPY_GAIN),
+            self.pattern(("back_offset", "here", POSITION_GAIN), rest_gain=POSITION_GAIN),
+            self.write("token", "token", WEAK_COPY_GAIN),
         )
 
-    def duplicate_token(self) -> _Head:
+    def duplicate_token(self) -> PlannedHead:
+        """Attends to earlier copies of the token."""
         # A penalty per shared position digit keeps the head off its own position. Its whole must cost
         # more than the half digit between a match and the rest, one digit less than it must cost less:
         # 1/2 < n * penalty and (n - 1) * penalty < 1/2.
         upper = 1.0 if self.n_digits == 1 else 0.5 / (self.n_digits - 1)
         penalty = (0.5 / self.n_digits + upper) / 2
-        return self._head(
+        return self.head(
             "duplicate_token",
-            self._pattern(
+            self.pattern(
                 ("token", "token", DUPLICATE_GAIN),
                 ("here", "here", -penalty * DUPLICATE_GAIN),
                 rest_gain=DUPLICATE_GAIN,
             ),
-            self._write("token", "junk", 1.0),
+            self.write("token", "junk", 1.0),
         )
 
-    def attends_only(self) -> _Head:
-        return self._head("attends_only", self._induction_pattern(), self._write("token", "token", 0.0))
+    def attends_only(self) -> PlannedHead:
+        """The induction head's pattern; writes nothing."""
+        return self.head("attends_only", self.induction_pattern(), self.write("token", "token", 0.0))
 
-    def anti_induction(self) -> _Head:
-        return self._head(
+    def anti_induction(self) -> PlannedHead:
+        """The induction head's pattern; lowers the copied token."""
+        return self.head(
             "anti_induction",
-            self._induction_pattern(),
-            self._write("token", "token", -WEAK_COPY_GAIN),
+            self.induction_pattern(),
+            self.write("token", "token", -WEAK_COPY_GAIN),
         )
 
-    def noise(self) -> _Head:
+    def noise(self) -> PlannedHead:
+        """A loud random head."""
         # |OV| of the induction head is COPY_GAIN * sqrt(width): a multiple of the identity.
         norm = NOISE_NORM * COPY_GAIN * math.sqrt(self.space.width("token"))
         return self._random_head("noise", ov_norm=norm)
 
-    def wrong_position_sender(self) -> _Head:
-        return self._head(
+    def wrong_position_sender(self) -> PlannedHead:
+        """Attends two back and writes to `before`."""
+        return self.head(
             "wrong_position_sender",
-            self._pattern(("back_2", "here", POSITION_GAIN), rest_gain=POSITION_GAIN),
-            self._write("token", "before", WEAK_SENDER_GAIN),
+            self.pattern(("back_2", "here", POSITION_GAIN), rest_gain=POSITION_GAIN),
+            self.write("token", "before", WEAK_SENDER_GAIN),
         )
 
-    def none(self) -> _Head:
+    def none(self) -> PlannedHead:
+        """A random head of unit norm."""
         return self._random_head("none", ov_norm=1.0)
 
-    def _induction_pattern(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self._pattern(("token", "before", MATCH_GAIN), rest_gain=MATCH_GAIN)
+    def induction_pattern(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Attends to the token whose predecessor is the current token, else to the start token."""
+        return self.pattern(("token", "before", MATCH_GAIN), rest_gain=MATCH_GAIN)
 
-    def _pattern(self, *matches: tuple[str, str, float], rest_gain: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    def pattern(self, *matches: tuple[str, str, float], rest_gain: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
         """q, q_bias, k that compare subspaces, at a gain each, and rest on the start token otherwise.
 
         The rest lies half a digit below the full match of the first pair.
@@ -334,7 +344,7 @@ class _Plan:
         q_bias[column] = rest_gain * (self.n_digits - 0.5)
         return q, q_bias, k
 
-    def _write(
+    def write(
         self, source: str, target: str, matrix: Float[Tensor, "direction direction"] | float
     ) -> tuple[Tensor, Tensor]:
         """v, o that read one subspace and write `matrix` times it to another."""
@@ -346,12 +356,13 @@ class _Plan:
         o[:width, self.space[target]] = gain
         return v, o
 
-    def _head(self, role: Role, pattern: tuple[Tensor, Tensor, Tensor], write: tuple[Tensor, Tensor]) -> _Head:
+    def head(self, role: Role, pattern: tuple[Tensor, Tensor, Tensor], write: tuple[Tensor, Tensor]) -> PlannedHead:
+        """A head of these parts."""
         q, q_bias, k = pattern
         v, o = write
-        return _Head(role=role, q=q, q_bias=q_bias, k=k, v=v, o=o)
+        return PlannedHead(role=role, q=q, q_bias=q_bias, k=k, v=v, o=o)
 
-    def _random_head(self, role: Role, *, ov_norm: float) -> _Head:
+    def _random_head(self, role: Role, *, ov_norm: float) -> PlannedHead:
         """Reads everything and writes to `junk`, all at random; attention logits of about unit size."""
         shape = (self.space.n_directions, self.d_head)
         q, k, v = (normal(shape, self.random) for _ in range(3))
@@ -359,11 +370,11 @@ class _Plan:
         o[:, self.space["junk"]] = normal((self.d_head, self.space.width("junk")), self.random)
         o *= ov_norm / (v @ o).norm()
         q_bias = torch.zeros(self.d_head, dtype=torch.float64)
-        return _Head(role=role, q=q / math.sqrt(self.d_head) / 8, q_bias=q_bias, k=k, v=v, o=o)
+        return PlannedHead(role=role, q=q / math.sqrt(self.d_head) / 8, q_bias=q_bias, k=k, v=v, o=o)
 
 
-def _assemble(
-    layers: list[list[_Head]],
+def assemble(
+    layers: list[list[PlannedHead]],
     embedding: Float[Tensor, "token direction"],
     positions: Float[Tensor, "position direction"],
     unembedding: Float[Tensor, "token direction"],

@@ -26,8 +26,16 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from headscope.heads import HeadId
-from headscope.planted import handbuilt as parts
-from headscope.planted.handbuilt import COPY_GAIN, MATCH_GAIN, POSITION_GAIN, digit_code, position_code
+from headscope.planted.basis import Space, digit_code, position_code
+from headscope.planted.handbuilt import (
+    COPY_GAIN,
+    MATCH_GAIN,
+    POSITION_GAIN,
+    START_TOKEN_ID,
+    Plan,
+    PlannedHead,
+    assemble,
+)
 
 Case = Literal[
     "busy_neighbour", "rewritten_copier", "rewritten_suppressor", "faint", "two", "three", "part_of_a_stripe"
@@ -74,11 +82,11 @@ def misleading(
     here, back = (position_code(n_positions, DIGITS, offset) for offset in (0, 1))
     width = code.shape[1]
     tokens = dict.fromkeys(["token", "embedded", "before", "renamed", "junk"], width)
-    space = parts._Space.of({**tokens, "start": 1, "here": here.shape[1], "back_1": back.shape[1]})
+    space = Space.of({**tokens, "start": 1, "here": here.shape[1], "back_1": back.shape[1]})
     inside = max(width + here.shape[1] + 1, math.ceil((space.n_directions + 1) / n_heads))
-    plan = parts._Plan(space=space, d_head=8 * math.ceil(inside / 8), n_digits=DIGITS, random=random)
-    copy = plan._head("induction", plan._induction_pattern(), plan._write("token", "token", COPY_GAIN))
-    itself = plan._pattern(("here", "here", POSITION_GAIN))
+    plan = Plan(space=space, d_head=8 * math.ceil(inside / 8), n_digits=DIGITS, random=random)
+    copy = plan.head("induction", plan.induction_pattern(), plan.write("token", "token", COPY_GAIN))
+    itself = plan.pattern(("here", "here", POSITION_GAIN))
     direct = 0.0  # of the current token, by the direct path
     first = [("previous_token", plan.previous_token())]
     match case:
@@ -86,25 +94,25 @@ def misleading(
             direct = REPEAT_GAIN
             second = [
                 ("induction", copy),
-                ("matters", plan._head("none", itself, plan._write("token", "token", -REPEAT_GAIN))),
+                ("matters", plan.head("none", itself, plan.write("token", "token", -REPEAT_GAIN))),
             ]
         case "rewritten_copier":
-            first += [("matters", plan._head("none", itself, plan._write("token", "renamed", 1.0)))]
+            first += [("matters", plan.head("none", itself, plan.write("token", "renamed", 1.0)))]
             second = [("induction", _rewritten(plan, COPY_GAIN))]
         case "rewritten_suppressor":
-            first += [("matters", plan._head("none", itself, plan._write("token", "renamed", 1.0)))]
+            first += [("matters", plan.head("none", itself, plan.write("token", "renamed", 1.0)))]
             second = [("induction", copy), ("anti_induction", _rewritten(plan, -SUPPRESSED * COPY_GAIN))]
         case "faint":
-            write = plan._write("token", "token", -FAINT)
-            second = [("induction", copy), ("attends_only", plan._head("none", plan._induction_pattern(), write))]
+            write = plan.write("token", "token", -FAINT)
+            second = [("induction", copy), ("attends_only", plan.head("none", plan.induction_pattern(), write))]
         case "two" | "three":
             second = [("redundant_induction", copy)] * (2 if case == "two" else 3)
         case "part_of_a_stripe":
             # The match is worth DIGITS * MATCH_GAIN. On the start token so much more that the match gets its share.
             rest = DIGITS * MATCH_GAIN + math.log((1 - PARTIAL_STRIPE) / PARTIAL_STRIPE)
-            pattern = plan._pattern(("token", "before", MATCH_GAIN), rest_gain=rest / (DIGITS - 0.5))
-            write = plan._write("token", "token", COPY_GAIN / PARTIAL_STRIPE)
-            second = [("redundant_induction", copy), ("redundant_induction", plan._head("induction", pattern, write))]
+            pattern = plan.pattern(("token", "before", MATCH_GAIN), rest_gain=rest / (DIGITS - 0.5))
+            write = plan.write("token", "token", COPY_GAIN / PARTIAL_STRIPE)
+            second = [("redundant_induction", copy), ("redundant_induction", plan.head("induction", pattern, write))]
     layers, verdicts = [], {}
     for layer, heads in enumerate((first, second)):
         filled = [*heads, *((None, plan.none()) for _ in range(n_heads - len(heads)))]
@@ -113,19 +121,19 @@ def misleading(
         verdicts |= {HeadId(layer, one): name for one, (name, _) in enumerate(filled) if name is not None}
     embedding = torch.zeros(vocab_size, space.n_directions, dtype=torch.float64)
     embedding[:, space["token"]] = embedding[:, space["embedded"]] = code
-    embedding[parts.START_TOKEN_ID, space["start"]] = 1.0
+    embedding[START_TOKEN_ID, space["start"]] = 1.0
     positions = torch.zeros(n_positions, space.n_directions, dtype=torch.float64)
     positions[:, space["here"]], positions[:, space["back_1"]] = here, back
     unembedding = torch.zeros(vocab_size, space.n_directions, dtype=torch.float64)
     unembedding[:, space["token"]] = code
     unembedding[:, space["embedded"]] = (direct - 1.0) * code
-    return Misleading(model=parts._assemble(layers, embedding, positions, unembedding, random), verdicts=verdicts)
+    return Misleading(model=assemble(layers, embedding, positions, unembedding, random), verdicts=verdicts)
 
 
-def _rewritten(plan: parts._Plan, gain: float) -> parts._Head:
+def _rewritten(plan: Plan, gain: float) -> PlannedHead:
     """An induction head that copies `renamed`, and the token itself a little with the other sign."""
-    v, o = plan._write("token", "token", gain)
+    v, o = plan.write("token", "token", gain)
     space, inner = plan.space, torch.arange(plan.space.width("token"))
     v[inner + space["token"].start, inner] = -OPPOSITE
     v[inner + space["renamed"].start, inner] = 1.0
-    return plan._head("induction", plan._induction_pattern(), (v, o))
+    return plan.head("induction", plan.induction_pattern(), (v, o))

@@ -1,18 +1,24 @@
-"""Twins: prompts that differ in one token, so that one question has one answer.
+"""Clean and corrupt prompts: they differ in one token, so that one question has one answer.
 
-In a clean prompt the token A stands at `changed`, B after it at `key`, and A again at `query`: an induction head looks
-from `query` to `key`. Its corrupt twin has another token at `changed` and is the same everywhere else:
+In a clean prompt the token A is at `changed`, B after it at `key`, and A again at `query`: an induction head looks
+from `query` to `key`. The corrupt prompt has another token at `changed` and is the same everywhere else:
 
-    clean     ... A B ...... A          query looks to key, since what stood before the key is what stands here
-    corrupt   ... C B ...... A          the same query, the same token at the key; only what stood before it differs
+    clean     ... A B ...... A          query looks to key, because the token before the key is the query's token
+    corrupt   ... C B ...... A          the same query, the same token at the key; only the token before it differs
 
-Whatever part of the stripe is gone in the twin was due to what other positions told the key about A. Everything that
-follows `changed` may differ, through every head that looks there.
+Whatever part of the stripe is lost in the corrupt prompt was due to what other positions told the key about A.
+Everything after `changed` may differ, through every head that looks there.
+
+Where `X A B ... X A` repeats, two other changes ask whether a head compares more than one token:
+
+    two_before_key    ... Y A B ...... X A      the match of A is untouched, that of X is not
+    before_query      ... X A B ...... Y A
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -21,28 +27,36 @@ from headscope.errors import TokenError
 from headscope.probes.copies import copies
 from headscope.probes.probe import Probe, Tokens
 
+Change = Literal["before_key", "two_before_key", "before_query"]
+CONTEXT: tuple[Change, ...] = ("two_before_key", "before_query")
+"""Changes that leave the token before the key alone."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Twin:
-    """One clean prompt, its corrupt twin, and the question."""
+    """One clean prompt, the corrupt one, and the question."""
 
     clean: Tokens
     """Token ids."""
     corrupt: Tokens
     """The same but for one."""
     query: int
-    """Where A stands again."""
+    """Where A is again."""
     key: int
     """After its first place: where an induction head looks."""
 
-    @property
-    def changed(self) -> int:
-        """The position whose token differs: before the key."""
-        return self.key - 1
+    changed: int | None
+    """The position whose token differs; None where the change that was asked for cannot be made in this prompt."""
 
 
-def twins(probe: Probe, *, seed: int = 0) -> tuple[Twin, ...]:
-    """A twin for each prompt of a probe, at a query drawn from those whose token stood exactly once before.
+def twins(probe: Probe, *, seed: int = 0, change: Change = "before_key") -> tuple[Twin, ...]:
+    """A pair for each prompt of a probe, at a query drawn from those whose token occurs exactly once before.
+
+    Args:
+        probe: Prompts that repeat tokens.
+        seed: Of the query and of the new token. One seed gives the same queries for every change.
+        change: Which token differs. The other two than `before_key` leave a prompt as it is where the tokens before
+            the query and two before the key are not the same, or the latter is the prompt's first.
 
     Raises:
         TokenError: a prompt has no such query, or its tokens leave none to put in their place.
@@ -62,7 +76,13 @@ def twins(probe: Probe, *, seed: int = 0) -> tuple[Twin, ...]:
             )
         random = np.random.default_rng([seed, index])
         chosen = once[int(random.integers(len(once)))]
+        asked, before = int(query[chosen]), int(copy[chosen])
+        changed = {"before_key": before, "two_before_key": before - 1, "before_query": asked - 1}[change]
         corrupt = prompt.copy()
-        corrupt[copy[chosen]] = others[int(random.integers(len(others)))]
-        made.append(Twin(clean=prompt, corrupt=corrupt, query=int(query[chosen]), key=int(copy[chosen]) + 1))
+        repeated = before > 1 and asked > before + 2 and prompt[before - 1] == prompt[asked - 1]
+        if change == "before_key" or repeated:
+            corrupt[changed] = others[int(random.integers(len(others)))]
+        else:
+            changed = None
+        made.append(Twin(clean=prompt, corrupt=corrupt, query=asked, key=before + 1, changed=changed))
     return tuple(made)

@@ -1,8 +1,9 @@
 """Frozen records as JSON documents, and back.
 
-The record's own type hints say what a document may hold, so what is read is checked: a wrong type, a missing or an
-unknown field raises ArgumentError. A head is `{"layer", "head"}`, with `call` only in looped models; a field named
-`head` lies flat in its record.
+The record's own type hints say what a document may hold, so what is read is checked: a wrong type, an unknown field, or
+a missing field without a default raises ArgumentError. A field that a record gains has a default, so older documents
+stay readable. A head is `{"layer", "head"}`, with `call` only in looped models; a field named `head` lies flat in its
+record.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from headscope.heads import Support
 from headscope.model.model import Model
-from headscope.stats import mean_intervals, share_interval
+from headscope.stats import mean_intervals, ratio_interval, share_interval
 
 if TYPE_CHECKING:
     from headscope.model.load import Opened
@@ -117,3 +117,9 @@ class Estimate:
     def share(cls, samples: Float[np.ndarray, " prompt"]) -> Estimate:
         """Of yes-or-no answers, 1 or 0, or of their means in independent groups."""
         return cls(mean=float(samples.mean()), ci95=share_interval(samples))
+
+    @classmethod
+    def of_ratio(cls, numerator: Float[np.ndarray, " prompt"], denominator: Float[np.ndarray, " prompt"]) -> Estimate:
+        """Ratio of two means over the same prompts, with Fieller's interval (`headscope.stats.ratio_interval`)."""
+        mean, ci95 = ratio_interval(numerator, denominator)
+        return cls(mean=mean, ci95=ci95)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+
+from headscope.render.plain import markup as escape
 
 _ROW, _LABEL, _AXIS, _WORD, _TOP, _BELOW = 20, 96, 360, 190, 34, 40
 _INK, _SOFT, _PAPER, _LINE, _DOT = "#1b2430", "#5b6675", "#ffffff", "#d4dae2", "#2f6099"

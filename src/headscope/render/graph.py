@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+
+from headscope.render.plain import markup as escape
 
 _WIDTH, _ROW, _BOX_W, _BOX_H, _LEFT, _TOP = 720, 116, 116, 44, 64, 20
 _INK, _SOFT, _PAPER, _BOX, _LINE = "#1b2430", "#5b6675", "#ffffff", "#eff3f9", "#2f6099"

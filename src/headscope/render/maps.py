@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+
+from headscope.render.plain import markup as escape
 
 SHADES = " ░▒▓█"
 """Characters for [0, 0.2), [0.2, 0.4), ... [0.8, 1]."""

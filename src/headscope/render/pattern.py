@@ -21,7 +21,6 @@ import json
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +41,7 @@ from headscope.probes import probe_text, probe_tokens
 from headscope.probes.probe import Tokens, check_fits
 from headscope.records.files import write_whole
 from headscope.render.maps import colour
+from headscope.render.plain import markup as escape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

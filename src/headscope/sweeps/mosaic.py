@@ -14,7 +14,6 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from headscope.page.html import page_html
 from headscope.records.codec import encode
 from headscope.records.files import write_whole
 from headscope.render.maps import colour
+from headscope.render.plain import markup as escape
 from headscope.sweeps.store import Store, open_store
 
 if TYPE_CHECKING:

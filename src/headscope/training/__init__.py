@@ -1,1 +1,1 @@
-"""Following a model while it learns: the tracker, the phase change, and a run's checkpoints."""
+"""Training: what a user trains, and how it is watched."""

@@ -9,6 +9,7 @@ import typer
 
 from headscope.cli import options
 from headscope.cli.files import check_out, save
+from headscope.render.plain import say
 
 PLACE = 11
 """Where the command stands in the help."""
@@ -40,10 +41,10 @@ def behavior(
         result = run(name, loaded, top=top, seed=seed, progress=progress)
     saved = save(result, out)
     if as_json:
-        typer.echo(result.to_json())
+        say(result.to_json())
         return
     from headscope.evidence.behavior.terminal import print_behavior
 
     print_behavior(result)
     if saved:
-        print(f"Results: {saved[0]} and {saved[1]}")
+        say(f"Results: {saved[0]} and {saved[1]}")

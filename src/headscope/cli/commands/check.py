@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 
-import typer
-
 from headscope.cli import options
+from headscope.render.plain import say
 
 PLACE = 12
 """Where the command stands in the help."""
@@ -32,12 +31,10 @@ def check(
 
     found = agreement(open_model(opening.model, **opening.settings()))
     if as_json:
-        typer.echo(json.dumps(found.to_dict(), indent=1))
+        say(json.dumps(found.to_dict(), indent=1))
         return
     about = found.model
-    typer.echo(f"{about.id}: {about.support}, {about.reason}")
+    say(f"{about.id}: {about.support}, {about.reason}")
     if about.support != "unsupported":
         kv = "" if about.n_kv_heads in (None, about.n_heads) else f" ({about.n_kv_heads} key-value)"
-        typer.echo(
-            f"{about.family}, {about.n_layers} layers of {about.n_heads} heads{kv}; kernel {', '.join(found.kernels)}"
-        )
+        say(f"{about.family}, {about.n_layers} layers of {about.n_heads} heads{kv}; kernel {', '.join(found.kernels)}")

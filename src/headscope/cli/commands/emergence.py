@@ -9,6 +9,7 @@ import typer
 
 from headscope.cli import options
 from headscope.cli.files import check_out, save
+from headscope.render.plain import say
 
 PLACE = 10
 """Where the command stands in the help."""
@@ -58,10 +59,10 @@ def emergence(
         )
     saved = save(result, out)
     if as_json:
-        typer.echo(result.to_json())
+        say(result.to_json())
         return
     from headscope.evidence.emergence.terminal import print_emergence
 
     print_emergence(result)
     if saved:
-        print(f"Results: {', '.join(map(str, saved[:-1]))} and {saved[-1]}")
+        say(f"Results: {', '.join(map(str, saved[:-1]))} and {saved[-1]}")

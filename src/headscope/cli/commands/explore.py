@@ -11,6 +11,7 @@ import typer
 
 from headscope.cli import options
 from headscope.errors import ArgumentError
+from headscope.render.plain import say
 
 PLACE = 5
 """Where the command stands in the help."""
@@ -51,7 +52,7 @@ def explore(
             text = json.dumps({"schema": SCHEMA, "model": loaded.id, "address": address})
         else:
             text = f"{loaded.id}: {address}\nCtrl-C stops it."
-        print(text, flush=True)
+        say(text, flush=True)
         if browser and sys.stdout.isatty():
             import webbrowser
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from headscope.cli.files import check_out, saving
+from headscope.render.plain import say
 
 PLACE = 8
 """Where the command stands in the help."""
@@ -37,7 +38,7 @@ def mosaic(
         check_out(path, file=True)
     found = run(store, detector=detector, by_depth=by_depth)
     if as_json:
-        typer.echo(found.to_json())
+        say(found.to_json())
         if out is None:
             return
     others = [role for role in roles(store) if role != detector] if path.suffix == ".html" else []
@@ -45,6 +46,6 @@ def mosaic(
     with saving(path):
         found.save(path, others=pages)
     if not as_json:
-        print(f"Mosaic: {path} ({len(found.tiles)} shown)")
+        say(f"Mosaic: {path} ({len(found.tiles)} shown)")
         for name in found.failed:
-            print(f"not shown, since its scan failed: {name}")
+            say(f"not shown, since its scan failed: {name}")

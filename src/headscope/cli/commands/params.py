@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from headscope.cli import options
+from headscope.render.plain import say
 
 PLACE = 13
 """Where the command stands in the help."""
@@ -34,10 +35,10 @@ def params(
 
     count = count_parameters(loaded, heads=heads or ())
     if as_json:
-        typer.echo(json.dumps(count.to_dict(), indent=1))
+        say(json.dumps(count.to_dict(), indent=1))
         return
     names = ", ".join(map(str, count.heads)) or "two heads, one in each of two layers"
-    typer.echo(f"one head      {count.per_head:>15,}   W_Q, W_K, W_V, W_O")
-    typer.echo(f"  with biases {count.per_head_with_bias:>15,}")
-    typer.echo(f"circuit       {count.circuit:>15,}   {names}")
-    typer.echo(f"model         {count.model_total:>15,}   the circuit is {count.share:.3%} of it")
+    say(f"one head      {count.per_head:>15,}   W_Q, W_K, W_V, W_O")
+    say(f"  with biases {count.per_head_with_bias:>15,}")
+    say(f"circuit       {count.circuit:>15,}   {names}")
+    say(f"model         {count.model_total:>15,}   the circuit is {count.share:.3%} of it")

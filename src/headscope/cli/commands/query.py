@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from headscope.cli import options
+from headscope.render.plain import say
 
 PLACE = 7
 """Where the command stands in the help."""
@@ -25,6 +26,6 @@ def query(
 
     answer = open_store(store).query(sql)
     if as_json:
-        typer.echo(answer.to_json(orient="records", indent=1))
+        say(answer.to_json(orient="records", indent=1))
         return
-    print(answer.to_string(index=False) if len(answer) else "no rows")
+    say(answer.to_string(index=False) if len(answer) else "no rows")

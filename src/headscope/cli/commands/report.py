@@ -9,6 +9,7 @@ import typer
 
 from headscope.cli import options
 from headscope.cli.files import read_text, saving
+from headscope.render.plain import say
 
 PLACE = 4
 """Where the command stands in the help."""
@@ -53,10 +54,10 @@ def report(
         with saving(path):
             write_page(document, path)
     if as_json:
-        typer.echo(to_json(document))
+        say(to_json(document))
         return
-    print(document["finding"]["sentence"])
+    say(document["finding"]["sentence"])
     for detail in document["finding"]["details"]:
-        print(f"  {detail}")
+        say(f"  {detail}")
     if path is not None:
-        print(f"Report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+        say(f"Report: {path} ({path.stat().st_size / 1e6:.1f} MB)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +10,7 @@ import typer
 from headscope.cli import options
 from headscope.cli.files import check_out, read_text, read_token_lists, save
 from headscope.errors import ArgumentError
+from headscope.render.plain import say
 
 if TYPE_CHECKING:
     from headscope.model.load import Model
@@ -56,13 +56,13 @@ def scan(
         result = run(loaded, probe=probe, detectors=detectors, precision=precision, progress=progress)
     saved = save(result, out)
     if as_json:
-        typer.echo(result.to_json())
+        say(result.to_json())
         return
     from headscope.evidence.scan.terminal import print_scan
 
     print_scan(result, top=top, heatmap=heatmap)
     if saved:
-        print(f"Results: {saved[0]} and {saved[1]}", file=sys.stdout)
+        say(f"Results: {saved[0]} and {saved[1]}")
 
 
 def _given(model: Model, text: Path | None, tokens: Path | None) -> Probe | None:

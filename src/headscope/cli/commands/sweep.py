@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from headscope.cli import options
+from headscope.render.plain import say
 
 if TYPE_CHECKING:
     from headscope.sweeps.sweep import Sweep
@@ -89,29 +89,29 @@ def sweep(
             )
         except KeyboardInterrupt:
             kept = f"{done} of {total} jobs were finished in this run" if total else "no job was finished in this run"
-            print(f"\nheadscope: interrupted; {kept}, and are kept in {store}.", file=sys.stderr)
-            print("headscope: the same command goes on from there.", file=sys.stderr)
+            say(f"\nheadscope: interrupted; {kept}, and are kept in {store}.", err=True)
+            say("headscope: the same command goes on from there.", err=True)
             raise typer.Exit(INTERRUPTED) from None
     if as_json:
-        typer.echo(result.to_json())
+        say(result.to_json())
     else:
-        print(f"{result.planned} jobs: {result.done} done, {result.skipped} skipped, {result.failed} failed")
-        print(f"Store: {result.store}")
+        say(f"{result.planned} jobs: {result.done} done, {result.skipped} skipped, {result.failed} failed")
+        say(f"Store: {result.store}")
     _list_damage(result)
     _list_failures(result)
 
 
 def _list_damage(result: Sweep) -> None:
     for one in result.damaged:
-        print(f"damaged: {one.name}: {one.why}", file=sys.stderr)
+        say(f"damaged: {one.name}: {one.why}", err=True)
     if result.damaged:
         noun = "file was" if len(result.damaged) == 1 else "files were"
-        print(f"{len(result.damaged)} damaged {noun} set aside in {result.store}/damaged.", file=sys.stderr)
+        say(f"{len(result.damaged)} damaged {noun} set aside in {result.store}/damaged.", err=True)
 
 
 def _list_failures(result: Sweep) -> None:
     for one in result.failures:
         name = f"{one.model}@{one.revision}" if one.revision else one.model
-        print(f"failed: {one.what} of {name}: {one.reason} [traceback {one.traceback}]", file=sys.stderr)
+        say(f"failed: {one.what} of {name}: {one.reason} [traceback {one.traceback}]", err=True)
     if result.failures:
-        print("--retry-failed tries them again.", file=sys.stderr)
+        say("--retry-failed tries them again.", err=True)

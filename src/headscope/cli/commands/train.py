@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from headscope.cli import options
+from headscope.render.plain import say
 
 PLACE = 9
 """Where the command stands in the help."""
@@ -71,10 +71,10 @@ def train(
         with screen:
             found = run(**settings, out=folder, on_row=screen.row, on_step=screen.step)
     except KeyboardInterrupt:
-        print(f"Stopped. The same command goes on from the newest checkpoint in {folder}.", file=sys.stderr)
+        say(f"Stopped. The same command goes on from the newest checkpoint in {folder}.", err=True)
         raise typer.Exit(130) from None
     if as_json:
-        typer.echo(found.to_json())
+        say(found.to_json())
         return
-    print(found.learned)
-    print(f"Checkpoints: {len(found.checkpoints)} in {found.out}, the last is {found.checkpoints[-1]}")
+    say(found.learned)
+    say(f"Checkpoints: {len(found.checkpoints)} in {found.out}, the last is {found.checkpoints[-1]}")

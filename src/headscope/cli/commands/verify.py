@@ -10,6 +10,7 @@ import typer
 from headscope.cli import options
 from headscope.cli.files import check_out, read_text, save
 from headscope.errors import ArgumentError
+from headscope.render.plain import say
 
 PLACE = 2
 """Where the command stands in the help."""
@@ -60,10 +61,10 @@ def verify(
         )
     saved = save(result, out)
     if as_json:
-        typer.echo(result.to_json())
+        say(result.to_json())
         return
     from headscope.evidence.verify.terminal import print_verification
 
     print_verification(result, top=top)
     if saved:
-        print(f"Results: {saved[0]} and {saved[1]}")
+        say(f"Results: {saved[0]} and {saved[1]}")

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from headscope.errors import ArgumentError
 from headscope.evidence.scan.result import Timing
-from headscope.heads import HeadId
+from headscope.heads import HeadId, ranking
 from headscope.interventions.ablation import (
     Ablator,
     Intervention,
@@ -181,7 +181,7 @@ def ablate_each(
         top=top if search == "race" else None,
         confidence=confidence if search == "race" else None,
         method=method,
-        heads=tuple(sorted(found, key=lambda one: (-one.delta_loss_nats.mean, one.head))),
+        heads=tuple(sorted(found, key=lambda one: ranking(one.delta_loss_nats.mean, one.head))),
         probe=dict(probe.settings),
         corpus=None if ablator.corpus is None else dict(ablator.corpus.settings),
         n_ablations=course.n_ablations,

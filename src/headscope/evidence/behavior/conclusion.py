@@ -114,7 +114,10 @@ def conclude(evidence: Evidence, rule: Rule = RULE) -> tuple[str, tuple[str, ...
                 f"{_named(alone)} each carry a little of it, and no set of at most {few} was found that does"
             )
             return DIFFUSE, tuple(reasons)
-        reasons.append("no head or set of heads, taken out and patched, lowers the effect significantly")
+        reasons.append(
+            "none of the heads tried alone, and not the one set built from them head by head, lowers the effect "
+            "significantly when taken out and patched; other sets were not tried"
+        )
         return NOT_FOUND, tuple(reasons)
     names = ", ".join(map(str, team.heads))
     enough = team.share is not None and team.share >= rule.removed

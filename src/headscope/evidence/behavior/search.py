@@ -52,7 +52,7 @@ from headscope.evidence.behavior.result import BehaviorResult
 from headscope.evidence.behavior.sets import BUILT_IN, contrasts_of
 from headscope.evidence.copying import Circuits
 from headscope.evidence.scan.measure import scan
-from headscope.heads import HeadId
+from headscope.heads import HeadId, ranking
 from headscope.interventions.ablation import Ablator, World
 from headscope.model.load import Model, load
 from headscope.probes import Probe, repeated_tokens
@@ -282,7 +282,7 @@ class _Search:
         """Heads that pass the triage, with its estimates, and the set; on the search pairs alone."""
         against: list[PromptKind] = [kind for kind in self.bench.kinds if kind != "prompt"]
         estimates = {kind: self.bench.triage(self.searched, self.heads, kind, "triage by gradient") for kind in against}
-        orders = [np.argsort(-estimates[kind]) for kind in against]
+        orders = [np.argsort(-estimates[kind].round(6), kind="stable") for kind in against]
         best = list(dict.fromkeys(int(one) for rank in zip(*orders, strict=True) for one in rank))[: self.top]
         triage = {self.heads[one]: {kind: float(estimates[kind][one]) for kind in against} for one in sorted(best)}
         return triage, self._greedy(tuple(triage))
@@ -297,7 +297,7 @@ class _Search:
             worlds = [frozenset([*chosen, head]) for head in left]
             found = self.bench.ablated(self.ablator, self.searched, worlds, "choosing a set")
             removed = self.bench.removed(found, self.searched).mean(1)
-            best = int(removed.argmax())
+            best = int(removed.round(6).argmax())
             if removed[best] < gone + STEP * effect:
                 break
             chosen, gone = (*chosen, left[best]), float(removed[best])
@@ -331,7 +331,7 @@ class _Search:
             )
             for one, (head, estimates) in enumerate(triage.items())
         ]
-        return tuple(sorted(heads, key=lambda one: (-one.removed.mean, one.head))), together
+        return tuple(sorted(heads, key=lambda one: ranking(one.removed.mean, one.head))), together
 
     def _set(self, team: tuple[HeadId, ...], tested: _Tested) -> SetFinding:
         """The last world of the test."""
@@ -427,7 +427,7 @@ class _Search:
                 if self.circuits is None:
                     return None
                 own = self._size(head)
-                pool = sorted(pool, key=lambda one: abs(math.log(self._size(one) / own)))[:NEAREST]
+                pool = sorted(pool, key=lambda one: round(abs(math.log(self._size(one) / own)), 6))[:NEAREST]
             if not pool:
                 return None
             drawn.append(pool[int(self.random.integers(len(pool)))])

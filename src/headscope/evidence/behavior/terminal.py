@@ -11,11 +11,12 @@ from headscope.evidence.behavior.result import BehaviorResult
 from headscope.evidence.scan.terminal import print_model
 from headscope.evidence.verify.terminal import WIDTH
 from headscope.evidence.verify.verdict import q_text
+from headscope.render.plain import console as terminal
 
 
 def print_behavior(found: BehaviorResult) -> None:
     """Print what was measured, what was found, and what it is held against."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal()
     console.width = max(WIDTH, console.width)
     print_model(console, found.model)
     cost = found.cost

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from headscope.evidence.kinds import Kind, Sweepable, table_of
 
 if TYPE_CHECKING:
-    from headscope.evidence.circuit.measure import Circuit
+    from headscope.evidence.circuit.result import Circuit
     from headscope.model.load import Model
 
 
 def _result() -> type[Circuit]:
-    from headscope.evidence.circuit.measure import Circuit
+    from headscope.evidence.circuit.result import Circuit
 
     return Circuit
 

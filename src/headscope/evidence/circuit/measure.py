@@ -1,286 +1,75 @@
-"""The circuit: who tells the induction head where to look?
+"""The circuit: which heads tell the induction head where to look?
 
 For every receiver, each head of an earlier layer is tried as its sender by path patching
-(`headscope.interventions.paths`), into the receiver's key and, as a control, into its query; and for the senders
-found the loss at the query is measured with one patched input, key, query or value, at a time.
+(`headscope.interventions.paths`), into the receiver's key and into its query; and for the senders found the loss at the
+query is measured with one patched input, key, query or value, at a time.
 
-    effect      stripe(clean) - stripe(clean, but the sender's content at the key is the corrupt twin's)
+    asked       the corrupt prompt takes significantly more than nothing of the stripe, and at least a tenth. Where it
+                does not, it cannot ask who carries the stripe, and no share is given.
+    effect      stripe(clean) - stripe(clean, but the sender's content is that of the corrupt prompt)
     share       effect over stripe(clean) - stripe(corrupt), the most that any sender could do
-    named       q <= 0.05 (Benjamini-Hochberg, over all senders and receivers) and share >= 0.1
-    restored    in the corrupt twin with the named senders' clean content: (stripe - corrupt) / (clean - corrupt).
-                What is left to 1 is unexplained.
+    named       q <= 0.05 (Benjamini-Hochberg, over all senders, receivers and both inputs) and share >= 0.1
+    restored    in the corrupt prompt with the named senders' clean content: (stripe - corrupt) / (clean - corrupt),
+                a ratio of means with Fieller's interval. What is left to 1 is unexplained.
 
-Weights are asked too: K-composition (`headscope.evidence.composition.measure`) of the same pairs, from products of
-weights alone. It says what could be read; patching says what is. Where they disagree, the result says so.
+Senders that replace each other show nothing one by one. So a set is looked for where more is lost without all senders
+together than without each alone (`headscope.evidence.circuit.sets`):
 
-Cost: one pass per head of the layers before the last receiver, over 32 prompts of about 55 tokens, twice (MLPs
-recomputed and held); and what `verify` costs where no receivers are given.
+    excess(S)   share lost without all of S, less the sum of the shares lost without each of them alone
+    set         the smallest S with half of the excess of all senders; then among those not yet named, until the rest
+                has an excess below 0.1. Each member is also tried alone in the corrupt prompt: "any of" them is
+                enough where each restores at least half of what they do together.
 
-It misleads where senders act only together with another head's change (a path of three heads): with all others held
-that path is cut, and it shows as unexplained.
+Two more changes of the prompt, the token two before the key and the token before the query, say whether a head
+compares more than one token; where they take half of the stripe, their senders are traced too (`Circuit.context`).
+
+Weights are asked too: composition (`headscope.evidence.composition.measure`) of the same pairs. It says what could be
+read; patching says what is. Agreement takes more than chance: a margin over every other head of the model's own.
+
+Cost: over 32 prompts of about 55 tokens, four whole passes; one pass per head of the layers before the last receiver;
+a few for each set and for each sender that is named; and what `verify` costs where no receivers are given.
+
+It misleads where senders act only through another head (a path of three heads): with all others held that path is
+cut, and it shows as unexplained. The value path is measured, but no corrupt prompt changes the token at the key.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
+import torch
+from jaxtyping import Float
 
 from headscope.errors import ArgumentError, ShapeError, TokenError, UnsupportedModel
 from headscope.evidence.ablation.each import N_PROMPTS as VERIFY_PROMPTS
+from headscope.evidence.circuit.result import RULE, Circuit, Edge, PairComposition, Receiver, SenderSet
+from headscope.evidence.circuit.sets import smallest
 from headscope.evidence.composition.measure import Composition, composition
 from headscope.evidence.scan.result import Timing
 from headscope.evidence.verify.measure import verify
 from headscope.evidence.verify.result import Verification
-from headscope.heads import HeadId
+from headscope.heads import HeadId, ranking
 from headscope.interventions.paths import INPUTS, Contents, Input, Mlps, Paths, Sources
 from headscope.model.load import Heads, Model, load
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.probe import check_fits
-from headscope.probes.twins import Twin, twins
-from headscope.records.codec import decode, encode, refuse_repeated
+from headscope.probes.twins import CONTEXT, Change, twins
 from headscope.records.common import Estimate, ModelInfo, Provenance
-from headscope.records.files import read_document, write_whole
-from headscope.render.figures import diagram_figure
-from headscope.render.graph import Arrow, Node, diagram_svg
-from headscope.stats import benjamini_hochberg, p_values
+from headscope.stats import benjamini_hochberg, p_values, ratio_interval
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
     from transformers import PreTrainedModel
 
-SCHEMA = "headscope.circuit/1"
 N_PROMPTS = 32
 PERIOD = 24
-
-COLUMNS = (
-    "sender",
-    "receiver",
-    "input",
-    "effect",
-    "share",
-    "q_value",
-    "query_effect",
-    "loss_nats",
-    "k_composition_z",
-)
-"""Of `Circuit.to_frame`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CircuitRule:
-    """Every number that names a sender."""
-
-    share: float = 0.1
-    """Least share of the stripe that its content carries."""
-    false_discovery: float = 0.05
-    """Largest q-value."""
-    z: float = 3.0
-    """Least z of K-composition for weights to agree."""
-
-
-RULE = CircuitRule()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Weights:
-    """What K-composition says of a pair."""
-
-    score: float
-    """In [0, 1]."""
-    ratio: float
-    """Over what a random rotation gives."""
-    z: float | None
-    """Its distance from that in standard deviations; None where no rotation changes it."""
-    rank: int
-    """Among all heads before the receiver, from 1."""
-    of: int
-    """How many there are."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Edge:
-    """A sender that matters to a receiver through one input."""
-
-    sender: HeadId
-    """Who writes."""
-    receiver: HeadId
-    """Who reads."""
-    input: Input
-    """Through its key, query or value."""
-    effect: Estimate
-    """Stripe lost, in probability; MLPs recompute."""
-    share: float
-    """Of the most that any sender could do."""
-    q_value: float
-    """Significance of the effect."""
-    mlps_held: Estimate | None
-    """The effect with MLPs held; None where the model has none of its own."""
-    loss_nats: dict[str, Estimate]
-    """Loss at the query with the sender's other content in the receiver's key, query or value alone, minus clean."""
-    query_effect: Estimate
-    """The control: stripe lost through the receiver's query."""
-    previous_token: float | None
-    """The sender's attention to the token before, if a verification was made."""
-    weights: Weights | None
-    """What the weights say; None where they cannot be told apart by head, or one of the two has only zeros."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Receiver:
-    """A head whose stripe is explained."""
-
-    head: HeadId
-    """Which."""
-    verdict: str | None
-    """Its verdict, if a verification was made."""
-    stripe: Estimate
-    """Attention from the query to the key, clean."""
-    corrupt: Estimate
-    """The same in the corrupt twin."""
-    restored: Estimate | None
-    """Share of the difference that the named senders' clean content restores; None without any."""
-    restored_mlps_held: Estimate | None
-    """The same with MLPs held."""
-    unexplained: float
-    """What is left to 1; below 0 where they restore more than all of it."""
-    strongest_other: Estimate | None
-    """Effect of the strongest sender that is not named; None if all are."""
-    strongest_query: Estimate
-    """The control: the strongest effect of any sender through the query."""
-    weights_agree: bool | None
-    """Whether the strongest named sender's K-composition is out of chance's reach; None where not known."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Circuit:
-    """Who feeds whom."""
-
-    model: ModelInfo
-    """Which model."""
-    receivers: tuple[Receiver, ...]
-    """Heads whose stripe is explained, in order."""
-    edges: tuple[Edge, ...]
-    """Named senders, strongest first for each receiver."""
-    senders_tried: int
-    """Heads before the last receiver's layer."""
-    grouped: bool
-    """Whether heads share keys: each was patched for its one query head."""
-    notes: tuple[str, ...]
-    """What a reader must know."""
-    rule: CircuitRule
-    """The numbers that name a sender."""
-    probe: dict[str, Any]
-    """How the twins were made."""
-    provenance: Provenance
-    """How to repeat it."""
-    timing: Timing
-    """What it cost."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The document `headscope.circuit/1`, JSON-ready."""
-        return {"schema": SCHEMA, **encode(self)}
-
-    def to_json(self) -> str:
-        """The document as text."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per edge: `COLUMNS`, also where there is none."""
-        import pandas as pd
-
-        return pd.DataFrame(
-            [
-                (
-                    str(one.sender),
-                    str(one.receiver),
-                    one.input,
-                    one.effect.mean,
-                    one.share,
-                    one.q_value,
-                    one.query_effect.mean,
-                    one.loss_nats[one.input].mean,
-                    None if one.weights is None else one.weights.z,
-                )
-                for one in self.edges
-            ],
-            columns=list(COLUMNS),
-        )
-
-    def save(self, folder: str | Path) -> tuple[Path, Path]:
-        """Write `circuit.json` and `circuit.svg` into a folder, which is made if need be. Returns both paths."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        document, drawing = folder / "circuit.json", folder / "circuit.svg"
-        write_whole(document, (self.to_json() + "\n").encode())
-        write_whole(drawing, self.drawing().encode())
-        return document, drawing
-
-    def drawing(self) -> str:
-        """The circuit as SVG."""
-        return diagram_svg(*self._graph())
-
-    def plot(self) -> Figure:
-        """The circuit as a matplotlib figure; it needs the extra `notebook`.
-
-        Raises:
-            ArgumentError: matplotlib is not installed.
-        """
-        return diagram_figure(*self._graph())
-
-    def _graph(self) -> tuple[list[Node], list[Arrow]]:
-        nodes = {
-            **{one.sender: Node(label=str(one.sender), layer=one.sender.layer, note="sender") for one in self.edges},
-            **{
-                one.head: Node(label=str(one.head), layer=one.head.layer, note=one.verdict or "")
-                for one in self.receivers
-            },
-        }
-        arrows = [
-            Arrow(
-                source=str(one.sender),
-                target=str(one.receiver),
-                weight=max(0.0, min(1.0, one.share)),
-                note=f"{one.sender} to the key of {one.receiver}: {one.share:.0%} of its stripe",
-            )
-            for one in self.edges
-        ]
-        return [nodes[head] for head in sorted(nodes)], arrows
-
-    @classmethod
-    def load(cls, path: str | Path) -> Circuit:
-        """Read `circuit.json`, or the folder that holds it.
-
-        Raises:
-            ArgumentError: there is no such file, or it is not a circuit.
-        """
-        return cls.from_dict(read_document(path, "circuit.json"))
-
-    @classmethod
-    def from_dict(cls, document: dict[str, Any]) -> Circuit:
-        """The result that `to_dict` wrote.
-
-        Raises:
-            ArgumentError: the document is not a `headscope.circuit/1`.
-        """
-        found = decode(cls, document, schema=SCHEMA)
-        refuse_repeated(one.head for one in found.receivers)
-        return found
-
-    def __repr__(self) -> str:
-        found = ", ".join(f"{one.sender} -> {one.receiver}.{one.input} {one.share:.2f}" for one in self.edges[:4])
-        return f"Circuit({self.model.id}: {found or 'no sender found'})"
-
-    def _repr_html_(self) -> str:
-        return self.drawing()
+ROUTES: tuple[Input, ...] = ("k", "q")
+"""Inputs through which a sender can move the stripe."""
 
 
 def trace_circuit(
@@ -292,20 +81,19 @@ def trace_circuit(
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Circuit:
-    """Find and prove the path into each induction head's key.
+    """Find and prove the path into each induction head's key, or query.
 
     Args:
         model: What `headscope.load` takes, or gives.
         receivers: Heads to explain; by default those that the verification calls `induction` or `redundant_induction`.
-        verification: What `hs.verify` gave for this model; made anew where it is needed.
+        verification: What `hs.verify` gave for this model; made where it is needed.
         probe: Repeated tokens; by default 32 prompts with runs of about 24.
-        seed: Of the default probe, the twins, and the verification.
+        seed: Of the default probe, the corrupt prompts, and the verification.
         progress: Called with (what is being done, done, of).
 
     Raises:
-        ArgumentError: receivers that the model does not have, or that lie in its first layer; a verification of
-            another model.
-        TokenError: prompts of which no twin can be made, or of several lengths.
+        ArgumentError: receivers that the model does not have, or of its first layer; a verification of another model.
+        TokenError: prompts of which no corrupt one can be made, or of several lengths.
         UnsupportedModel: queries and keys that cannot be seen, or no LM head.
     """
     model = load(model)
@@ -332,15 +120,25 @@ def trace_circuit(
         )
     pairs = twins(probe, seed=seed)
     started = time.perf_counter()
-    if not chosen:
-        return _assembled(
-            model, probe, seed, started, (), (), 0, ("no head is called induction, so none is explained",)
-        )
-    tracing = _Tracing(model, pairs, chosen, report)
-    weights = _composition(model)
-    names = {one.head: one for one in verification.heads} if verification is not None else {}
-    receivers_found, edges = tracing.found(weights, names)
-    return _assembled(model, probe, seed, started, receivers_found, edges, len(tracing.senders), tracing.notes(weights))
+    verdicts = {one.head: one for one in verification.heads} if verification is not None else {}
+    if chosen:
+        parts = _traced(model, probe, Paths(model, pairs, chosen), seed, verdicts, report)
+    else:
+        parts = {
+            "receivers": (),
+            "edges": (),
+            "senders_tried": 0,
+            "notes": ("no head is called induction, so none is explained",),
+        }
+    return Circuit(
+        model=ModelInfo.of(model),
+        **parts,
+        grouped=_grouped(model),
+        rule=RULE,
+        probe=dict(probe.settings) | {"twins": "one token before the key replaced"},
+        provenance=Provenance.of(model, kernels=model.check.kernels, seed=seed),
+        timing=Timing(wall_s=time.perf_counter() - started, tokens=2 * sum(map(len, probe.prompts))),
+    )
 
 
 def _verified(model: Model, probe: Probe, seed: int, progress: Callable[[str, int, int], None] | None) -> Verification:
@@ -352,217 +150,357 @@ def _verified(model: Model, probe: Probe, seed: int, progress: Callable[[str, in
     return verify(model, probe=usual, seed=seed, progress=progress)
 
 
-def _assembled(
+def _traced(
     model: Model,
     probe: Probe,
+    paths: Paths,
     seed: int,
-    started: float,
-    receivers: tuple[Receiver, ...],
-    edges: tuple[Edge, ...],
-    n_senders: int,
-    notes: tuple[str, ...],
-) -> Circuit:
-    return Circuit(
-        model=ModelInfo.of(model),
-        receivers=receivers,
-        edges=edges,
-        senders_tried=n_senders,
-        grouped=_grouped(model),
-        notes=notes,
-        rule=RULE,
-        probe=dict(probe.settings) | {"twins": "one token before the key replaced"},
-        provenance=Provenance.of(model, kernels=model.check.kernels, seed=seed),
-        timing=Timing(wall_s=time.perf_counter() - started, tokens=2 * sum(map(len, probe.prompts))),
+    verdicts: Mapping[HeadId, Any],
+    report: Callable[[str, int, int], None],
+) -> dict[str, Any]:
+    """Everything about the receivers that a circuit holds."""
+    last = max(head.layer for head in paths.receivers)
+    senders = [HeadId(layer, one) for layer, n in sorted(model.check.heads.items()) if layer < last for one in range(n)]
+    asked = _asked(paths)
+    tracing = _Tracing(paths, asked, senders, report)
+    edges = tracing.edges("before_key", verdicts)
+    context, lost = list[Edge](), dict[HeadId, dict[str, Estimate]]()
+    for change in CONTEXT if asked else ():
+        pairs = twins(probe, seed=seed, change=change)
+        if all(pair.changed is None for pair in pairs):
+            continue
+        other = Paths(model, pairs, asked, clean=paths.clean, offsets=paths.offsets)
+        clean, corrupt = other.stripe(other.clean), other.stripe(other.corrupt)
+        for row, head in enumerate(asked):
+            lost.setdefault(head, {})[change] = Estimate.of_ratio(clean[row] - corrupt[row], clean[row])
+        compared = [head for head in asked if lost[head][change].mean >= RULE.context]
+        if compared:
+            context += _Tracing(other, compared, senders, report).edges(change, verdicts)
+    notes, weights = list[str](), _composition(model, {edge.input for edge in (*edges, *context)})
+    if _grouped(model):
+        notes.append(
+            "grouped queries: heads of a group share one key; each was patched for its one query head alone, which "
+            "the model itself cannot do"
+        )
+    if not paths.can_hold_mlps:
+        notes.append("the model has no MLPs apart from its attention that could be held, so they recompute")
+    notes += (
+        ["its weights cannot be assigned to heads, so composition is not known"] if weights is None else weights.notes
     )
+    edges, context = _weighed(edges, weights), _weighed(context, weights)
+    found = tracing.receivers(edges, verdicts)
+    return {
+        "receivers": tuple(replace(one, context=lost.get(one.head)) for one in found),
+        "edges": tuple(edges),
+        "senders_tried": len(senders),
+        "notes": tuple(notes),
+        "sets": tuple(tracing.sets),
+        "context": tuple(context),
+    }
+
+
+def _asked(paths: Paths) -> list[HeadId]:
+    """Receivers of which the corrupt prompts can ask something, at the stripe or at the key after it."""
+
+    def taken() -> dict[HeadId, bool]:
+        rows = zip(paths.receivers, paths.stripe(paths.clean), paths.stripe(paths.corrupt), strict=True)
+        return {
+            head: bool(
+                (clean - corrupt).mean() >= RULE.share * clean.mean() > 0
+                and float(p_values(clean - corrupt)) <= RULE.false_discovery
+            )
+            for head, clean, corrupt in rows
+        }
+
+    at_stripe = taken()
+    paths.offsets.update({head: 1 for head, holds in at_stripe.items() if not holds})
+    further = taken()
+    for head in paths.receivers:
+        if not at_stripe[head] and not further[head]:
+            paths.offsets.pop(head)
+    return [head for head in paths.receivers if at_stripe[head] or further[head]]
 
 
 class _Tracing:
-    """All paths into the receivers."""
+    """All paths into the receivers of which one change of the prompts can ask something."""
 
     def __init__(
         self,
-        model: Model,
-        pairs: Sequence[Twin],
-        receivers: Sequence[HeadId],
+        paths: Paths,
+        asked: Sequence[HeadId],
+        senders: Sequence[HeadId],
         report: Callable[[str, int, int], None],
     ) -> None:
-        self.model, self.receivers = model, tuple(receivers)
-        last = max(head.layer for head in receivers)
-        self.senders = [
-            HeadId(layer, one) for layer, n in sorted(model.check.heads.items()) if layer < last for one in range(n)
-        ]
-        self._report = report
-        self.paths = Paths(model, pairs, receivers)
-        self._clean = self.paths.stripe(self.paths.clean)
-        self._corrupt = self.paths.stripe(self.paths.corrupt)
-        self._mlps: list[Mlps] = ["recompute", "held"] if self.paths.can_hold_mlps else ["recompute"]
+        self.paths, self.asked, self.senders, self._report = paths, tuple(asked), tuple(senders), report
+        self.sets: list[SenderSet] = []
+        self.restored: dict[tuple[HeadId, Mlps], Estimate] = {}
+        self._clean = dict(zip(paths.receivers, paths.stripe(paths.clean), strict=True))
+        self._corrupt = dict(zip(paths.receivers, paths.stripe(paths.corrupt), strict=True))
+        self._known: dict[tuple[str, Mlps, Sources], dict[HeadId, Contents]] = {}
 
-    def found(
-        self, weights: Composition | None, names: dict[HeadId, Any]
-    ) -> tuple[tuple[Receiver, ...], tuple[Edge, ...]]:
-        """Receivers and their named senders."""
-        singles: list[Sources] = [frozenset([sender]) for sender in self.senders]
-        contents: dict[Mlps, dict[HeadId, Contents]] = {
-            mlp: self._contents("clean", singles, mlp, f"patching, MLPs {'held' if mlp == 'held' else 'recomputed'}")
-            for mlp in self._mlps
-        }
-        lost: dict[Mlps, dict[tuple[int, str], np.ndarray]] = {
-            mlp: {
-                (row, name): self._clean[row] - self.paths.patched(self.paths.clean, head, name, by[head][name])
-                for row, head in enumerate(self.receivers)
-                for name in ("k", "q")
-            }
-            for mlp, by in contents.items()
-        }
-        tested = [
-            (row, column)
-            for row, head in enumerate(self.receivers)
-            for column, sender in enumerate(self.senders)
+    def edges(self, change: Change, verdicts: Mapping[HeadId, Any]) -> list[Edge]:
+        """Named senders and sets of all receivers, strongest first for each; their weights are not yet asked."""
+        if not self.asked:
+            return []
+        alone = [frozenset([sender]) for sender in self.senders]
+        self._learn("clean", "recompute", alone, "patching, MLPs recomputed")
+        tests = [
+            (head, name, sender)
+            for head in self.asked
+            for name in ROUTES
+            for sender in self.senders
             if sender.layer < head.layer
         ]
-        p = np.asarray([float(p_values(lost["recompute"][row, "k"][column])) for row, column in tested])
-        q = dict(zip(tested, benjamini_hochberg(p).tolist(), strict=True))
-        most = (self._clean - self._corrupt).mean(1)
-        edges: list[Edge] = []
-        receivers: list[Receiver] = []
-        for row, head in enumerate(self.receivers):
-            before = [column for column, sender in enumerate(self.senders) if sender.layer < head.layer]
-            effects = lost["recompute"][row, "k"].mean(1)
-            shares = effects / most[row] if most[row] > 0 else np.zeros_like(effects)
-            named = [
-                column for column in before if q[row, column] <= RULE.false_discovery and shares[column] >= RULE.share
-            ]
-            named.sort(key=lambda column: -effects[column])
-            losses = self._losses(head, [contents["recompute"][head]] * len(named), named)
+        p = np.asarray([float(p_values(self._lost(head, name, frozenset([sender])))) for head, name, sender in tests])
+        q = dict(zip(tests, benjamini_hochberg(p).tolist(), strict=True))
+        found: list[Edge] = []
+        for head in self.asked:
+            worlds: dict[tuple[Sources, Input], float] = {
+                (frozenset([sender]), name): q[head, name, sender]
+                for name in ROUTES
+                for sender in self._before(head)
+                if q[head, name, sender] <= RULE.false_discovery
+                and self._share(head, name, frozenset([sender])) >= RULE.share
+            }
+            single = {(next(iter(world)), name) for world, name in worlds}
+            for name in ROUTES:
+                worlds |= self._replacing(head, name, {sender for sender, route in single if route == name})
+            self._restore(head, worlds)
+            held = [world for world, _ in worlds]
+            if self.paths.can_hold_mlps:
+                self._learn("clean", "held", held, "patching, MLPs held")
+            losses = self._losses(head, list(dict.fromkeys(held)))
             of_head = [
-                self._edge(head, row, column, float(shares[column]), q[row, column], lost, loss, weights, names)
-                for column, loss in zip(named, losses, strict=True)
+                self._edge(head, name, sender, world, change, q_value, losses[world], verdicts)
+                for (world, name), q_value in worlds.items()
+                for sender in sorted(world)
+                if len(world) == 1 or (sender, name) not in single
             ]
-            edges += of_head
-            receivers.append(self._receiver(head, row, named, before, lost, of_head, weights, names))
-        return tuple(receivers), tuple(edges)
+            found += sorted(of_head, key=lambda edge: ranking(edge.effect.mean, edge.sender))
+        return found
 
-    def notes(self, weights: Composition | None) -> tuple[str, ...]:
-        """What a reader must know."""
-        notes = []
-        if _grouped(self.model):
-            notes.append(
-                "grouped queries: heads of a group share one key; each was patched for its one query head alone, which "
-                "the model itself cannot do"
-            )
-        if not self.paths.can_hold_mlps:
-            notes.append("the model has no MLPs apart from its attention that could be held, so they recompute")
-        if weights is None:
-            notes.append("its weights cannot be told apart by head, so composition is not known")
-        else:
-            notes += list(weights.notes)
-        return tuple(notes)
+    def receivers(self, edges: Sequence[Edge], verdicts: Mapping[HeadId, Any]) -> tuple[Receiver, ...]:
+        """All receivers, also those of which nothing could be asked."""
+        return tuple(
+            self._receiver(head, [edge for edge in edges if edge.receiver == head], verdicts)
+            for head in self.paths.receivers
+        )
 
     @cached_property
     def _clean_loss(self) -> np.ndarray:
         """At each prompt's query."""
         return self.paths.loss(self.paths.clean)
 
-    def _contents(self, base: str, worlds: Sequence[Sources], mlp: Mlps, label: str) -> dict[HeadId, Contents]:
-        clean, corrupt = self.paths.clean, self.paths.corrupt
-        runs = (clean, corrupt) if base == "clean" else (corrupt, clean)
-        return self.paths.contents(
-            *runs, worlds, mlp=mlp, progress=lambda done, total: self._report(label, done, total)
-        )
+    def _before(self, head: HeadId) -> list[HeadId]:
+        return [sender for sender in self.senders if sender.layer < head.layer]
 
-    def _losses(self, head: HeadId, contents: Sequence[Contents], columns: Sequence[int]) -> list[dict[str, Estimate]]:
-        """For each sender: change of the loss at the query when its content reaches one input alone."""
-        if not columns:
-            return []
-        changes: list[tuple[HeadId, Input, Tensor]] = [
-            (head, name, by[name][column]) for by, column in zip(contents, columns, strict=True) for name in INPUTS
+    def _drop(self, head: HeadId) -> Float[np.ndarray, " prompt"]:
+        """The most that any sender could do."""
+        return self._clean[head] - self._corrupt[head]
+
+    def _learn(self, base: str, mlp: Mlps, worlds: Iterable[Sources], label: str) -> None:
+        """Contents of worlds that are not known yet, all in one batch."""
+        new = [world for world in dict.fromkeys(worlds) if (base, mlp, world) not in self._known]
+        if not new:
+            return
+        runs = (self.paths.clean, self.paths.corrupt) if base == "clean" else (self.paths.corrupt, self.paths.clean)
+        given = self.paths.contents(*runs, new, mlp=mlp, progress=lambda done, total: self._report(label, done, total))
+        for row, world in enumerate(new):
+            self._known[base, mlp, world] = {
+                head: {name: part[row : row + 1] for name, part in by.items()} for head, by in given.items()
+            }
+
+    def _lost(self, head: HeadId, name: Input, world: Sources, mlp: Mlps = "recompute") -> Float[np.ndarray, " prompt"]:
+        """Stripe lost in the clean run through one input, with the corrupt content of these senders."""
+        if mlp == "recompute" and world == frozenset(self._before(head)):
+            # With every earlier head swapped the input is that of the corrupt run itself.
+            content = self.paths.own(self.paths.corrupt, head)[name]
+        else:
+            self._learn("clean", mlp, [world], "sets of senders")
+            content = self._known["clean", mlp, world][head][name]
+        return self._clean[head] - self.paths.patched(self.paths.clean, head, name, content)[0]
+
+    def _share(self, head: HeadId, name: Input, world: Sources) -> float:
+        return float(self._lost(head, name, world).mean() / self._drop(head).mean())
+
+    def _gained(
+        self, head: HeadId, names: Iterable[Input], world: Sources, mlp: Mlps = "recompute"
+    ) -> Float[np.ndarray, " prompt"]:
+        """Stripe gained in the corrupt run through these inputs, with the clean content of these senders."""
+        if not world:
+            return np.zeros_like(self._corrupt[head])
+        self._learn("corrupt", mlp, [world], "restoring")
+        given = self._known["corrupt", mlp, world][head]
+        stripe = self.paths.replaced(self.paths.corrupt, head, {name: given[name] for name in names})[0]
+        return stripe - self._corrupt[head]
+
+    def _replacing(self, head: HeadId, name: Input, single: set[HeadId]) -> dict[tuple[Sources, Input], float]:
+        """Sets of senders that replace each other, with their p-value times the number of sets that were tried."""
+        alone = {sender: max(0.0, self._share(head, name, frozenset([sender]))) for sender in self._before(head)}
+        tried: dict[Sources, float] = {}
+
+        def excess(world: Sources) -> float:
+            if world not in tried:
+                tried[world] = self._share(head, name, world) - sum(alone[sender] for sender in world)
+            return tried[world]
+
+        found: dict[tuple[Sources, Input], float] = {}
+        for excluded in (set[HeadId](), single):
+            while rest := frozenset(alone) - excluded - {sender for world, _ in found for sender in world}:
+                whole = excess(rest)
+                if whole < RULE.share:
+                    break
+                least = max(RULE.share, whole / 2)
+                order = sorted(rest, key=lambda sender: (-round(alone[sender], 3), sender))
+                world = smallest(lambda some, least=least: excess(some) >= least, order, most=RULE.set_size)
+                if world is None or len(world) < 2 or excess(world) < least:
+                    break
+                q_value = min(1.0, float(p_values(self._lost(head, name, world))) * len(tried))
+                if q_value > RULE.false_discovery:
+                    break
+                found[world, name] = q_value
+        return found
+
+    def _restore(self, head: HeadId, worlds: Mapping[tuple[Sources, Input], float]) -> None:
+        """What all named senders restore, and what each member of a set restores alone."""
+        if not worlds:
+            return
+        names: list[Input] = list(dict.fromkeys(name for _, name in worlds))
+        everyone = frozenset(sender for world, _ in worlds for sender in world)
+        drop = self._drop(head)
+        mlps: tuple[Mlps, ...] = ("recompute", "held") if self.paths.can_hold_mlps else ("recompute",)
+        for mlp in mlps:
+            self.restored[head, mlp] = Estimate.of_ratio(self._gained(head, names, everyone, mlp), drop)
+        for world, name in worlds:
+            if len(world) < 2:
+                continue
+            others = everyone - world
+            self._learn("corrupt", "recompute", [others | {sender} for sender in sorted(world)], "restoring")
+            base = self._gained(head, names, others)
+            alone = tuple(
+                Estimate.of_ratio(self._gained(head, names, others | {sender}) - base, drop) for sender in sorted(world)
+            )
+            together = float((self._gained(head, names, everyone) - base).mean() / drop.mean())
+            lost = self._lost(head, name, world)
+            self.sets.append(
+                SenderSet(
+                    receiver=head,
+                    input=name,
+                    senders=tuple(sorted(world)),
+                    effect=Estimate.of(lost),
+                    share=float(lost.mean() / drop.mean()),
+                    singles=sum(max(0.0, self._share(head, name, frozenset([sender]))) for sender in world),
+                    alone=alone,
+                    any_one_is_enough=all(one.mean >= together / 2 for one in alone),
+                )
+            )
+
+    def _losses(self, head: HeadId, worlds: Sequence[Sources]) -> dict[Sources, dict[str, Estimate]]:
+        """For each world: change of the loss at the query when its content reaches one input alone."""
+        if not worlds:
+            return {}
+        changes: list[tuple[HeadId, Input, torch.Tensor]] = [
+            (head, name, self._known["clean", "recompute", world][head][name][0]) for world in worlds for name in INPUTS
         ]
         rows = self.paths.losses(self.paths.clean, changes) - self._clean_loss
-        by_sender = rows.reshape(len(columns), len(INPUTS), -1)
-        return [{name: Estimate.of(row) for name, row in zip(INPUTS, one, strict=True)} for one in by_sender]
+        by_world = rows.reshape(len(worlds), len(INPUTS), -1)
+        return {
+            world: {name: Estimate.of(row) for name, row in zip(INPUTS, one, strict=True)}
+            for world, one in zip(worlds, by_world, strict=True)
+        }
 
     def _edge(
         self,
         head: HeadId,
-        row: int,
-        column: int,
-        share: float,
-        q: float,
-        lost: dict[Mlps, dict[tuple[int, str], np.ndarray]],
+        name: Input,
+        sender: HeadId,
+        world: Sources,
+        change: Change,
+        q_value: float,
         losses: dict[str, Estimate],
-        weights: Composition | None,
-        names: dict[HeadId, Any],
+        verdicts: Mapping[HeadId, Any],
     ) -> Edge:
-        sender = self.senders[column]
-        verdict = names.get(sender)
+        lost, verdict = self._lost(head, name, world), verdicts.get(sender)
+        share, share_ci95 = ratio_interval(lost, self._drop(head))
         return Edge(
             sender=sender,
             receiver=head,
-            input="k",
-            effect=Estimate.of(lost["recompute"][row, "k"][column]),
+            input=name,
+            effect=Estimate.of(lost),
             share=share,
-            q_value=q,
-            mlps_held=Estimate.of(lost["held"][row, "k"][column]) if "held" in lost else None,
+            q_value=q_value,
+            mlps_held=Estimate.of(self._lost(head, name, world, "held")) if self.paths.can_hold_mlps else None,
             loss_nats=losses,
-            query_effect=Estimate.of(lost["recompute"][row, "q"][column]),
+            query_effect=Estimate.of(self._lost(head, "q", world)),
             previous_token=None if verdict is None else verdict.attention.get("previous_token"),
-            weights=_weights(weights, sender, head),
+            weights=None,
+            any_of=tuple(sorted(world)) if len(world) > 1 else (),
+            share_ci95=share_ci95,
+            changed=change,
         )
 
-    def _receiver(
-        self,
-        head: HeadId,
-        row: int,
-        named: Sequence[int],
-        before: Sequence[int],
-        lost: dict[Mlps, dict[tuple[int, str], np.ndarray]],
-        edges: Sequence[Edge],
-        weights: Composition | None,
-        names: dict[HeadId, Any],
-    ) -> Receiver:
-        together = frozenset(self.senders[column] for column in named)
-        restored = {mlp: self._restored(head, row, together, mlp) if together else None for mlp in self._mlps}
-        others = [column for column in before if column not in named]
-        through_key, through_query = lost["recompute"][row, "k"], lost["recompute"][row, "q"]
-        strongest = max(others, key=lambda column: abs(through_key[column].mean()), default=None)
-        control = max(before, key=lambda column: abs(through_query[column].mean()))
-        explained = restored["recompute"]
+    def _receiver(self, head: HeadId, edges: Sequence[Edge], verdicts: Mapping[HeadId, Any]) -> Receiver:
+        asked, verdict = head in self.asked, verdicts.get(head)
+        routes: tuple[Input, ...] = ROUTES if asked else ()
+        named = {edge.sender for edge in edges if edge.input == "k"}
+        lost = {
+            name: {sender: self._lost(head, name, frozenset([sender])) for sender in self._before(head)}
+            for name in routes
+        }
+        others = [by for sender, by in lost.get("k", {}).items() if sender not in named]
+        restored = self.restored.get((head, "recompute"))
         best = edges[0].weights if edges else None
-        verdict = names.get(head)
         return Receiver(
             head=head,
             verdict=None if verdict is None else verdict.verdict,
-            stripe=Estimate.of(self._clean[row]),
-            corrupt=Estimate.of(self._corrupt[row]),
-            restored=explained,
-            restored_mlps_held=restored.get("held"),
-            unexplained=1.0 - (explained.mean if explained is not None else 0.0),
-            strongest_other=None if strongest is None else Estimate.of(through_key[strongest]),
-            strongest_query=Estimate.of(through_query[control]),
-            weights_agree=None if best is None or best.z is None else best.z >= RULE.z,
+            stripe=Estimate.of(self._clean[head]),
+            corrupt=Estimate.of(self._corrupt[head]),
+            restored=restored,
+            restored_mlps_held=self.restored.get((head, "held")),
+            unexplained=1.0 - (0.0 if restored is None else restored.mean) if asked else None,
+            strongest_other=_strongest(others),
+            strongest_query=_strongest(lost.get("q", {}).values()),
+            weights_agree=None
+            if best is None or best.z is None or best.margin is None
+            else best.z >= RULE.z and best.margin >= RULE.margin,
+            asked=asked,
+            offset=self.paths.offsets.get(head, 0),
         )
 
-    def _restored(self, head: HeadId, row: int, senders: Sources, mlp: Mlps) -> Estimate:
-        by = self._contents("corrupt", [senders], mlp, "restoring")
-        stripe = self.paths.patched(self.paths.corrupt, head, "k", by[head]["k"])[0]
-        most = float((self._clean[row] - self._corrupt[row]).mean())
-        return Estimate.of((stripe - self._corrupt[row]) / most)
+
+def _strongest(effects: Iterable[Float[np.ndarray, " prompt"]]) -> Estimate | None:
+    strongest = max(effects, key=lambda effect: abs(effect.mean()).round(6), default=None)
+    return None if strongest is None else Estimate.of(strongest)
 
 
-def _composition(model: Model) -> Composition | None:
+def _composition(model: Model, inputs: Iterable[str]) -> Composition | None:
     try:
-        return composition(model, kinds=("k",))
+        return composition(model, kinds=sorted({"k", *inputs}))
     except UnsupportedModel:
         return None
 
 
-def _weights(scores: Composition | None, sender: HeadId, receiver: HeadId) -> Weights | None:
+def _weighed(edges: Sequence[Edge], scores: Composition | None) -> list[Edge]:
+    """The same edges with what the weights say of them."""
     if scores is None:
-        return None
-    ranked = scores.ranked(receiver, "k")
+        return list(edges)
+    return [replace(edge, weights=_pair(scores, edge, edges)) for edge in edges]
+
+
+def _pair(scores: Composition, edge: Edge, edges: Sequence[Edge]) -> PairComposition | None:
+    ranked = scores.ranked(edge.receiver, edge.input)
+    named = {one.sender for one in edges if (one.receiver, one.input) == (edge.receiver, edge.input)}
+    best_other = next((pair.score for pair in ranked if pair.sender not in named), 0.0)
     for rank, pair in enumerate(ranked, start=1):
-        if pair.sender == sender:
-            return Weights(score=pair.score, ratio=pair.ratio, z=pair.z, rank=rank, of=len(ranked))
+        if pair.sender == edge.sender:
+            return PairComposition(
+                score=pair.score,
+                ratio=pair.ratio,
+                z=pair.z,
+                rank=rank,
+                of=len(ranked),
+                margin=pair.score / best_other if best_other > 0 else None,
+            )
     return None
 
 

@@ -181,7 +181,9 @@ class Composition:
         kind, column = self._kind(kind), self._place(receiver)
         scores, z = self.scores[kind][:, column], self._z(kind)
         rows = np.flatnonzero(np.isfinite(scores))
-        return [self._pair(int(row), column, kind, z) for row in rows[np.argsort(-scores[rows], kind="stable")]]
+        return [
+            self._pair(int(row), column, kind, z) for row in rows[np.argsort(-scores[rows].round(6), kind="stable")]
+        ]
 
     def to_frame(self) -> pd.DataFrame:
         """One row per pair and kind: sender and receiver with their KV heads, kind, score, ratio, z."""
@@ -248,7 +250,7 @@ class Composition:
         for kind in self.kinds:
             rows, columns = self._valid(kind)
             if len(rows):
-                top = int(np.argmax(self.scores[kind][rows, columns]))
+                top = int(np.argmax(self.scores[kind][rows, columns].round(6)))
                 best.append(repr(self._pair(int(rows[top]), int(columns[top]), kind, self._z(kind))))
         return f"Composition({self.model.id}: {', '.join(best) or 'no pair'})"
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
 
 from headscope.evidence.emergence.change import PhaseChange
 from headscope.render.effects import ticks
+from headscope.render.plain import markup as escape
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BELOW, _COLUMNS = 400, 250, 48, 16, 40, 44, 2
 _INK, _SOFT, _PAPER, _LINE, _THIN, _MARK = "#1b2430", "#5b6675", "#ffffff", "#e3e7ec", "#b9c4d1", "#b5482a"

@@ -391,5 +391,5 @@ def _heads(result: Emergence, measure: str) -> tuple[Curve, ...]:
     for point in result.points:
         for head, value in _values(point.snapshot).get(measure, {}).items():
             by_head.setdefault(head, []).append((point.snapshot.step, value))
-    highest = sorted(by_head, key=lambda head: -max(value.mean for _, value in by_head[head]))
+    highest = sorted(by_head, key=lambda head: -round(max(value.mean for _, value in by_head[head]), 6))
     return tuple(_drawn(str(head), by_head[head]) for head in highest[:THIN])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -11,6 +10,7 @@ from headscope.evidence.emergence.measure import Emergence
 from headscope.evidence.emergence.tracker import ROLES, Snapshot
 from headscope.evidence.scan.terminal import print_model
 from headscope.records.common import Estimate
+from headscope.render.plain import console as terminal
 
 _COLUMNS = {
     "first_copy_loss_nats": "first copy",
@@ -23,7 +23,7 @@ _COLUMNS = {
 
 def print_emergence(result: Emergence) -> None:
     """Print the checkpoints, the phase changes, and what could not be measured."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal()
     print_model(console, result.model)
     settings = result.settings
     read = f"{settings['n_prompts']} prompts of random tokens, a run of about {settings['period']}, twice"

@@ -37,7 +37,7 @@ from headscope.evidence.emergence.live import bare, untouched
 from headscope.evidence.icl.measure import icl
 from headscope.evidence.scan.measure import scan
 from headscope.evidence.scan.result import HeadScore, Timing
-from headscope.heads import HeadId
+from headscope.heads import HeadId, ranking
 from headscope.interventions.ablation import Ablator, losses
 from headscope.model.load import Model, load
 from headscope.probes import Probe, repeated_tokens
@@ -100,7 +100,7 @@ class Snapshot:
         scores = [score for score in self.heads if score.detector == role]
         if not scores:
             raise ArgumentError(f"there is no score for {role!r}: {self.missing.get(role, 'the tracker has no such')}.")
-        return max(scores, key=lambda score: score.mean)
+        return min(scores, key=lambda score: ranking(score.mean, score.head))
 
     def scalars(self) -> dict[str, float]:
         """What a dashboard plots, by name: the strongest score of each role, and the losses."""
@@ -243,7 +243,7 @@ def _strongest_senders(found: Composition) -> tuple[Pair, ...]:
     """For each head that reads from an earlier one, the sender with the highest k-score."""
     scores = found.scores["k"]
     receivers = np.flatnonzero(np.isfinite(scores).any(axis=0))
-    senders = np.nanargmax(scores[:, receivers], axis=0) if len(receivers) else []
+    senders = np.nanargmax(scores[:, receivers].round(6), axis=0) if len(receivers) else []
     return tuple(
         found.pair(found.heads[sender], found.heads[receiver], "k")
         for sender, receiver in zip(senders, receivers, strict=True)

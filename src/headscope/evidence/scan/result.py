@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from headscope.errors import ArgumentError, brief
 from headscope.evidence.scan.elsewhere import NNSIGHT, TRANSFORMERLENS, elsewhere
-from headscope.heads import HeadId
+from headscope.heads import HeadId, ranking
 from headscope.records.codec import decode, encode, refuse_repeated
 from headscope.records.common import Estimate, ModelInfo, Provenance
 from headscope.records.files import read_document, write_whole
@@ -127,7 +127,7 @@ class Scan:
         """Every head's score for a role, best first, whether found or not."""
         self._role(detector)
         of_role = [score for score in self.scores if score.detector == detector]
-        return sorted(of_role, key=lambda score: (-score.mean, score.head))
+        return sorted(of_role, key=lambda score: ranking(score.mean, score.head))
 
     def _role(self, detector: str) -> Role:
         for role in self.roles:

@@ -9,11 +9,13 @@ from rich.text import Text
 from headscope.evidence.scan.result import THRESHOLD, HeadScore, Scan
 from headscope.records.common import ModelInfo
 from headscope.render.maps import heatmap_text
+from headscope.render.plain import console as terminal
+from headscope.render.plain import say
 
 
 def print_scan(scan: Scan, *, top: int, heatmap: bool) -> None:
     """Print the head table, what was not found, and the maps if asked for."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal()
     print_model(console, scan.model)
     console.print(Text(_probe(scan), style="dim"))
     console.print()
@@ -23,7 +25,7 @@ def print_scan(scan: Scan, *, top: int, heatmap: bool) -> None:
     if heatmap:
         for role in scan.roles:
             console.print()
-            print(heatmap_text(scan.panel(role.name)))
+            say(heatmap_text(scan.panel(role.name)))
 
 
 def print_model(console: Console, model: ModelInfo) -> None:

@@ -14,7 +14,7 @@ from headscope.evidence.offsets import BestOffset
 from headscope.evidence.scan.result import Timing
 from headscope.evidence.verify.evidence import Change, Rule
 from headscope.evidence.verify.verdict import Verdict
-from headscope.heads import HeadId
+from headscope.heads import HeadId, ranking
 from headscope.records.codec import decode, encode, refuse_repeated
 from headscope.records.common import Estimate, ModelInfo, Provenance
 from headscope.records.files import read_document, write_whole
@@ -174,7 +174,7 @@ class Verification:
 
     def by_effect(self) -> tuple[list[HeadVerdict], list[HeadVerdict]]:
         """The heads with a role or an effect, and the others; each the largest effect first, up or down."""
-        ranked = sorted(self.heads, key=lambda one: (-one.size, one.head))
+        ranked = sorted(self.heads, key=lambda one: ranking(one.size, one.head))
         named = [one for one in ranked if self.meaning(one.verdict).has_role]
         return named, [one for one in ranked if one not in named]
 
@@ -186,7 +186,7 @@ class Verification:
         """
         self.meaning(verdict)
         named = [one for one in self.heads if one.verdict == verdict]
-        return sorted(named, key=lambda one: (-one.size, one.head))
+        return sorted(named, key=lambda one: ranking(one.size, one.head))
 
     def __getitem__(self, head: HeadId | str) -> HeadVerdict:
         wanted = head if isinstance(head, HeadId) else HeadId.parse(head)
@@ -277,7 +277,8 @@ class Verification:
         return intervals_svg(self._rows(20), title=f"Without the head, {self.model.id}", axis=_AXIS)
 
     def _rows(self, top: int) -> list[Row]:
-        measured = sorted((one for one in self.heads if one.delta_loss_nats is not None), key=lambda one: -one.size)
+        known = (one for one in self.heads if one.delta_loss_nats is not None)
+        measured = sorted(known, key=lambda one: ranking(one.size, one.head))
         effects = [
             (str(one.head), one.delta_loss_nats, self.meaning(one.verdict).label, False) for one in measured[:top]
         ]

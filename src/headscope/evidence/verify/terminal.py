@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -10,6 +9,7 @@ from headscope.evidence.scan.terminal import print_model
 from headscope.evidence.verify.evidence import q_text
 from headscope.evidence.verify.result import HeadSet, HeadVerdict, Verification
 from headscope.records.common import Estimate
+from headscope.render.plain import console as terminal
 
 WIDTH = 100
 """Characters that the table needs; a narrower terminal wraps its lines."""
@@ -17,7 +17,7 @@ WIDTH = 100
 
 def print_verification(found: Verification, *, top: int) -> None:
     """Print the verdicts, largest effect first, and what they rest on."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal()
     console.width = max(WIDTH, console.width)
     print_model(console, found.model)
     console.print(Text(_made(found), style="dim"))

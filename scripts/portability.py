@@ -1,0 +1,82 @@
+"""Run the tests of numbers as other processors and other numbers of threads would compute them.
+
+    python -m scripts.portability          every setting that this processor has, on all tests of numbers
+    python -m scripts.portability --few    two settings on a few files, as CI runs them
+
+A setting limits the instructions that torch's own kernels, oneDNN and MKL may use (`ATEN_CPU_CAPABILITY`,
+`ONEDNN_MAX_CPU_ISA`, `MKL_ENABLE_INSTRUCTIONS`) and fixes the number of threads. Each runs in one process: with more,
+the threads would wait for each other.
+
+Cost: about 10 minutes of one core for each setting; with --few a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+NUMBERS = ("behaviors", "detectors", "evidence", "lab", "model", "probes", "tracking", "test_course.py", "test_docs.py")
+FEW = ("evidence/test_attention.py", "evidence/test_verify.py", "model/test_kernels.py", "model/test_parallel.py")
+LIMITS = {"default": ("SSE41", "SSE4_2"), "avx2": ("AVX2", "AVX2"), "avx512": ("AVX512_CORE", "AVX512")}
+"""By torch's name of the instructions: oneDNN's and MKL's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Which instructions, on how many threads."""
+
+    instructions: str
+    threads: int
+
+    def __str__(self) -> str:
+        return f"{self.instructions}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+
+    def environment(self) -> dict[str, str]:
+        """What a process needs in its environment."""
+        onednn, mkl = LIMITS[self.instructions]
+        threads = str(self.threads)
+        return {
+            "ATEN_CPU_CAPABILITY": self.instructions,
+            "ONEDNN_MAX_CPU_ISA": onednn,
+            "MKL_ENABLE_INSTRUCTIONS": mkl,
+            "OMP_NUM_THREADS": threads,
+            "HEADSCOPE_TEST_THREADS": threads,
+        }
+
+
+def settings(*, here: str, few: bool) -> list[Setting]:
+    """Those of a processor whose best instructions are `here`: each kind once, then the best on 2 and 4 threads."""
+    names = list(LIMITS)
+    usable = names[: names.index(here) + 1] if here in LIMITS else ["default"]
+    if few:
+        return [Setting("default", 1), Setting(usable[-1], 2)]
+    return [*(Setting(name, 1) for name in usable), Setting(usable[-1], 2), Setting(usable[-1], 4)]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run them all; 1 where one failed."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.portability", description="Tests on other processors.")
+    parser.add_argument("--few", action="store_true", help="two settings on a few files")
+    few = parser.parse_args(arguments).few
+    import torch
+
+    failed = []
+    chosen = settings(here=torch.backends.cpu.get_cpu_capability().lower(), few=few)
+    for setting in chosen:
+        print(f"portability: {setting}", flush=True)
+        command = [sys.executable, "-m", "pytest", "--quiet", "-m", "not browser"]
+        command += [f"tests/{name}" for name in (FEW if few else NUMBERS)]
+        if subprocess.run(command, cwd=ROOT, env=os.environ | setting.environment(), check=False).returncode != 0:
+            failed.append(str(setting))
+    missed = f"; not: {'; '.join(failed)}" if failed else ""
+    print(f"portability: {len(chosen) - len(failed)} of {len(chosen)} settings pass{missed}")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
