@@ -3,8 +3,8 @@
 Two models: a random llama whose attention is peaked, where every head counts in every role; and a hand-built model
 turned down until its heads waver, where each head counts in its own role. The truth is the mean over all 16,000
 prompts; that each scan is one five-hundredth of it changes coverage by less than 0.0003. Scores are read off the
-model's own eager patterns, intervals come from the function that scan uses, and some redraws go through
-`hs.scan` itself.
+model's own eager patterns, intervals come from the function that scan uses, and some redraws go through `hs.scan`
+itself. Trained models are in `benchmarks.coverage`.
 """
 
 from __future__ import annotations

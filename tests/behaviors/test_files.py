@@ -77,10 +77,10 @@ def test_a_csv_field_beyond_the_readers_limit_is_told_with_its_line(tmp_path):
         load_contrast(path)
 
 
-def test_pairs_of_one_id_are_told_apart_by_their_lines(tmp_path):
+def test_pairs_of_one_id_keep_it(tmp_path):
     lines = [{"id": "twice", "prompt": f"p{n}", "twin": f"t{n}", "answer": "x", "other": "y"} for n in range(3)]
     found = load_contrast(jsonl(tmp_path / "pairs.jsonl", lines))
-    assert [pair.id for pair in found.pairs] == ["twice", "twice (line 2)", "twice (line 3)"]
+    assert [pair.id for pair in found.pairs] == ["twice", "twice", "twice"]
 
 
 def test_toml_has_a_name_and_what_all_pairs_share(tmp_path):

@@ -14,11 +14,12 @@ from pytest import approx
 import headscope as hs
 from benchmarks.behavior import SHUFFLED_PAIRS, shuffled
 from headscope.errors import ArgumentError, TokenError
-from headscope.evidence.behavior.search import overlap_p
+from headscope.evidence.behavior.measure import Bench, Meter, by_group
+from headscope.evidence.behavior.search import _Search, overlap_p
 from headscope.heads import HeadId
 from headscope.planted.deferring import World
 from headscope.planted.handbuilt_rotary import handbuilt_rotary
-from headscope.probes.pairs import Contrast, Pair
+from headscope.probes.pairs import Contrast, Pair, read_pairs
 
 PLANTED = HeadId(1, 0)
 
@@ -275,3 +276,34 @@ def test_the_overlap_is_hypergeometric():
     drawn = np.random.default_rng(0)
     common = [len(set(drawn.permutation(12)[:4]) & set(range(5))) for _ in range(4000)]
     assert overlap_p(12, 5, 4, 3) == approx(np.mean([one >= 3 for one in common]), abs=0.03)
+
+
+# ---- one fact in several pairs
+
+
+def test_facts_are_averaged_in_the_order_of_their_first_pair():
+    # Groups 3, 1, 3, 1, 2 of 1, 2, 3, 6, 5: means 2, 4 and 5.
+    assert by_group(np.array([1.0, 2, 3, 6, 5]), np.array([3, 1, 3, 1, 2])).tolist() == [2.0, 4.0, 5.0]
+
+
+def test_pairs_of_one_fact_stand_on_one_side_and_count_once(planted):
+    # 12 facts, each eight times in other words: 96 pairs, 12 independent draws.
+    model, facts = planted("deferring"), World.of(0).facts()
+    once = facts.pairs[:12]
+    often = [replace(pair, id=f"fact {n}", form="plain") for _ in range(8) for n, pair in enumerate(once)]
+    bench = Bench(model, read_pairs(model, Contrast(name="often", pairs=tuple(often))), Meter(0))
+    search = _Search(bench, [], [], top=2, seed=0)
+    searched, held_out = (set(bench.facts[side].tolist()) for side in (search.searched, search.held_out))
+    assert not searched & held_out
+    assert searched | held_out == set(range(12))
+    # The same words again change neither mean nor interval: 12 values, not 96.
+    everyone, first = np.arange(96), np.arange(12)
+    for name in ("effect", "flips"):
+        often, once = (getattr(bench.score(chosen), name) for chosen in (everyone, first))
+        assert (often.mean, *often.ci95) == approx((once.mean, *once.ci95), abs=1e-4)
+
+
+def test_too_few_facts_are_refused_however_many_pairs(planted):
+    pairs = [replace(pair, id="one") for pair in World.of(0).facts().pairs[:40]]
+    with pytest.raises(ArgumentError, match="40 pairs are about 1 different ids, and 8 are needed"):
+        hs.behavior(Contrast(name="one fact", pairs=tuple(pairs)), planted("deferring"))

@@ -17,6 +17,7 @@ from headscope.model.load import load
 from headscope.model.replay import Replay
 from headscope.model.scope import evaluating
 from headscope.model.weights import layer_weights, vocabulary
+from tests.model.written import Written
 from tests.running import forward, selfcheck
 
 THEIRS = torch.arange(3, 22).reshape(1, 19)
@@ -133,6 +134,31 @@ def test_our_pass_at_every_moment_of_another_s(family, implementation):
     assert all(torch.equal(x, y) for one in found for x, y in zip(one, wanted, strict=True))
 
 
+def test_threads_where_probabilities_mix_values():
+    # a module of no known library, whose attention is seen where it multiplies
+    loaded = load(Written())
+    model = loaded.module
+
+    def alone():
+        with torch.no_grad():
+            return model(OURS % 30)
+
+    def seen():
+        found = []
+        loaded.run(OURS % 30, lambda one: found.extend([one.pattern(), one.z.clone()]))
+        return found
+
+    assert loaded.route.path == "module"
+    theirs, ours, found = alone(), seen(), []
+    with interrupted(model, lambda: found.append(torch.equal(alone(), theirs)), every=5):
+        given = seen()
+    assert set(found) == {True}
+    assert all(torch.equal(x, y) for x, y in zip(given, ours, strict=True))
+    with interrupted(model, lambda: found.append(all(map(torch.equal, seen(), ours))), every=5):
+        assert torch.equal(alone(), theirs)
+    assert set(found) == {True}
+
+
 @pytest.mark.parametrize("family", ["llama", "bloom"])
 def test_a_visit_may_run_the_model_that_it_sees(family):
     model = tiny_causal_lm(family)
@@ -213,4 +239,33 @@ def test_compiled_code_of_another_thread(family):
     agrees()
     forward(model, check.route, OURS, lambda attention: elsewhere(agrees))
     assert model.config._attn_implementation == "eager"
+    agrees()
+
+
+@pytest.mark.parametrize("how", ["whole", "wrapped"])
+def test_a_model_that_was_compiled_in_place_is_read_uncompiled(how):
+    model = tiny_causal_lm("llama")
+    wanted, alone = ways(model)["replay"](), output(model)
+    torch.compiler.reset()
+    layers = next(part for part in model.modules() if isinstance(part, torch.nn.ModuleList))
+    if how == "whole":
+        model.compile(backend="eager")
+    else:
+        layers[0] = torch.compile(layers[0], backend="eager")
+    kept = [
+        (part, name, value)
+        for part in model.modules()
+        for name, value in vars(part).items()
+        if "forw" in name or "call_i" in name
+    ]
+
+    def agrees():
+        torch.testing.assert_close(output(model), alone)
+
+    for once in (agrees, lambda: None):  # before its first call, and after it was compiled
+        given = ways(model)["replay"]()
+        assert all(torch.equal(x, y) for x, y in zip(given, wanted, strict=True))
+        once()
+    forward(model, selfcheck(model).route, OURS, lambda attention: elsewhere(agrees))
+    assert all(vars(part)[name] is value for part, name, value in kept)
     agrees()

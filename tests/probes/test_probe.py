@@ -208,3 +208,41 @@ def test_half_of_a_surrogate_pair_is_no_text(gpt2):
     model = hs.load(gpt2, tokenizer=word_tokenizer())
     with pytest.raises(TokenError, match=r"text 1 holds half of a surrogate pair at character 4, .*; read the file"):
         probe_text(model, ["the cat", "the \ud800 cat"])
+
+
+# ---- templated text, and padding
+
+
+@pytest.mark.parametrize("adds_start", [True, False])
+@pytest.mark.parametrize("text", ["<s> the cat sat", "the cat sat"])
+def test_a_text_gets_one_start_token_whoever_writes_it(gpt2, adds_start, text):
+    # A chat template writes the start token, and the tokenizer adds its own: two, where one is meant.
+    model = hs.load(gpt2, tokenizer=word_tokenizer(adds_start=adds_start))
+    assert lists(probe_text(model, text)) == [[0, 2, 3, 4]]
+
+
+def padded(pad: str) -> PreTrainedTokenizerFast:
+    tokenizer = word_tokenizer()
+    tokenizer.pad_token = pad
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("pad", "rows", "says"),
+    [
+        ("<unk>", [[2, 3, 4], [1, 1, 4]], "prompt 1 begins with 2 padding tokens"),
+        ("<unk>", [[2, 3, 4], [2, 3, 1]], "prompt 1 ends with 1 padding token"),
+        ("<s>", [[0, 2, 3, 4], [0, 0, 0, 4]], "prompt 1 begins with 3 padding tokens"),
+    ],
+)
+def test_padding_without_a_mask_is_refused_and_with_one_cut_off(gpt2, pad, rows, says):
+    model = hs.load(gpt2, tokenizer=padded(pad))
+    with pytest.raises(TokenError, match=f"{says}.*attention_mask"):
+        check_fits(probe_tokens(rows), model)
+    own = model.pad_token_id
+    mask = [[int(one != own) for one in row] for row in rows]
+    check_fits(probe_tokens(rows, attention_mask=mask), model)
+
+
+def test_a_start_token_that_also_pads_may_stand_alone(gpt2):
+    check_fits(probe_tokens([[0, 2, 3], [2, 3, 0]]), hs.load(gpt2, tokenizer=padded("<s>")))

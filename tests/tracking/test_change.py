@@ -64,6 +64,30 @@ def test_intervals_cover_step_and_width_under_noise(rng, step, scale, noise, gap
     assert (misses <= 8).all()
 
 
+@pytest.mark.parametrize("width", [150, 75])
+def test_intervals_cover_a_step_whose_scatter_sits_inside_the_rise(rng, width):
+    # Of 40, 26 or more with a chance of 1 in 10^7 at 0.95; with one variance for the whole curve 16 and 10.
+    steps = np.arange(0, 1201, 50)
+    share = rise(steps, 600, width / (2 * math.log(9)), low=0, high=1)
+    held = 0
+    for _ in range(40):
+        noise = 0.1 * np.sqrt(4 * share * (1 - share)) + 0.005
+        low, high = phase_change(steps, 0.03 + 0.9 * share + noise * rng.normal(size=len(steps))).found.step.ci95
+        held += low <= 600 <= high
+    assert held >= 34
+
+
+def test_two_rises_are_named_as_two(rng):
+    steps = np.arange(0, 2001, 50)
+    scores = rise(steps, 500, 30, low=0.03, high=0.43) + rise(steps, 1400, 40, low=0, high=0.45)
+    change = phase_change(steps, scores + 0.01 * rng.normal(size=len(steps)))
+    assert re.search(r"rises twice: from 0\.0\d to 0\.4\d about step (49|50)\d and again from", change.reason)
+    # The larger is the one reported.
+    assert change.found.step.mean == approx(1400, rel=0.02)
+    # One wide rise is one.
+    assert "twice" not in phase_change(steps, rise(steps, 900, 200)).reason
+
+
 def test_the_intervals_of_the_scores_count_too(rng):
     # Each prompt's curve rises at a step of its own; the scatter of checkpoints alone would promise far too much.
     steps = np.arange(0, 501, 25)

@@ -98,6 +98,24 @@ class Opened:
         return int(start) if isinstance(start, int) and 0 <= start < self.n_embeddings else None
 
     @property
+    def pad_token_id(self) -> int | None:
+        """Padding token: the tokenizer's, without a tokenizer the config's, or none."""
+        source = self.tokenizer if self.tokenizer is not None else self.backbone.config
+        pad = getattr(source, "pad_token_id", None)
+        return int(pad) if isinstance(pad, int) else None
+
+    @property
+    def start_and_end_ids(self) -> frozenset[int]:
+        """Ids that begin or end a text, by tokenizer and config."""
+        found = (
+            getattr(one, f"{name}_token_id", None)
+            for one in (self.tokenizer, self.backbone.config)
+            for name in ("bos", "eos")
+        )
+        flat = (one for item in found for one in (item if isinstance(item, list) else [item]))
+        return frozenset(one for one in flat if isinstance(one, int))
+
+    @property
     def special_token_ids(self) -> frozenset[int]:
         """Ids that are not text: the tokenizer's special tokens, or the start, end and padding ids of the config."""
         if self.tokenizer is not None:

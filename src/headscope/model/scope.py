@@ -4,17 +4,18 @@ A model object belongs to the user, whose other threads may run it, generate wit
 So nothing here changes what they see:
 
     implementation  the attention implementation that configs name: this thread reads another name
-    evaluating      this thread reads training=False
+    evaluating      this thread reads training=False, and calls the code that modules had before they were compiled
     hooking         hooks that do nothing in a pass of anyone else
     around          replacements of `forward` that call the module's own in a pass of anyone else
 
 What belongs to a pass is known by the thread that entered these blocks. While a visit runs, `outside` suspends them,
 so that a visit may run any model, the visited one too, as if it were alone.
 
-Code that torch.compile traces counts as anyone else's: it is compiled once and may then run in every thread.
+Code that torch.compile traces counts as anyone else's: it is compiled once and may then run in every thread. A class
+whose own code is decorated with torch.compile therefore stays compiled.
 
-Misleading when: a family runs its layers in threads of its own; their attention is not seen, and the self-check says
-so.
+Misleading when: a family runs its layers in threads of its own, or compiles its class; their attention may not be seen,
+and the self-check says so.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def _block() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def hooking(
-    modules: Iterable[nn.Module], *, before: Before | None = None, after: After | None = None
+    modules: Iterable[nn.Module], *, before: Before | None = None, after: After | None = None, outermost: bool = False
 ) -> Iterator[None]:
     """Within the block `before` and `after` run around each module's forward, in this thread's passes.
 
@@ -101,6 +102,7 @@ def hooking(
         modules: Each gets one hook; left as they were afterwards.
         before: Sees, and may replace, the arguments.
         after: Sees, and may replace, the output.
+        outermost: `before` runs ahead of hooks that were there, and `after` also where the module raises.
     """
     with ExitStack() as stack:
         here = stack.enter_context(_block())
@@ -113,9 +115,9 @@ def hooking(
 
         for module in modules:
             if before is not None:
-                stack.callback(module.register_forward_pre_hook(ahead, with_kwargs=True).remove)
+                stack.callback(module.register_forward_pre_hook(ahead, with_kwargs=True, prepend=outermost).remove)
             if after is not None:
-                stack.callback(module.register_forward_hook(behind, with_kwargs=True).remove)
+                stack.callback(module.register_forward_hook(behind, with_kwargs=True, always_call=outermost).remove)
         yield
 
 
@@ -128,14 +130,14 @@ def around(modules: Sequence[nn.Module], run: Around) -> Iterator[None]:
         run: Gets the module, its own forward and the arguments.
     """
 
-    def routed(module: nn.Module, own: Forward, here: Callable[[], bool]) -> Forward:
-        return lambda *given, **named: run(module, own, given, named) if here() else own(*given, **named)
+    def ours(module: nn.Module, own: Forward) -> Forward:
+        return lambda *given, **named: run(module, _before_compiled(own) or own, given, named)
 
     with LOCK, _block() as here:
         before = [(module, module.__dict__.get("forward")) for module in modules]
         try:
             for module in modules:
-                module.forward = routed(module, module.forward, here)
+                module.forward = _routed(ours(module, module.forward), module.forward, here)
             yield
         finally:
             for module, own in before:
@@ -194,7 +196,7 @@ def _configs(model: nn.Module) -> Iterator[PreTrainedConfig]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within the block every module of `model` is in evaluation mode, to this thread.
+    """Within the block every module of `model` is in evaluation mode, and runs uncompiled, to this thread.
 
     A module in training mode is, for the block, of a subclass whose `training` asks who reads it. Compiled TorchScript
     has no such class: its mode is changed for all, and changed back.
@@ -209,15 +211,42 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                 if kind is None:
                     module.training = False
                 elif not isinstance(kind.__dict__.get("training"), property):
-                    module.__class__ = _two_faced(kind)
-            with _within(replace(_HERE.scope, evaluated=_HERE.scope.evaluated | {id(module) for module in training})):
+                    _become(module, _two_faced(kind))
+            evaluated = _HERE.scope.evaluated | {id(module) for module in training}
+            with _within(replace(_HERE.scope, evaluated=evaluated)), _uncompiled(model):
                 yield
         finally:
             for module, kind in before:
                 if kind is None:
                     module.training = True
                 else:
-                    module.__class__ = kind
+                    _become(module, kind)
+
+
+def _become(module: nn.Module, kind: type[nn.Module]) -> None:
+    module.__class__ = kind
+
+
+@contextmanager
+def _uncompiled(model: nn.Module) -> Iterator[None]:
+    """Within the block this thread runs the code of modules that were compiled in place, line by line."""
+    with _block() as here, ExitStack() as stack:
+        for module in model.modules():
+            for name in ("_compiled_call_impl", "forward"):  # nn.Module.compile; torch.compile, assigned or wrapped
+                compiled = module.__dict__.get(name)
+                if (own := _before_compiled(compiled)) is not None:
+                    stack.callback(setattr, module, name, compiled)
+                    setattr(module, name, _routed(own, compiled, here))
+        yield
+
+
+def _before_compiled(forward: Any) -> Forward | None:
+    """What torch.compile compiled; None of what it did not compile."""
+    return getattr(forward, "_torchdynamo_orig_callable", None)
+
+
+def _routed(ours: Forward, theirs: Forward, here: Callable[[], bool]) -> Forward:
+    return lambda *given, **named: (ours if here() else theirs)(*given, **named)
 
 
 _TWO_FACED: weakref.WeakKeyDictionary[type[nn.Module], type[nn.Module]] = weakref.WeakKeyDictionary()

@@ -34,8 +34,7 @@ import numpy as np
 from headscope.errors import TokenError
 from headscope.model.confined import confined
 from headscope.model.load import Model
-from headscope.model.tokenizer import tokenizing
-from headscope.probes.probe import Tokens
+from headscope.probes.probe import Tokens, text_ids
 
 Kind = Literal["prompt", "twin", "neutral"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -49,7 +48,7 @@ class Pair:
     """Two answers, and the prompts that should decide between them."""
 
     id: str
-    """Which, in words."""
+    """What it is about, in words. Pairs of one id are forms of one fact: they count once, by their mean."""
     prompt: str
     """What should bring out `answer`."""
     answer: str
@@ -126,7 +125,7 @@ def read_pairs(model: Model, contrast: Contrast) -> Reading:
         read = [_read(model, pair, kind) for kind in kinds]
         wrong = next((one for one in read if isinstance(one, str)), None)
         if wrong is not None:
-            left_out[pair.id] = wrong
+            left_out[pair.id if pair.id not in left_out else f"{pair.id} ({pair.form})"] = wrong
             continue
         kept.append(pair)
         for kind, one in zip(kinds, read, strict=True):
@@ -171,7 +170,7 @@ def _read(model: Model, pair: Pair, kind: Kind) -> tuple[Tokens, int, int] | str
     assert text is not None
     start, special = _opening(model, pair, text)
     gap = "" if pair.lead is None or start.endswith((" ", "\n")) else " "
-    one, two = (_ids(model, start + gap + answer, special) for answer in (pair.answer, pair.other))
+    one, two = (text_ids(model, start + gap + answer, special=special) for answer in (pair.answer, pair.other))
     parts = shared_start(one, two)
     if parts == min(len(one), len(two)):
         return f"the answers {pair.answer!r} and {pair.other!r} are the same to its tokenizer"
@@ -199,16 +198,6 @@ def _opening(model: Model, pair: Pair, text: str) -> tuple[str, bool]:
         )
         return opened + pair.lead, False
     return f"User: {text}\nAssistant:{' ' + pair.lead if pair.lead else ''}", True
-
-
-def _ids(model: Model, text: str, special: bool) -> Tokens:
-    tokenizer: Any = model.tokenizer
-    with tokenizing(model.id):
-        ids = np.asarray(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"], dtype=np.int64)
-    start = model.bos_token_id
-    if special and start is not None and (len(ids) == 0 or ids[0] != start):
-        ids = np.concatenate([[start], ids])
-    return ids
 
 
 def _occurs(words: str, text: str) -> bool:

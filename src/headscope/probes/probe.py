@@ -46,19 +46,21 @@ def probe_tokens(token_ids: Any, *, attention_mask: Any | None = None) -> Probe:
     Args:
         token_ids: Tensor or array [prompt, position], one list of ids, or a list of such lists of any lengths.
         attention_mask: [prompt, position], 1 or True for tokens and 0 for padding, on either side; padding is cut off.
+            Without one, a prompt that begins or ends with the model's padding token is refused where it is read.
 
     Raises:
         TokenError: no prompt, an empty one, an id that is not a whole number or is negative, or a mask that does
             not fit.
     """
     rows = [_row(row, index, "iu") for index, row in enumerate(_listed(token_ids))]
+    masked = {} if attention_mask is None else {"attention_mask": True}
     if attention_mask is not None:
         masks = [_row(row, index, "iufb") for index, row in enumerate(_listed(attention_mask))]
         if [len(mask) for mask in masks] != [len(row) for row in rows]:
             raise TokenError("the attention mask and the token ids differ in shape; give one mask value per token.")
         rows = [_unpadded(row, mask != 0, index) for index, (row, mask) in enumerate(zip(rows, masks, strict=True))]
     _refuse_bad_rows(rows)
-    return Probe(prompts=tuple(rows), controls=None, settings={"kind": "tokens", "n_prompts": len(rows)})
+    return Probe(prompts=tuple(rows), controls=None, settings={"kind": "tokens", "n_prompts": len(rows)} | masked)
 
 
 def probe_text(model: Model, text: str | Sequence[str], *, bos: bool = True) -> Probe:
@@ -87,13 +89,32 @@ def probe_text(model: Model, text: str | Sequence[str], *, bos: bool = True) -> 
                 f"text {index} holds half of a surrogate pair at character {error.start}, which no tokenizer reads; "
                 "read the file as UTF-8 with errors='replace'."
             ) from error
-    with tokenizing(model.id):
-        rows = [np.asarray(model.tokenizer(one)["input_ids"], dtype=np.int64) for one in texts]
-    start = model.bos_token_id
-    if bos and start is not None:
-        rows = [row if len(row) and row[0] == start else np.concatenate([[start], row]) for row in rows]
+    rows = [text_ids(model, one, bos=bos) for one in texts]
     _refuse_bad_rows(rows)
     return Probe(prompts=tuple(rows), controls=None, settings={"kind": "text", "n_prompts": len(rows), "bos": bos})
+
+
+def text_ids(model: Model, text: str, *, special: bool = True, bos: bool = True) -> Tokens:
+    """One text as the model's tokenizer reads it, with one start token where the model has one.
+
+    A text that begins with the start token written out, as a chat template gives it, has its special tokens already:
+    the tokenizer adds none.
+
+    Args:
+        model: A model with a tokenizer.
+        text: Any, of no tokens too.
+        special: Whether the tokenizer may add its special tokens.
+        bos: Whether a start token is put in front where neither the text nor the tokenizer gives one.
+    """
+    tokenizer: Any = model.tokenizer
+    start, written = model.bos_token_id, getattr(tokenizer, "bos_token", None)
+    templated = bool(written) and text.startswith(written)
+    with tokenizing(model.id):
+        ids = tokenizer(text, add_special_tokens=special and not templated, verbose=False)["input_ids"]
+    row = np.asarray(ids, dtype=np.int64)
+    if special and bos and start is not None and (len(row) == 0 or row[0] != start):
+        row = np.concatenate([[start], row])
+    return row
 
 
 def check_fits(probe: Probe, model: Model) -> None:
@@ -116,6 +137,29 @@ def check_fits(probe: Probe, model: Model) -> None:
             f"token id {largest} is outside the vocabulary of {model.id}, whose ids run from 0 to "
             f"{model.n_embeddings - 1}; use ids of this model's own tokenizer."
         )
+    if probe.settings.get("kind") == "tokens" and not probe.settings.get("attention_mask"):
+        _refuse_padding(probe.prompts, model)
+
+
+def _refuse_padding(rows: Sequence[Tokens], model: Model) -> None:
+    """Raise TokenError where a prompt begins or ends with padding.
+
+    A padding token that also starts or ends texts counts where two stand together.
+    """
+    pad = model.pad_token_id
+    if pad is None:
+        return
+    least = 2 if pad in model.start_and_end_ids else 1
+    for index, row in enumerate(rows):
+        text = np.flatnonzero(row != pad)
+        before, after = (int(text[0]), len(row) - 1 - int(text[-1])) if len(text) else (len(row), 0)
+        for count, where in ((before, "begins"), (after, "ends")):
+            if count >= least and len(row) > 1:
+                what = "1 padding token" if count == 1 else f"{count} padding tokens"
+                raise TokenError(
+                    f"prompt {index} {where} with {what} (id {pad}), which the model would read as text; "
+                    "give attention_mask=, or cut it off."
+                )
 
 
 def _listed(token_ids: Any) -> list[Any]:

@@ -30,7 +30,6 @@ import json
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +177,6 @@ def _renamed(fields: dict[str, Any], columns: Mapping[str, str]) -> dict[str, An
 def _pairs(lines: list[Line], problems: list[str]) -> Iterator[Pair]:
     """Pairs in the order of the lines that complete them."""
     joined: dict[tuple[str, str], list[Part]] = {}
-    ids: set[str] = set()
     for number, fields in lines:
         try:
             if "answer_matching_behavior" in fields:
@@ -188,9 +186,7 @@ def _pairs(lines: list[Line], problems: list[str]) -> Iterator[Pair]:
                 base = fields["base"]
                 joined.setdefault((kind, key), []).append((number, _role(kind, text, base), text, base))
             else:
-                own = _own(number, fields)
-                yield own if own.id not in ids else replace(own, id=f"{own.id} (line {number})")
-                ids.add(own.id)
+                yield _own(number, fields)
         except _Unusable as problem:
             problems.append(f"line {number}: {problem}")
     asserted = any(role == "prompt" for (kind, _), parts in joined.items() if kind == "answer" for _, role, *_ in parts)

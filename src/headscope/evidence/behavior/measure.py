@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from headscope.evidence.ablation.each import gradients
 from headscope.evidence.behavior.findings import Score
@@ -59,6 +59,7 @@ class Bench:
         self.reading: Reading = reading
         self.meter: Meter = meter
         self.pairs: tuple[Pair, ...] = reading.pairs
+        self.facts: np.ndarray = _facts(reading.pairs)
         self.kinds: tuple[PromptKind, ...] = tuple(kind for kind in KINDS if kind in reading.tokens)
         self.against: PromptKind = "twin" if "twin" in self.kinds else "neutral"
         self.calm: PromptKind = "neutral" if "neutral" in self.kinds else "twin"
@@ -82,6 +83,22 @@ class Bench:
         """What the claim does to d in these pairs."""
         return (self.clean["prompt"] - self.clean[against or self.against])[chosen]
 
+    def by_fact(self, values: Float[np.ndarray, "*rest _chosen"], chosen: Index) -> Float[np.ndarray, "*rest fact"]:
+        """Means over the pairs of each fact: facts are the independent draws, the ways to put one are not."""
+        return by_group(values, self.facts[chosen])
+
+    def estimate(self, values: Float[np.ndarray, " _chosen"], chosen: Index) -> Estimate:
+        """The mean over facts of something measured in these pairs."""
+        return Estimate.of(self.by_fact(values, chosen))
+
+    def share(self, answers: Bool[np.ndarray, " _chosen"], chosen: Index) -> Estimate:
+        """The share of yes, in the mean over facts."""
+        return Estimate.share(self.by_fact(answers.astype(float), chosen))
+
+    def mean_effect(self, chosen: Index) -> float:
+        """The mean over facts of what the claim does to d."""
+        return float(self.by_fact(self.effect(chosen), chosen).mean())
+
     def score(self, chosen: Index) -> Score:
         """The behaviour in these pairs."""
         known = self.known[chosen]
@@ -89,11 +106,13 @@ class Bench:
         return Score(
             n_pairs=len(chosen),
             n_known=int(known.sum()),
-            claimed_minus_true=Estimate.of(self.clean["prompt"][chosen]),
-            claim_minus_neutral=Estimate.of(self.effect(chosen, "neutral")) if "neutral" in self.kinds else None,
-            claim_minus_twin=Estimate.of(self.effect(chosen, "twin")) if "twin" in self.kinds else None,
-            flips=Estimate.of(turned.astype(float)) if len(turned) else None,
-            neutral_accuracy=Estimate.of(known.astype(float)),
+            claimed_minus_true=self.estimate(self.clean["prompt"][chosen], chosen),
+            claim_minus_neutral=self.estimate(self.effect(chosen, "neutral"), chosen)
+            if "neutral" in self.kinds
+            else None,
+            claim_minus_twin=self.estimate(self.effect(chosen, "twin"), chosen) if "twin" in self.kinds else None,
+            flips=self.share(turned, chosen[known]) if len(turned) else None,
+            neutral_accuracy=self.share(known, chosen),
         )
 
     def differences(
@@ -203,3 +222,24 @@ class Bench:
 
     def _choices(self, kind: PromptKind) -> Choices:
         return Choices(first=self.reading.answer[kind], second=self.reading.other[kind])
+
+
+def by_group(values: np.ndarray, groups: Int[np.ndarray, " _chosen"]) -> np.ndarray:
+    """Means of the last axis over the places of each group, groups in the order of their first place."""
+    _, first, which = np.unique(groups, return_index=True, return_inverse=True)
+    order = np.argsort(np.argsort(first))
+    weights = np.zeros((len(groups), len(first)))
+    weights[np.arange(len(groups)), order[which]] = 1.0
+    return values @ (weights / weights.sum(0))
+
+
+def _facts(pairs: Sequence[Pair]) -> Int[np.ndarray, " pair"]:
+    """The number of each pair's fact: pairs share one where they share their id or every word."""
+    numbers: dict[object, int] = {}
+    found = []
+    for pair in pairs:
+        keys = (pair.id, (pair.prompt, pair.twin, pair.neutral, pair.answer, pair.other))
+        number = next((numbers[key] for key in keys if key in numbers), len(found))
+        numbers.update(dict.fromkeys(keys, number))
+        found.append(number)
+    return np.asarray(found)

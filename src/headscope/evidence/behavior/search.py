@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -54,15 +54,12 @@ from headscope.evidence.copying import Circuits
 from headscope.evidence.scan.measure import scan
 from headscope.heads import HeadId, ranking
 from headscope.interventions.ablation import Ablator, World
-from headscope.model.load import Model, load
+from headscope.model.load import Source, load
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.pairs import Contrast, read_pairs
 from headscope.probes.pairs import Kind as PromptKind
 from headscope.records.common import Estimate, ModelInfo, Provenance
 from headscope.stats import benjamini_hochberg, p_values
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 TOP = 8
 """Heads that pass the triage."""
@@ -87,6 +84,8 @@ BEYOND = 4000
 TESTING = "testing on held-out pairs"
 FEW = 8
 """Pairs of one sort that a statement about them needs."""
+FEWEST = 8
+"""Facts that a search needs: half to search, half held out."""
 DRAW_KINDS: tuple[DrawKind, ...] = get_args(DrawKind)
 SCAN_PROMPTS, SCAN_PERIOD = 8, 24
 """Repeated random tokens on which induction heads are found."""
@@ -94,7 +93,7 @@ SCAN_PROMPTS, SCAN_PERIOD = 8, 24
 
 def behavior(
     name: str | Path | Contrast | Sequence[Contrast],
-    model: Model | PreTrainedModel | str | Path = "demo",
+    model: Source = "demo",
     *,
     top: int = TOP,
     seed: int = 0,
@@ -164,7 +163,7 @@ def behavior(
         head_set=team,
         controls=controls,
         conclusion=conclusion,
-        reasons=reasons,
+        reasons=(*reasons, *_repeats(bench)),
         rule=RULE,
         items=_items(bench),
         left_out={
@@ -188,18 +187,19 @@ class _Tested:
 
     found: dict[str, Float[np.ndarray, "world chosen"]]
     """D of the prompts that an effect takes, without the heads."""
-    removed: Float[np.ndarray, "world chosen"]
-    patched: Float[np.ndarray, "world chosen"]
+    removed: Float[np.ndarray, "world fact"]
+    patched: Float[np.ndarray, "world fact"]
     q_removed: Float[np.ndarray, " world"]
     q_patched: Float[np.ndarray, " world"]
     effect: float
-    """Mean over the pairs."""
+    """Mean over the facts."""
 
     @classmethod
     def of(cls, bench: Bench, ablator: Ablator, pairs: Index, worlds: Sequence[World]) -> _Tested:
         """All of them, in one family of tests."""
         found = bench.ablated(ablator, pairs, worlds, TESTING)
-        removed, patched = bench.removed(found, pairs), bench.patched(pairs, worlds, TESTING)
+        removed = bench.by_fact(bench.removed(found, pairs), pairs)
+        patched = bench.by_fact(bench.patched(pairs, worlds, TESTING), pairs)
         q = benjamini_hochberg(p_values(np.concatenate([removed, patched]).T))
         return cls(
             found=found,
@@ -207,7 +207,7 @@ class _Tested:
             patched=patched,
             q_removed=q[: len(worlds)],
             q_patched=q[len(worlds) :],
-            effect=float(bench.effect(pairs).mean()),
+            effect=bench.mean_effect(pairs),
         )
 
     def share(self, world: int) -> float | None:
@@ -253,17 +253,27 @@ class _Search:
         self.scores = self._induction_scores(seed)
 
     def _split(self) -> tuple[Index, Index]:
-        """Pairs that choose and pairs that test, in equal shares of every form that has enough of them."""
-        pairs = self.bench.pairs
-        groups = [[one for one, pair in enumerate(pairs) if pair.form == form] for form in _forms(self.bench)]
+        """Pairs that choose and pairs that test, in equal shares of every form that has enough of them.
+
+        All pairs of a fact are on one side. Of the facts of a side each gives one pair before any gives a second.
+        """
+        facts, pairs = self.bench.facts, self.bench.pairs
+        own = {int(fact): np.flatnonzero(facts == fact) for fact in np.unique(facts)}
+        if len(own) < FEWEST:
+            raise ArgumentError(
+                f"the {len(pairs)} pairs are about {len(own)} different ids, and {FEWEST} are needed: pairs of one id "
+                "count once; give more facts."
+            )
+        groups = [[fact for fact, at in own.items() if pairs[at[0]].form == form] for form in _forms(self.bench)]
+        groups = [group for group in groups if group]
         if min(map(len, groups)) < FEW:
-            groups = [list(range(len(pairs)))]
+            groups = [list(own)]
         searched, held_out = [], []
         for group in groups:
             order = self.random.permutation(group)
             half = len(order) // 2
-            searched.append(order[: min(half, math.ceil(SEARCH_PAIRS / len(groups)))])
-            held_out.append(order[half : half + math.ceil(HELD_OUT_PAIRS / len(groups))])
+            for side, into, most in ((order[:half], searched, SEARCH_PAIRS), (order[half:], held_out, HELD_OUT_PAIRS)):
+                into.append(_in_turn([own[int(fact)] for fact in side])[: math.ceil(most / len(groups))])
         one, two = (self.random.permutation(np.concatenate(part)) for part in (searched, held_out))
         return one, two
 
@@ -289,14 +299,14 @@ class _Search:
 
     def _greedy(self, survivors: tuple[HeadId, ...]) -> tuple[HeadId, ...]:
         """The set, one head at a time: the one whose removal, with those before, takes most of the effect."""
-        effect = float(self.bench.effect(self.searched).mean())
+        effect = self.bench.mean_effect(self.searched)
         chosen: tuple[HeadId, ...] = ()
         gone = 0.0
         while effect > 0 and len(chosen) < self.largest and gone < ENOUGH * effect:
             left = [head for head in survivors if head not in chosen]
             worlds = [frozenset([*chosen, head]) for head in left]
             found = self.bench.ablated(self.ablator, self.searched, worlds, "choosing a set")
-            removed = self.bench.removed(found, self.searched).mean(1)
+            removed = self.bench.by_fact(self.bench.removed(found, self.searched), self.searched).mean(1)
             best = int(removed.round(6).argmax())
             if removed[best] < gone + STEP * effect:
                 break
@@ -323,8 +333,8 @@ class _Search:
                 patched=Estimate.of(tested.patched[one]),
                 patched_q_value=float(tested.q_patched[one]),
                 share=tested.share(one),
-                attention=Estimate.of(attention[head]),
-                direct=None if direct is None else Estimate.of(direct[head]),
+                attention=self.bench.estimate(attention[head], self.held_out),
+                direct=None if direct is None else self.bench.estimate(direct[head], self.held_out),
                 induction=self.scores.get(head),
                 carries=tested.carries(one),
                 named=together is not None and together.carries and head in together.heads,
@@ -335,10 +345,12 @@ class _Search:
 
     def _set(self, team: tuple[HeadId, ...], tested: _Tested) -> SetFinding:
         """The last world of the test."""
-        bench, pairs, removed = self.bench, self.held_out, tested.removed[-1]
+        bench, pairs = self.bench, self.held_out
+        removed = bench.removed(tested.found, pairs)[-1]
         said = np.asarray([not bench.pairs[one].verbatim for one in pairs])
-        enough = FEW <= int(said.sum()) < len(pairs)
-        there = float(bench.effect(pairs)[said].mean()) if enough else 0.0
+        some = pairs[said]
+        enough = len(np.unique(bench.facts[some])) >= FEW and len(some) < len(pairs)
+        there = bench.mean_effect(some) if enough else 0.0
         neutral_share = before = after = None
         if "neutral" in bench.kinds:
             before, calm = bench.clean["neutral"][pairs], tested.found.get("neutral")
@@ -346,24 +358,25 @@ class _Search:
                 calm = bench.differences(self.ablator, "neutral", pairs, [frozenset(team)], TESTING)
             after = calm[-1]
             whole = bench.effect(pairs, "neutral")
-            if whole.mean() > 0:
-                neutral_share = float((whole - (tested.found["prompt"][-1] - after)).mean() / whole.mean())
+            left = bench.by_fact(tested.found["prompt"][-1] - after, pairs).mean()
+            if (mean := bench.by_fact(whole, pairs).mean()) > 0:
+                neutral_share = float(1 - left / mean)
         known = bench.known[pairs]
         return SetFinding(
             heads=team,
-            removed=Estimate.of(removed),
+            removed=Estimate.of(tested.removed[-1]),
             q_value=float(tested.q_removed[-1]),
             patched=Estimate.of(tested.patched[-1]),
             patched_q_value=float(tested.q_patched[-1]),
             share=tested.share(-1),
             neutral_share=neutral_share,
-            paraphrase_removed=Estimate.of(removed[said]) if enough else None,
-            paraphrase_share=float(removed[said].mean()) / there if enough and there > 0 else None,
-            flips_before=_flips(bench.clean["prompt"][pairs], known),
-            flips_after=_flips(tested.found["prompt"][-1], known),
-            accuracy_before=_right(before),
-            accuracy_after=_right(after),
-            text_loss_nats=Estimate.of(bench.text_loss(self.ablator, pairs, frozenset(team), TESTING)),
+            paraphrase_removed=bench.estimate(removed[said], some) if enough else None,
+            paraphrase_share=float(bench.by_fact(removed[said], some).mean()) / there if enough and there > 0 else None,
+            flips_before=_flips(bench, bench.clean["prompt"][pairs], pairs, known),
+            flips_after=_flips(bench, tested.found["prompt"][-1], pairs, known),
+            accuracy_before=None if before is None else bench.share(before < 0, pairs),
+            accuracy_after=None if after is None else bench.share(after < 0, pairs),
+            text_loss_nats=bench.estimate(bench.text_loss(self.ablator, pairs, frozenset(team), TESTING), pairs),
             carries=tested.carries(-1, least=RULE.named),
         )
 
@@ -408,10 +421,12 @@ class _Search:
         bench, pairs = self.bench, self.held_out[:DRAW_PAIRS]
         worlds = [frozenset(team), *(frozenset(drawn) for _, drawn in sets)]
         found = bench.ablated(self.ablator, pairs, worlds, "random sets")
-        own, *removed = bench.removed(found, pairs)
+        own, *removed = bench.by_fact(bench.removed(found, pairs), pairs)
         _, *after = found["prompt"]
         draws = [
-            Draw(kind=kind, heads=drawn, removed=Estimate.of(gone), flips=_flips(left, bench.known[pairs]))
+            Draw(
+                kind=kind, heads=drawn, removed=Estimate.of(gone), flips=_flips(bench, left, pairs, bench.known[pairs])
+            )
             for (kind, drawn), gone, left in zip(sets, removed, after, strict=True)
         ]
         return draws, Estimate.of(own)
@@ -443,13 +458,13 @@ class _Search:
         common = tuple(head for head in named if head in found)
         pairs = np.asarray([one for one in self.held_out if bench.pairs[one].verbatim], dtype=int)
         patched = share = others_share = None
-        if found and len(pairs) >= FEW and len(found) < len(self.heads):
+        if found and len(np.unique(bench.facts[pairs])) >= FEW and len(found) < len(self.heads):
             rest = [head for head in self.heads if head not in found]
             count = min(len(found), len(rest))
             draws = [self.random.permutation(len(rest))[:count] for _ in range(N_DRAWS)]
             worlds = [frozenset(found), *(frozenset(rest[one] for one in draw) for draw in draws)]
-            rows = bench.patched(pairs, worlds, "induction heads")
-            effect = float(bench.effect(pairs).mean())
+            rows = bench.by_fact(bench.patched(pairs, worlds, "induction heads"), pairs)
+            effect = bench.mean_effect(pairs)
             patched = Estimate.of(rows[0])
             if effect > 0:
                 share, others_share = float(rows[0].mean()) / effect, float(rows[1:].mean()) / effect
@@ -469,7 +484,7 @@ class _Search:
         if team is not None:
             pairs = np.sort(self.random.permutation(everyone)[:HELD_OUT_PAIRS])
             found = bench.ablated(self.ablator, pairs, [frozenset(team.heads)], "the other contrast")
-            row, effect = bench.removed(found, pairs)[0], float(bench.effect(pairs).mean())
+            row, effect = bench.by_fact(bench.removed(found, pairs)[0], pairs), bench.mean_effect(pairs)
             removed, share = Estimate.of(row), float(row.mean()) / effect if effect > 0 else None
         return Other(name=name, score=bench.score(everyone), removed=removed, share=share)
 
@@ -481,15 +496,23 @@ def overlap_p(n_heads: int, n_induction: int, n_named: int, n_common: int) -> fl
     return float(hypergeom.sf(n_common - 1, n_heads, n_induction, n_named))
 
 
-def _flips(differences: Float[np.ndarray, " chosen"], known: np.ndarray) -> Estimate | None:
+def _flips(bench: Bench, differences: Float[np.ndarray, " chosen"], pairs: Index, known: np.ndarray) -> Estimate | None:
     """Share of the known answers that are turned."""
-    turned = (differences > 0)[known]
-    return Estimate.of(turned.astype(float)) if len(turned) else None
+    return bench.share((differences > 0)[known], pairs[known]) if known.any() else None
 
 
-def _right(differences: Float[np.ndarray, " chosen"] | None) -> Estimate | None:
-    """Share of pairs in which the true answer is preferred."""
-    return None if differences is None else Estimate.of((differences < 0).astype(float))
+def _in_turn(rows: Sequence[Index]) -> Index:
+    """The first of each row, then the second of each that has one, and so on."""
+    longest = max(map(len, rows))
+    return np.asarray([row[turn] for turn in range(longest) for row in rows if turn < len(row)])
+
+
+def _repeats(bench: Bench) -> tuple[str, ...]:
+    """What to know of pairs about one fact."""
+    n_facts = len(np.unique(bench.facts))
+    if n_facts == len(bench.pairs):
+        return ()
+    return (f"the {len(bench.pairs)} pairs are about {n_facts} ids; pairs of one id, or of the same words, count once",)
 
 
 def _forms(bench: Bench) -> list[str]:
@@ -498,7 +521,8 @@ def _forms(bench: Bench) -> list[str]:
 
 def _some(bench: Bench, which: np.ndarray) -> Score | None:
     """The score of some pairs, if there are enough of them."""
-    return bench.score(np.flatnonzero(which)) if int(which.sum()) >= FEW else None
+    chosen = np.flatnonzero(which)
+    return bench.score(chosen) if len(np.unique(bench.facts[chosen])) >= FEW else None
 
 
 def _items(bench: Bench) -> tuple[Item, ...]:

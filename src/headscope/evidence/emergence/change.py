@@ -20,12 +20,21 @@ checkpoint reads the same prompts, so other prompts would move neighbouring scor
 the lower ends of all scores and to the upper ends too, and the intervals reported enclose those of the three fits.
 Coverage is measured in tests/tracking/test_change.py.
 
+Scatter may be larger inside the rise than on its levels. The checkpoints inside, where between 2% and 98% of the rise
+is done, say how large: their variance is modelled as that of the levels plus c 4 p (1 - p), p the share done, and the
+intervals reported also enclose the usual ones of least squares under that variance (sandwich), with t of as many
+degrees of freedom as there are checkpoints inside, less two. The step's does not reach past the checkpoints next to
+those; where fewer than three are inside, it is all between.
+
+A curve may rise twice: where it has three levels, each 0.2 above the one before, and both halves have a rise of their
+own by all that is asked of one. Both are named; `found` is the larger.
+
 "No phase change" is a result and has its reason: see `phase_change`.
 
 Cost: some 10^5 logistic curves of n points for each of the three fits, some tens of milliseconds.
 
 It misleads in three ways. Intervals are about this one run and its checkpoints: another seed rises at another step, by
-far more than the interval. A rise in two stages is described by one that spans both, or by the larger. And scatter of
+far more than the interval. Two rises that overlap are described by one that spans both. And scatter of
 neighbouring checkpoints is taken for independent; where a curve rises smoothly but not as a logistic does, the interval
 is about the fit.
 """
@@ -89,7 +98,7 @@ Numbers = Sequence[int | float] | np.ndarray
 
 
 def phase_change(steps: Numbers, scores: Numbers, ci95: Sequence[tuple[float, float]] | None = None) -> Change:
-    """Find the one rise of a curve.
+    """Find the one rise of a curve, or the larger of two.
 
     There is none where
 
@@ -118,17 +127,103 @@ def phase_change(steps: Numbers, scores: Numbers, ci95: Sequence[tuple[float, fl
         raise ArgumentError("the steps do not ascend from 0 up; sort the checkpoints by their step, each once.")
     if (why := _no_rise(x, y)) is not None:
         return Change(found=None, reason=why)
+    if (two := _two_rises(x, y)) is not None:
+        rises = [_change(x[part], y[part], ends[part], fit) for part, fit in two]
+        says = " and again ".join(
+            f"from {one.low:.2f} to {one.high:.2f} about step {one.step.mean:.0f}" for one in rises
+        )
+        return Change(found=max(rises, key=lambda one: one.high - one.low), reason=f"it rises twice: {says}")
     fit = _fit(x, y)
     if (why := _no_fit(x, y, fit)) is not None:
         return Change(found=None, reason=why)
+    return Change(found=_change(x, y, ends, fit), reason=f"it rises from {fit.low:.2f} to {fit.high:.2f} and stays")
+
+
+def _change(
+    x: Float[np.ndarray, " checkpoint"], y: Float[np.ndarray, " checkpoint"], ends: np.ndarray, fit: _Fit
+) -> PhaseChange:
     fits = [fit, *(_fit(x, end) for end in ends.T)]
-    found = PhaseChange(
-        step=Estimate(mean=fit.step, ci95=_hull([one.step_ci95 for one in fits])),
-        width=Estimate(mean=fit.width, ci95=_hull([one.width_ci95 for one in fits])),
+    scattered = _uneven(x, y, fit)
+    return PhaseChange(
+        step=Estimate(mean=fit.step, ci95=_hull([*(one.step_ci95 for one in fits), scattered[0]])),
+        width=Estimate(mean=fit.width, ci95=_hull([*(one.width_ci95 for one in fits), scattered[1]])),
         low=fit.low,
         high=fit.high,
     )
-    return Change(found=found, reason=f"it rises from {fit.low:.2f} to {fit.high:.2f} and stays")
+
+
+def _uneven(
+    x: Float[np.ndarray, " checkpoint"], y: Float[np.ndarray, " checkpoint"], fit: _Fit
+) -> tuple[_Range, _Range]:
+    """Intervals of step and width where the variance is another inside the rise than on the levels."""
+    alone = (fit.step, fit.step), (fit.width, fit.width)
+    with np.errstate(divide="ignore"):
+        u = (np.log(x) if fit.log else x).clip(-1e300)
+    middle = math.log(fit.step) if fit.log else fit.step
+    p = _logistic(u, np.asarray(middle), np.asarray(fit.scale))
+    rest, bell = y - fit.low - (fit.high - fit.low) * p, 4 * p * (1 - p)
+    inside = np.abs(p - 0.5) < 0.48
+    n_inside, n_levels = int(inside.sum()), int((~inside).sum())
+    if not n_inside:
+        return alone
+    places = np.flatnonzero(inside)
+    first, last = float(x[max(0, places[0] - 1)]), float(x[min(len(x) - 1, places[-1] + 1)])
+    if n_inside < 3:  # how much they scatter cannot be known
+        return (first, last), (0.0, max(fit.width, last - first))
+    levels = float((rest[~inside] ** 2).sum()) / max(1, n_levels - 2)
+    own = float((rest[inside] ** 2).sum()) * n_inside / (n_inside - 2)
+    more = max(0.0, (own - n_inside * levels) / float(bell[inside].sum()))
+    # With respect to the middle, the logarithm of the scale, and the two levels.
+    slope = (fit.high - fit.low) * bell / 4
+    away = np.where(slope > 0, ((u - middle) / fit.scale).clip(-500, 500), 0.0)
+    jacobian = np.stack([-slope / fit.scale, -slope * away, 1 - p, p], axis=1)
+    solve = np.linalg.pinv(jacobian)
+    spread = np.sqrt((solve**2 * (levels + more * bell)).sum(1))
+    reach = t_quantile(n_inside - 2) * spread
+    near, far = middle - reach[0], middle + reach[0]
+    if fit.log:
+        near, far = math.exp(near), math.exp(min(far, math.log(x[-1])))
+    times = math.exp(min(float(reach[1]), 50.0))
+    width = fit.width / times, min(fit.width * times, float(x[-1] - x[0]))
+    return (max(float(near), first), min(float(far), last)), width
+
+
+def _two_rises(
+    x: Float[np.ndarray, " checkpoint"], y: Float[np.ndarray, " checkpoint"]
+) -> tuple[tuple[slice, _Fit], tuple[slice, _Fit]] | None:
+    """The parts of a curve that each have a rise of their own, and those; None where there are not two."""
+    between = _middle_level(y)
+    if between is None:
+        return None
+    start, end = between
+    parts = slice(0, end), slice(start, len(x))
+    if any(_no_rise(x[part], y[part]) is not None for part in parts):
+        return None
+    fits = [_fit(x[part], y[part]) for part in parts]
+    if any(_no_fit(x[part], y[part], fit) is not None for part, fit in zip(parts, fits, strict=True)):
+        return None
+    if fits[0].step + fits[0].width / 2 >= fits[1].step - fits[1].width / 2:
+        return None
+    return (parts[0], fits[0]), (parts[1], fits[1])
+
+
+def _middle_level(y: Float[np.ndarray, " checkpoint"]) -> tuple[int, int] | None:
+    """First and one past the last checkpoint of the second of three levels, by least squares.
+
+    None where a level does not lie 0.2 above the one before or has fewer than three checkpoints.
+    """
+    sums, squares = np.r_[0.0, np.cumsum(y)], np.r_[0.0, np.cumsum(y**2)]
+
+    def rss(start: int, end: int) -> float:
+        return float(squares[end] - squares[start] - (sums[end] - sums[start]) ** 2 / (end - start))
+
+    n = len(y)
+    cuts = ((a, b) for a in range(3, n - 5) for b in range(a + 3, n - 2))
+    best = min(cuts, key=lambda cut: rss(0, cut[0]) + rss(*cut) + rss(cut[1], n), default=None)
+    if best is None:
+        return None
+    low, middle, high = y[: best[0]].mean(), y[best[0] : best[1]].mean(), y[best[1] :].mean()
+    return best if middle - low >= LEAST_RISE and high - middle >= LEAST_RISE else None
 
 
 def _finite(*numbers: np.ndarray) -> bool:
@@ -149,6 +244,10 @@ class _Fit:
     """The rise that fits best on one scale of training, in steps."""
 
     rss: float
+    log: bool
+    """Whether in the logarithm of steps."""
+    scale: float
+    """On that scale of training."""
     step: float
     step_ci95: tuple[float, float]
     width: float
@@ -174,6 +273,8 @@ def _fit(x: Float[np.ndarray, " checkpoint"], y: Float[np.ndarray, " checkpoint"
         widths.append((0.0, 0.0))
     return _Fit(
         rss=best.least,
+        log=best.log,
+        scale=scale,
         step=math.exp(middle) if best.log else middle,
         step_ci95=_hull([_range(tried.steps[inside]) for tried, inside in regions]),
         width=float(best.widths[at].mean()),

@@ -13,8 +13,7 @@ GPT-2 small: 4 * 768 * 64 = 196,608 per head, 192 more with biases.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,11 +21,8 @@ from torch import nn
 from headscope.errors import UnsupportedModel
 from headscope.heads import HeadId
 from headscope.model.attention import Attention
-from headscope.model.load import Heads, Model, load
+from headscope.model.load import Heads, Model, Source, load
 from headscope.model.scope import hooking
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +61,7 @@ class ParameterCount:
         }
 
 
-def count_parameters(model: Model | PreTrainedModel | str | Path, *, heads: Heads = ()) -> ParameterCount:
+def count_parameters(model: Source, *, heads: Heads = ()) -> ParameterCount:
     """Count the parameters of a head, of a circuit, and of the model.
 
     Args:

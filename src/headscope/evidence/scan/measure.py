@@ -13,8 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,15 +26,12 @@ from headscope.evidence.scan.result import HeadScore, Role, Scan, Timing, widest
 from headscope.heads import HeadId
 from headscope.model.attention import Attention
 from headscope.model.kernels import KERNELS, Kernel
-from headscope.model.load import Model, load
+from headscope.model.load import Model, Source, load
 from headscope.model.memory import in_batches
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.probe import Tokens, check_fits
 from headscope.records.common import Estimate, ModelInfo, Provenance
 from headscope.stats import Interval, mean_intervals
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 MAX_PROMPTS = 4096
 """Where drawing for `precision` ends; the intervals reached by then are reported as they are."""
@@ -48,7 +44,7 @@ BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 
 
 def scan(
-    model: Model | PreTrainedModel | str | Path,
+    model: Source,
     *,
     probe: Probe | None = None,
     detectors: Sequence[Detector | str] | None = None,
@@ -111,6 +107,15 @@ def scan(
         provenance=Provenance.of(model, kernels=reading.kernels, seed=settings.get("seed")),
         timing=Timing(wall_s=time.perf_counter() - started, tokens=reading.tokens),
     )
+
+
+def prompt_scores(
+    model: Model, probe: Probe, detectors: Sequence[Detector | str] | None = None
+) -> tuple[Float[np.ndarray, "prompt head detector"], Float[np.ndarray, "prompt head detector"]]:
+    """What a scan takes means of: scores in each prompt, and in its control, whose every prompt must have targets."""
+    reading = _Reading(model=model, detectors=resolve(detectors), kernel=None, progress=None)
+    reading.read(probe)
+    return reading.by_prompt()
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +228,11 @@ class _Reading:
             _Row(prompt.scored, scores[:, 0, index], scores[:, 1, index] if with_control else None, chance[:, index])
             for index, prompt in enumerate(prompts)
         ]
+
+    def by_prompt(self) -> tuple[np.ndarray, np.ndarray]:
+        """Scores [prompt head detector], and those of the controls."""
+        controls = [row.controls for row in self._rows if row.controls is not None]
+        return np.stack([row.scores for row in self._rows]), np.stack(controls)
 
     def scores(self) -> tuple[tuple[HeadScore, ...], dict[str, str]]:
         """One score per head and role that has targets in some prompt, and why the other roles have none."""
