@@ -240,7 +240,7 @@ class _Tracing:
             return []
         alone = [frozenset([sender]) for sender in self.senders]
         self._learn("clean", "recompute", alone, "patching, MLPs recomputed")
-        tests = [
+        tests: list[tuple[HeadId, Input, HeadId]] = [
             (head, name, sender)
             for head in self.asked
             for name in ROUTES

@@ -175,8 +175,8 @@ def icl(
 
     started = time.perf_counter()
     losses = _losses(model, drawn, progress or (lambda done, total: None))
-    mean, half = mean_intervals(losses)
-    assert half is not None, "there are at least two windows"
+    mean, ends = mean_intervals(losses)
+    assert ends is not None, "there are at least two windows"
     return InContext(
         model=ModelInfo.of(model),
         settings={
@@ -193,8 +193,8 @@ def icl(
         loss=LossCurve(
             token=tuple(range(1, window)),
             mean=tuple(mean.tolist()),
-            ci_low=tuple((mean - half).clip(min=0.0).tolist()),
-            ci_high=tuple((mean + half).tolist()),
+            ci_low=tuple(ends[0].clip(min=0.0).tolist()),
+            ci_high=tuple(ends[1].tolist()),
         ),
         note=note,
         provenance=Provenance.of(model, kernels=("own",), seed=seed),
