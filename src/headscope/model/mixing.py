@@ -235,7 +235,9 @@ class Watch(TorchFunctionMode):
             axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
             if square and isinstance(axis, int) and axis % result.dim() == result.dim() - 1:
                 q, k = self._dots or (None, None)
-                self._patterns[id(result)] = _Probabilities(result, args[0] if args else None, -1, frozenset({id(result)}), q=q, k=k)
+                self._patterns[id(result)] = _Probabilities(
+                    result, args[0] if args else None, -1, frozenset({id(result)}), q=q, k=k
+                )
             return
         if not square:
             return
