@@ -29,7 +29,7 @@ from headscope.model.kernels import KERNELS, Kernel
 from headscope.model.load import Model, Source, load
 from headscope.model.memory import in_batches
 from headscope.probes import Probe, repeated_tokens
-from headscope.probes.probe import Tokens, check_fits
+from headscope.probes.probe import Tokens, check_fits, probe_of
 from headscope.records.common import Estimate, ModelInfo, Provenance
 from headscope.stats import Interval, mean_intervals
 
@@ -46,7 +46,7 @@ BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 def scan(
     model: Source,
     *,
-    probe: Probe | None = None,
+    probe: Any | None = None,
     detectors: Sequence[Detector | str] | None = None,
     precision: float | None = None,
     seed: int = 0,
@@ -83,7 +83,7 @@ def scan(
         raise ArgumentError(f"precision={precision}; it needs a positive number, like 0.02.")
     if kernel is not None and kernel not in KERNELS:
         raise ArgumentError(f"kernel={kernel!r} is not known; use one of {', '.join(KERNELS)}, or None.")
-    probe = probe if probe is not None else repeated_tokens(model, seed=seed)
+    probe = repeated_tokens(model, seed=seed) if probe is None else probe_of(model, probe)
     if precision is not None and probe.more is None:
         raise ArgumentError("precision needs a probe that can draw more prompts; your own tokens or text cannot.")
     check_fits(probe, model)
@@ -206,7 +206,7 @@ class _Reading:
         # Room for all results is taken before the pass: a small array that outlives its layer would sit in the middle
         # of a freed block and keep the next large tensor from fitting there.
         found = np.empty((self.model.route.calls, self.model.n_heads, targets.n_groups))
-        luck = np.empty((self.model.route.calls, self.model.n_heads, targets.n_prompt_groups))
+        by_chance = np.empty((self.model.route.calls, self.model.n_heads, targets.n_prompt_groups))
         used = np.zeros((self.model.route.calls, self.model.n_heads), dtype=bool)
         calls: list[tuple[int, int, int]] = []
 
@@ -214,7 +214,7 @@ class _Reading:
             self.kernels.add(attention.kernel)
             at, n_heads = len(calls), attention.n_heads
             found[at, :n_heads] = targets.score(attention).T
-            luck[at, :n_heads] = targets.chance(attention)
+            by_chance[at, :n_heads] = targets.chance(attention)
             used[at, :n_heads] = True
             calls.append((attention.layer, attention.call, n_heads))
 
@@ -223,7 +223,7 @@ class _Reading:
         assert self.heads in ([], heads), "every batch shows the same heads"
         self.heads = heads
         scores = found[used].reshape(len(heads), -1, n_prompts, n_detectors)
-        chance = luck[used].reshape(len(heads), n_prompts, n_detectors)
+        chance = by_chance[used].reshape(len(heads), n_prompts, n_detectors)
         return [
             _Row(prompt.scored, scores[:, 0, index], scores[:, 1, index] if with_control else None, chance[:, index])
             for index, prompt in enumerate(prompts)
@@ -246,7 +246,7 @@ class _Reading:
                 )
                 continue
             values = np.stack([row.scores[:, index] for row in rows])
-            luck = np.mean([row.chance[:, index] for row in rows], axis=0)
+            by_chance = np.mean([row.chance[:, index] for row in rows], axis=0)
             without = [row.controls[:, index] for row in rows if row.controls is not None]
             controls = np.stack(without) if without else None
             if not (np.isfinite(values).all() and (controls is None or np.isfinite(controls).all())):
@@ -266,7 +266,7 @@ class _Reading:
                         detector=detector.name,
                         mean=float(mean[place]),
                         ci95=_bounds(mean, ends, place, 0.0),
-                        chance=float(luck[place]),
+                        chance=float(by_chance[place]),
                         control=None if control is None else float(control[place]),
                         selectivity=selectivity,
                         n_prompts=len(rows),
