@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from headscope.evidence.behavior.search import behavior
     from headscope.evidence.circuit.measure import trace_circuit
     from headscope.evidence.circuit.result import Circuit
+    from headscope.evidence.compare.measure import compare
+    from headscope.evidence.compare.result import Comparison
     from headscope.evidence.composition.measure import Composition, composition
     from headscope.evidence.emergence.measure import Emergence, emergence
     from headscope.evidence.emergence.tracker import Snapshot, Tracker
@@ -60,6 +62,7 @@ _HOMES = {
     "BehaviorResult": "headscope.evidence.behavior.result",
     "Check": "headscope.model.selfcheck",
     "Circuit": "headscope.evidence.circuit.result",
+    "Comparison": "headscope.evidence.compare.result",
     "Composition": "headscope.evidence.composition.measure",
     "Contrast": "headscope.probes.pairs",
     "DETECTORS": "headscope.detectors",
@@ -89,6 +92,7 @@ _HOMES = {
     "ablate": "headscope.evidence.ablation.measure",
     "ablate_each": "headscope.evidence.ablation.each",
     "behavior": "headscope.evidence.behavior.search",
+    "compare": "headscope.evidence.compare.measure",
     "composition": "headscope.evidence.composition.measure",
     "compute_induction_score": "headscope.lesson",
     "detect_induction_heads": "headscope.lesson",
@@ -123,6 +127,7 @@ __all__ = [
     "BehaviorResult",
     "Check",
     "Circuit",
+    "Comparison",
     "Composition",
     "Contrast",
     "Detector",
@@ -151,6 +156,7 @@ __all__ = [
     "ablate",
     "ablate_each",
     "behavior",
+    "compare",
     "composition",
     "compute_induction_score",
     "detect_induction_heads",
