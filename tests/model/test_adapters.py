@@ -208,24 +208,24 @@ def test_the_bridge_s_tokenizer_is_used_and_can_be_replaced(demo):
     assert load(bridge, tokenizer=demo.tokenizer).tokenizer is demo.tokenizer
 
 
-def test_a_bridge_without_a_transformers_model_is_refused():
+def test_a_bridge_around_a_native_model_is_a_module_like_any_other():
     bridge = TransformerBridge.boot_native(
         {"n_layers": 1, "d_model": 16, "n_heads": 2, "d_head": 8, "n_ctx": 32, "d_vocab": 20, "act_fn": "gelu"}
     )
-    assert "TransformerBridge around a NativeModel; it needs a TransformerBridge around a" in refusal(bridge)
+    model = load(bridge)
+    assert (model.check.support, model.route.path, model.check.heads) == ("exact", "module", {0: 2})
+    assert (model.n_embeddings, model.max_tokens) == (20, 32)
+    ids = torch.arange(18).reshape(2, 9)
+    _, cache = bridge.run_with_cache(ids)
+    seen = []
+    model.run(ids, lambda attention: seen.append(attention.pattern()))
+    torch.testing.assert_close(seen[0], cache["pattern", 0], atol=TOLERANCE, rtol=0)
 
 
 def older(name, **fields):
     """An object of a class that TransformerLens had before 4.0, as a stand-in."""
     module = types.ModuleType("transformer_lens.HookedTransformer")
     return type(name, (), {"__module__": module.__name__, **fields})()
-
-
-def test_a_hooked_transformer_is_refused_with_what_to_do():
-    assert refusal(older("HookedTransformer")) == (
-        "load got a HookedTransformer, which holds no transformers model; load the checkpoint by its hub id or folder, "
-        "or as a TransformerBridge of TransformerLens 4."
-    )
 
 
 def test_a_bridge_to_another_process_is_refused():

@@ -22,8 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -34,10 +32,7 @@ from headscope.errors import ArgumentError, TokenError
 from headscope.evidence.copying import Circuits, through
 from headscope.heads import HeadId, ranking
 from headscope.model.inject import queries_and_keys
-from headscope.model.load import Model, load
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from headscope.model.load import Model, Source, load
 
 OFFSET = 24
 """Tokens between key and query, where the rotary embedding asks for it."""
@@ -82,7 +77,7 @@ class VirtualCircuit:
 
 
 def ov_table(
-    model: Model | PreTrainedModel | str | Path,
+    model: Source,
     head: HeadId | str,
     tokens: Sequence[int],
     *,
@@ -113,7 +108,7 @@ def ov_table(
 
 
 def qk_table(
-    model: Model | PreTrainedModel | str | Path,
+    model: Source,
     head: HeadId | str,
     tokens: Sequence[int],
     *,
@@ -154,7 +149,7 @@ def qk_table(
 
 
 def virtual_circuit(
-    model: Model | PreTrainedModel | str | Path,
+    model: Source,
     sender: HeadId | str,
     receiver: HeadId | str,
     *,

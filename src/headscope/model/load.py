@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,13 +52,16 @@ _TOKENIZERS = (
 )
 
 
-__all__ = ["DTYPES", "Heads", "Model", "OfHead", "OneHead", "Opened", "load", "open_model"]
+__all__ = ["DTYPES", "Heads", "Model", "OfHead", "OneHead", "Opened", "Source", "load", "open_model"]
+
+Source = Any
+"""What `load` opens: a name, a folder, a model object of any kind that it lists, or a Model."""
 
 _CHECKS: weakref.WeakKeyDictionary[Any, Check] = weakref.WeakKeyDictionary()
 
 
 def load(
-    source: str | Path | PreTrainedModel | Model = "demo",
+    source: Source = "demo",
     *,
     device: str | None = None,
     dtype: str = "auto",
@@ -64,13 +69,16 @@ def load(
     tokenizer: Any | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    forward: Callable[[Any], Any] | None = None,
+    max_tokens: int | None = None,
 ) -> Model:
     """Open a model and check that its heads can be seen.
 
     Args:
-        source: Hub id, folder in transformers' layout, `demo`, or a model object: of transformers, of nnsight, or a
-            `TransformerBridge` of TransformerLens 4. An object is left as it was: mode, device, gradients, attention
-            implementation.
+        source: Hub id, folder in transformers' layout, `demo`, or a model object: of transformers, TransformerLens,
+            nnsight or PEFT; a wrapper around one (parallel, compiled, a pipeline, a module that holds it); or any
+            `nn.Module` that gives logits for token ids. An object is left as it was: mode, device, gradients,
+            attention implementation.
         device: Like `cpu` or `cuda:0`; `auto` spreads a large model over what there is. By default a GPU if there is
             one.
         dtype: `auto` (the checkpoint's own), `float32`, `float64`, `float16` or `bfloat16`.
@@ -78,6 +86,8 @@ def load(
         tokenizer: A transformers tokenizer, for a model object that comes without; else the one beside the weights.
         allow_pickle: Also load weights that are not safetensors. Pickled files can run code.
         trust_remote_code: Run model code that the repository brings.
+        forward: For a module that is not called as `module(ids)`: gives logits [batch position vocabulary] for ids.
+        max_tokens: Longest input, where the model does not state it.
 
     Returns:
         A `Model` whose support is `exact` or `degraded`.
@@ -98,6 +108,8 @@ def load(
         tokenizer=tokenizer,
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
+        forward=forward,
+        max_tokens=max_tokens,
     )
     if not isinstance(model, Model):
         raise UnsupportedModel(
@@ -108,7 +120,7 @@ def load(
 
 
 def open_model(
-    source: str | Path | PreTrainedModel | Model,
+    source: Source,
     *,
     device: str | None = None,
     dtype: str = "auto",
@@ -116,6 +128,8 @@ def open_model(
     tokenizer: Any | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    forward: Callable[[Any], Any] | None = None,
+    max_tokens: int | None = None,
 ) -> Opened:
     """`load`, but an unsupported model is returned as `Opened`, with its check, instead of raising."""
     if isinstance(source, Opened):
@@ -127,31 +141,35 @@ def open_model(
     if dtype not in DTYPES:
         raise ArgumentError(f"dtype={dtype!r} is not known; use one of {', '.join(DTYPES)}.")
     if isinstance(source, (str, Path)):
+        from headscope.model.sources.transformers import backbone
+
+        if forward is not None:
+            raise ArgumentError("forward applies to a model object; a hub id or folder is called as transformers does.")
         hf, found, revision = _from_pretrained(str(source), device, dtype, revision, allow_pickle, trust_remote_code)
         tokenizer = tokenizer if tokenizer is not None else found
-        name = str(source)
+        name, seen = str(source), backbone(hf)
+        if max_tokens is not None:
+            seen = replace(seen, max_tokens=max_tokens)
     else:
-        from transformers import PreTrainedModel
+        from headscope.model.sources import Options, find
 
-        from headscope.model.adapters import unwrapped
-
-        if (inner := unwrapped(source)) is not None:
-            source, tokenizer = inner.hf, tokenizer if tokenizer is not None else inner.tokenizer
-        if not isinstance(source, PreTrainedModel):
+        options = Options(forward=forward, max_tokens=max_tokens)
+        held = find(source, options)
+        if held is None:
             raise ArgumentError(
-                f"load got a {type(source).__name__}; it needs a hub id, a folder, 'demo', or a model object of "
-                "transformers, TransformerLens 4 or nnsight."
+                f"load got a {brief(type(source).__name__)}; it needs a hub id, a folder, 'demo', or a model object: "
+                "of transformers, TransformerLens, nnsight or PEFT, or any nn.Module that gives logits for token ids."
             )
         if device is not None or dtype != "auto" or revision is not None:
             raise ArgumentError("device, dtype and revision do not apply to a model object; move or convert it first.")
-        hf, name = source, source.config.name_or_path or type(source).__name__
+        seen, name = held.backbone, held.name
+        tokenizer = tokenizer if tokenizer is not None else held.tokenizer
     from headscope.model.selfcheck import RoutedCheck, selfcheck
-    from headscope.model.sources.transformers import backbone
 
-    seen = backbone(hf)
-    if hf not in _CHECKS:
-        _CHECKS[hf] = selfcheck(seen)
-    check = _CHECKS[hf]
+    key = seen.module
+    if forward is not None or key not in _CHECKS:
+        _CHECKS[key] = selfcheck(seen)
+    check = _CHECKS[key]
     if isinstance(check, RoutedCheck):
         return Model(backbone=seen, tokenizer=tokenizer, id=name, revision=revision, check=check)
     return Opened(backbone=seen, tokenizer=tokenizer, id=name, revision=revision, check=check)

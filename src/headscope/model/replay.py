@@ -33,7 +33,8 @@ from headscope.model.attention import Attention
 from headscope.model.interface import Visit
 from headscope.model.load import Model
 from headscope.model.memory import out_of_memory
-from headscope.model.selfcheck import FAMILY_ERRORS, stack_of
+from headscope.model.names import stack_of
+from headscope.model.selfcheck import FAMILY_ERRORS
 from headscope.model.taps import LOCK, TOLERANCE
 
 _Forward = Callable[..., Any]

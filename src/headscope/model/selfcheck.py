@@ -14,12 +14,12 @@ not show what long inputs do: a sliding window longer than the input is not exer
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from headscope.errors import NonFiniteError, brief
 from headscope.heads import Support
@@ -29,7 +29,10 @@ from headscope.model.hooks import discovering
 from headscope.model.interface import UnknownArgument, implementation, installed
 from headscope.model.kernels import repeat_heads
 from headscope.model.memory import out_of_memory
+from headscope.model.mixing import NotMixing
+from headscope.model.names import layer_numbers
 from headscope.model.parallel import weight_of
+from headscope.model.proof import NotProven, proven_route
 from headscope.model.taps import LOCK, TOLERANCE, Route, evaluating, forward
 
 _ENCODER = "its tokens attend to later tokens: an encoder, not a decoder-only language model"
@@ -103,7 +106,8 @@ def _checked(model: Backbone) -> Check:
     if not finite:
         raise NonFiniteError(_non_finite(model.module))
     checks: list[Check] = []
-    for find in (_interface_route, _hooks_route):
+    ours = isinstance(model.module, PreTrainedModel)
+    for find in (_interface_route, _hooks_route) if ours else (_module_route,):
         for look in find(model, tokens, failures):
             try:
                 check = _verify(model, look, own)
@@ -234,38 +238,20 @@ def _hooks_route(backbone: Backbone, tokens: Tensor, failures: list[str]) -> Ite
             yield _Look(route=route, seen=seen, output=output)
 
 
-_NUMBERED = re.compile(r"(.*?)\.(\d+)(?:\.|$)")
-
-
-def stack_of(name: str) -> str | None:
-    """The module that holds the decoder layers, from the name of one that lies in them; None without a number."""
-    match = _NUMBERED.match(name)
-    return match[1] if match else None
-
-
-def block_of(name: str) -> str:
-    """The decoder layer that a module lies in, from its name; its parent where no module is numbered."""
-    match = _NUMBERED.match(name)
-    return f"{match[1]}.{match[2]}" if match else name.rpartition(".")[0]
-
-
-def layer_numbers(names: list[str]) -> dict[str, int]:
-    """Decoder layer of each module, from names like `model.layers.3.self_attn` in the order they were called.
-
-    A model of several stacks counts on: the second stack starts after the highest layer of the first. Modules
-    without a number in their name are layers in the order of their first call.
-    """
-    stacks: dict[str, dict[str, int]] = {}
-    for name in dict.fromkeys(names):
-        match = _NUMBERED.match(name)
-        stack = stacks.setdefault(match[1] if match else "", {})
-        stack[name] = int(match[2]) if match else len(stack)
-    numbers: dict[str, int] = {}
-    start = 0
-    for stack in stacks.values():
-        numbers |= {name: start + index for name, index in stack.items()}
-        start += max(stack.values()) + 1
-    return numbers
+def _module_route(backbone: Backbone, tokens: Tensor, failures: list[str]) -> Iterator[_Look]:
+    seen = _Seen(n_tokens=tokens.shape[1])
+    try:
+        route = proven_route(backbone, tokens)
+        if route is None:
+            return
+        output = backbone.output(forward(backbone, route, _and_edited(tokens), seen))
+    except (NotMixing, NotProven) as why:
+        failures.append(str(why))
+        return
+    except FAMILY_ERRORS as error:
+        failures.append(_failure("its attention could not be read", error))
+        return
+    yield _Look(route=route, seen=seen, output=output)
 
 
 @dataclass(slots=True)
@@ -359,7 +345,11 @@ def _verify(model: Backbone, look: _Look, own: Tensor) -> Check:
             f"it attends to {seen.other_keys} keys that are not tokens; scores cover the tokens",
         )
     else:
-        how = "our attention function" if route.path == "interface" else "its own call of scaled-dot-product attention"
+        how = {
+            "interface": "our attention function",
+            "hooks": "its own call of scaled-dot-product attention",
+            "module": "its own code, seen where probabilities mix values,",
+        }[route.path]
         reason = f"through {how} its output differs from its own by {difference:.2g}"
     check = Check(
         support=support,

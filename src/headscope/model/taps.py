@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -24,8 +24,9 @@ from headscope.model.backbone import Backbone
 from headscope.model.hooks import hooked
 from headscope.model.interface import UnknownArgument, Visit, implementation, installed
 from headscope.model.kernels import Kernel
+from headscope.model.mixing import Site, mixing
 
-Path = Literal["interface", "hooks"]
+Path = Literal["interface", "hooks", "module"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,15 +34,18 @@ class Route:
     """How a model's attention is reached; `selfcheck` finds it."""
 
     path: Path
-    """`interface`: our function and kernels. `hooks`: the family's own code, watched."""
+    """`interface`: our function and kernels. `hooks`: a family's own code, watched. `module`: any module, watched where
+    probabilities mix values."""
     layers: dict[str, int]
-    """Decoder layer of each attention module (`interface`) or output projection (`hooks`), by the module's name."""
+    """Decoder layer of each attention module (`interface`, `module`) or output projection (`hooks`), by its name."""
     calls: int
     """Attention calls in one forward pass."""
     implementation: str | None = None
     """On the path `hooks`, the attention implementation that the configs must name; None leaves theirs."""
     additive_mask: bool = False
     """On the path `interface`, whether the model's masks must be numbers to add."""
+    sites: dict[str, tuple[Site, ...]] = field(default_factory=dict)
+    """On the path `module`, the attention calls of each module, in their order."""
 
 
 class Stop(Exception):
@@ -82,16 +86,19 @@ def forward(
         UnsupportedModel: this input reaches attention that the self-check's did not.
     """
     model = backbone.module
-    names = {module: layer for name, layer in route.layers.items() for module in [model.get_submodule(name)]}
+    names = {model.get_submodule(name): layer for name, layer in route.layers.items()}
     seen: dict[int, int] = {}
     count = 0
 
+    def unknown_call(name: str) -> UnsupportedModel:
+        return UnsupportedModel(
+            f"this input reaches a {name} that the self-check's input did not; "
+            "its layer is not known: use another input or another model."
+        )
+
     def number(module: nn.Module) -> tuple[int, int]:
         if module not in names:
-            raise UnsupportedModel(
-                f"this input reaches a {type(module).__name__} that the self-check's input did not; "
-                "its layer is not known: use another input or another model."
-            )
+            raise unknown_call(type(module).__name__)
         layer = names[module]
         seen[layer] = seen.get(layer, -1) + 1
         return layer, seen[layer]
@@ -115,6 +122,9 @@ def forward(
         stack.enter_context(torch.enable_grad() if grad else torch.no_grad())
         if route.path == "interface":
             stack.enter_context(installed(model, counted, number, kernel=kernel, additive_mask=route.additive_mask))
+        elif route.path == "module":
+            shape = (tokens.shape[0], tokens.shape[1])
+            stack.enter_context(mixing(model, route.sites, shape, counted, kernel, unknown_call))
         else:
             stack.enter_context(implementation(model, route.implementation))
             stack.enter_context(hooked(list(names), tokens.shape[1], counted, number))

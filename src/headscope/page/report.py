@@ -27,7 +27,7 @@ from headscope.evidence.verify.measure import verify
 from headscope.evidence.verify.result import Verification
 from headscope.heads import HeadId
 from headscope.interventions.ablation import method_named
-from headscope.model.load import Model, load
+from headscope.model.load import Source, load
 from headscope.page.curves import refuse_other_runs, run_curves
 from headscope.page.example import example
 from headscope.page.finding import finding
@@ -38,8 +38,6 @@ from headscope.records.common import ModelInfo, Provenance
 from headscope.records.files import write_whole
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from headscope.evidence.behavior.result import BehaviorResult
     from headscope.evidence.emergence.measure import Emergence
 
@@ -51,7 +49,7 @@ TABLE_TOKENS = 6
 
 
 def report(
-    model: Model | PreTrainedModel | str | Path,
+    model: Source,
     path: str | Path,
     *,
     seed: int = 0,
@@ -107,7 +105,7 @@ def report(
 
 
 def report_document(
-    model: Model | PreTrainedModel | str | Path,
+    model: Source,
     *,
     seed: int = 0,
     natural: str | None = None,

@@ -12,7 +12,7 @@ last takes any GPT-2. Up to rounding the logits are the same.
 from __future__ import annotations
 
 import copy
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -38,7 +38,8 @@ def reparametrised(
     turn = _turned_about_ones(d_model, random) if change == "stream" else None
     with torch.no_grad():
         for layer, block in enumerate(model.transformer.h):
-            attention = block.attn
+            attention: Any = block.attn
+            mlp: Any = block.mlp
             weight = attention.c_attn.weight.view(d_model, 3, n_heads, d_head)
             bias = attention.c_attn.bias.view(3, n_heads, d_head)
             out = attention.c_proj.weight.view(n_heads, d_head, d_model)
@@ -59,9 +60,9 @@ def reparametrised(
                 out.copy_(out[order].clone())
                 where |= {HeadId(layer, old): HeadId(layer, new) for new, old in enumerate(order.tolist())}
             elif turn is not None:
-                for read in (attention.c_attn.weight, block.mlp.c_fc.weight):
+                for read in (attention.c_attn.weight, mlp.c_fc.weight):
                     read.copy_(_times(turn.T, read))
-                for write in (attention.c_proj, block.mlp.c_proj):
+                for write in (attention.c_proj, mlp.c_proj):
                     write.weight.copy_(_times(write.weight, turn))
                     write.bias.copy_(_times(write.bias, turn))
         if turn is not None:

@@ -41,9 +41,9 @@ class ModelInfo:
     """The self-check's verdict."""
     reason: str
     """Why that verdict."""
-    path: Literal["interface", "hooks"] | None = None
-    """How attention is reached: `interface` is our attention function, `hooks` the model's own code, watched. None if
-    it cannot be, and in documents older than this field."""
+    path: Literal["interface", "hooks", "module"] | None = None
+    """How attention is reached: `interface` is our attention function, `hooks` a family's own code, watched; `module`
+    any module, watched. None if it cannot be, and in documents older than this field."""
 
     @classmethod
     def of(cls, model: Opened) -> ModelInfo:

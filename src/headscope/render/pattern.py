@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 from zlib import crc32
 
@@ -36,15 +36,12 @@ from headscope.detectors.standard import resolve
 from headscope.errors import ArgumentError, HeadscopeError, TokenError
 from headscope.heads import HeadId
 from headscope.model.attention import Attention
-from headscope.model.load import Heads, Model, load
+from headscope.model.load import Heads, Model, Source, load
 from headscope.probes import probe_text, probe_tokens
 from headscope.probes.probe import Tokens, check_fits
 from headscope.records.files import write_whole
 from headscope.render.maps import colour
 from headscope.render.plain import markup as escape
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 MAX_CELLS = 20_000
 """tokens * tokens * (heads + 1) that `show_pattern` draws: the chosen head is drawn twice, small and large. So
@@ -100,7 +97,7 @@ class Picture:
 
 
 def show_pattern(
-    model: Model | PreTrainedModel | str | Path,
+    model: Source,
     text_or_tokens: str | Sequence[int] | Any,
     heads: Heads,
     *,
@@ -140,7 +137,7 @@ def show_pattern(
 
 
 def pattern_picture(
-    model: Model | PreTrainedModel | str | Path,
+    model: Source,
     text_or_tokens: str | Sequence[int] | Any,
     heads: Heads,
     *,

@@ -30,7 +30,9 @@ def compare(
     n_prompts: Annotated[int, typer.Option(help="Random prompts that all models read.")] = 32,
     period: Annotated[int, typer.Option(help="Length of the repeated run, at least 3.")] = 50,
     top: Annotated[int, typer.Option(help="Changed heads to print.", min=1)] = 10,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write compare.json and compare.parquet here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write compare.json and compare.parquet here.")
+    ] = None,
     as_json: options.JSON = False,
     seed: options.SEED = 0,
 ) -> None:

@@ -25,8 +25,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -48,7 +47,7 @@ from headscope.interventions.ablation import (
 )
 from headscope.interventions.choices import Choices
 from headscope.model.attention import Attention
-from headscope.model.load import Model, load
+from headscope.model.load import Source, load
 from headscope.model.memory import in_batches
 from headscope.model.replay import Replay
 from headscope.probes import Probe, repeated_tokens
@@ -57,9 +56,6 @@ from headscope.probes.probe import Tokens, check_fits
 from headscope.records.codec import encode
 from headscope.records.common import Estimate, ModelInfo, Provenance
 from headscope.stats import t_quantile
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Search = Literal["race", "exhaustive", "gradient"]
 SEARCHES: tuple[Search, ...] = ("race", "exhaustive", "gradient")
@@ -125,7 +121,7 @@ class HeadEffects:
 
 
 def ablate_each(
-    model: Model | PreTrainedModel | str | Path,
+    model: Source,
     *,
     probe: Probe | None = None,
     method: Method = "mean",

@@ -18,8 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -27,15 +26,12 @@ from headscope.errors import ArgumentError, TokenError
 from headscope.evidence.scan.result import Timing
 from headscope.heads import HeadId
 from headscope.interventions.ablation import Ablator, Method, Queries, losses
-from headscope.model.load import Heads, Model, load
+from headscope.model.load import Heads, Model, Source, load
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.copies import copies
 from headscope.probes.probe import Tokens, check_fits
 from headscope.records.codec import encode
 from headscope.records.common import Estimate, ModelInfo, Provenance
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 N_PROMPTS = 32
 """Prompts of the default probe."""
@@ -94,7 +90,7 @@ class Ablation:
 
 
 def ablate(
-    model: Model | PreTrainedModel | str | Path,
+    model: Source,
     heads: Heads,
     *,
     probe: Probe | None = None,

@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -54,15 +54,12 @@ from headscope.evidence.copying import Circuits
 from headscope.evidence.scan.measure import scan
 from headscope.heads import HeadId, ranking
 from headscope.interventions.ablation import Ablator, World
-from headscope.model.load import Model, load
+from headscope.model.load import Source, load
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.pairs import Contrast, read_pairs
 from headscope.probes.pairs import Kind as PromptKind
 from headscope.records.common import Estimate, ModelInfo, Provenance
 from headscope.stats import benjamini_hochberg, p_values
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 TOP = 8
 """Heads that pass the triage."""
@@ -96,7 +93,7 @@ SCAN_PROMPTS, SCAN_PERIOD = 8, 24
 
 def behavior(
     name: str | Path | Contrast | Sequence[Contrast],
-    model: Model | PreTrainedModel | str | Path = "demo",
+    model: Source = "demo",
     *,
     top: int = TOP,
     seed: int = 0,

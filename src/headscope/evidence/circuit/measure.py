@@ -39,8 +39,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,15 +55,12 @@ from headscope.evidence.verify.measure import verify
 from headscope.evidence.verify.result import Verification
 from headscope.heads import HeadId, ranking
 from headscope.interventions.paths import INPUTS, Contents, Input, Mlps, Paths, Sources
-from headscope.model.load import Heads, Model, load
+from headscope.model.load import Heads, Model, Source, load
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.probe import check_fits
 from headscope.probes.twins import CONTEXT, Change, twins
 from headscope.records.common import Estimate, ModelInfo, Provenance
 from headscope.stats import benjamini_hochberg, p_values, ratio_interval
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 N_PROMPTS = 32
 PERIOD = 24
@@ -73,7 +69,7 @@ ROUTES: tuple[Input, ...] = ("k", "q")
 
 
 def trace_circuit(
-    model: Model | PreTrainedModel | str | Path,
+    model: Source,
     receivers: Heads | None = None,
     *,
     verification: Verification | None = None,
@@ -244,7 +240,7 @@ class _Tracing:
             return []
         alone = [frozenset([sender]) for sender in self.senders]
         self._learn("clean", "recompute", alone, "patching, MLPs recomputed")
-        tests = [
+        tests: list[tuple[HeadId, Input, HeadId]] = [
             (head, name, sender)
             for head in self.asked
             for name in ROUTES

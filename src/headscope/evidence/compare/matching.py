@@ -17,8 +17,8 @@ hundreds of rows, and p is multiplied by the number of heads that a match was ch
 
 Matches are the assignment of most agreement in all. A head keeps its own number unless others agree more by 0.05.
 
-Cost: rows * keys numbers for each head, and two matrix products of them. It misleads where heads rest on the first token
-so much that little of their pattern is left; such heads are not matched.
+Cost: rows * keys numbers for each head, and two matrix products of them. It misleads where heads rest on the first
+token so much that little of their pattern is left; such heads are not matched.
 
 Reference:
     Hoeffding 1951, Ann. Math. Stat. 22, 558-566 (moments of a permuted sum of products).
@@ -150,4 +150,3 @@ def _keys(n_rows: int, length: int) -> np.ndarray:
 
 def _product(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return x.reshape(len(x), -1) @ y.reshape(len(y), -1).T
-

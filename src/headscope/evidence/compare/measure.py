@@ -25,8 +25,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -49,17 +47,12 @@ from headscope.evidence.compare.result import (
 from headscope.evidence.scan.measure import Samples, scanned
 from headscope.evidence.scan.result import Scan, Timing
 from headscope.heads import HeadId
-from headscope.model.load import Model, load
+from headscope.model.load import Model, Source, load
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.probe import check_fits
 from headscope.probes.repeated import N_PROMPTS, PERIOD
 from headscope.records.common import Estimate
 from headscope.stats import benjamini_hochberg, p_values, two_sample
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    AnyModel = Model | PreTrainedModel | str | Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -76,9 +69,9 @@ class _Read:
 
 
 def compare(
-    a: AnyModel,
-    b: AnyModel,
-    *more: AnyModel,
+    a: Source,
+    b: Source,
+    *more: Source,
     probe: Probe | None = None,
     n_prompts: int = N_PROMPTS,
     period: int = PERIOD,
@@ -163,7 +156,9 @@ def _shared(first: Model, other: Model) -> str | None:
     if ours == theirs:
         return "one vocabulary"
     few, many = sorted((ours, theirs), key=len)
-    return "one vocabulary contains the other" if all(many.get(text) == number for text, number in few.items()) else None
+    return (
+        "one vocabulary contains the other" if all(many.get(text) == number for text, number in few.items()) else None
+    )
 
 
 def _common_ids(models: Sequence[Model]) -> list[int] | None:
@@ -212,9 +207,7 @@ def _pair(one: _Read, two: _Read, found: Agreement | None) -> PairChange:
         estimates[head, role], value = _difference(x, y, paired=found is not None)
         p.append(value)
     q = dict(zip(tests, benjamini_hochberg(np.asarray(p)), strict=True))
-    has = {
-        side.label: {(score.head, role) for role in roles for score in side.scan.heads(role)} for side in (one, two)
-    }
+    has = {side.label: {(score.head, role) for role in roles for score in side.scan.heads(role)} for side in (one, two)}
     chosen = [others.index(counterparts[head][0]) if head in counterparts else 0 for head in heads]
     alike = None if found is None else found.q_values(np.asarray(chosen))
     changes = []

@@ -70,7 +70,15 @@ def _cells(role: RoleChange) -> list[str]:
     ends = role.difference.ci95
     interval = "" if ends is None else f"[{ends[0]:+.3f}, {ends[1]:+.3f}]"
     what = role.status if role.status in ("gained", "lost") else "more" if role.difference.mean > 0 else "less"
-    return [role.role, what, f"{role.a:.3f}", f"{role.b:.3f}", f"{role.difference.mean:+.3f}", interval, f"{role.q_value:.1g}"]
+    return [
+        role.role,
+        what,
+        f"{role.a:.3f}",
+        f"{role.b:.3f}",
+        f"{role.difference.mean:+.3f}",
+        interval,
+        f"{role.q_value:.1g}",
+    ]
 
 
 def _roles(found: Comparison) -> Table:

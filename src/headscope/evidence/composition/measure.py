@@ -41,7 +41,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -53,14 +52,13 @@ from headscope.errors import ArgumentError, NonFiniteError
 from headscope.evidence.copying import through
 from headscope.evidence.scan.result import Timing
 from headscope.heads import HeadId
-from headscope.model.load import Model, load
+from headscope.model.load import Source, load
 from headscope.model.weights import LayerWeights, layer_weights
 from headscope.records.codec import encode
 from headscope.records.common import ModelInfo, Provenance
 
 if TYPE_CHECKING:
     import pandas as pd
-    from transformers import PreTrainedModel
 
 Kind = Literal["q", "k", "v"]
 KINDS: tuple[Kind, ...] = ("q", "k", "v")
@@ -297,7 +295,7 @@ class Composition:
 
 
 def composition(
-    model: Model | PreTrainedModel | str | Path,
+    model: Source,
     kinds: Sequence[str] = KINDS,
     *,
     fold: bool = True,

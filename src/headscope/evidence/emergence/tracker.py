@@ -24,11 +24,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from torch import nn
 
 from headscope.errors import ArgumentError, ModelError, NonFiniteError, TokenError, UnsupportedModel
 from headscope.evidence.composition.measure import Composition, Pair, composition
@@ -39,14 +37,11 @@ from headscope.evidence.scan.measure import scan
 from headscope.evidence.scan.result import HeadScore, Timing
 from headscope.heads import HeadId, ranking
 from headscope.interventions.ablation import Ablator, losses
-from headscope.model.load import Model, load
+from headscope.model.load import Model, Source, load
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.copies import check_repeats
 from headscope.records.codec import decode, encode
 from headscope.records.common import Estimate, ModelInfo, Provenance
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 SCHEMA = "headscope.snapshot/1"
 ROLES = ("induction", "previous_token")
@@ -153,7 +148,7 @@ class Tracker:
 
     def __init__(
         self,
-        model: Model | PreTrainedModel | nn.Module | str | Path,
+        model: Source,
         *,
         probe: Probe | None = None,
         seed: int = 0,

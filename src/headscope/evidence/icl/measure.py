@@ -21,8 +21,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ from jaxtyping import Float
 from headscope.errors import ArgumentError, ModelError, NonFiniteError, ShapeError, TokenError
 from headscope.evidence.scan.result import Timing
 from headscope.interventions.ablation import token_losses
-from headscope.model.load import Model, load
+from headscope.model.load import Model, Source, load
 from headscope.model.memory import in_batches
 from headscope.model.taps import LOCK, evaluating
 from headscope.model.tokenizer import tokenizing
@@ -40,9 +39,6 @@ from headscope.probes.probe import Probe, Tokens, check_fits, probe_tokens
 from headscope.records.codec import decode, encode
 from headscope.records.common import Estimate, ModelInfo, Provenance
 from headscope.stats import mean_intervals
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 SCHEMA = "headscope.icl/1"
 
@@ -122,7 +118,7 @@ class InContext:
 
 
 def icl(
-    model: Model | PreTrainedModel | str | Path,
+    model: Source,
     *,
     text: str | Sequence[str] | None = None,
     tokens: Any | None = None,
@@ -179,8 +175,8 @@ def icl(
 
     started = time.perf_counter()
     losses = _losses(model, drawn, progress or (lambda done, total: None))
-    mean, half = mean_intervals(losses)
-    assert half is not None, "there are at least two windows"
+    mean, ends = mean_intervals(losses)
+    assert ends is not None, "there are at least two windows"
     return InContext(
         model=ModelInfo.of(model),
         settings={
@@ -197,8 +193,8 @@ def icl(
         loss=LossCurve(
             token=tuple(range(1, window)),
             mean=tuple(mean.tolist()),
-            ci_low=tuple((mean - half).clip(min=0.0).tolist()),
-            ci_high=tuple((mean + half).tolist()),
+            ci_low=tuple(ends[0].clip(min=0.0).tolist()),
+            ci_high=tuple(ends[1].tolist()),
         ),
         note=note,
         provenance=Provenance.of(model, kernels=("own",), seed=seed),

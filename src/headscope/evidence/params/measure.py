@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,10 +22,7 @@ from torch import nn
 from headscope.errors import UnsupportedModel
 from headscope.heads import HeadId
 from headscope.model.attention import Attention
-from headscope.model.load import Heads, Model, load
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from headscope.model.load import Heads, Model, Source, load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +61,7 @@ class ParameterCount:
         }
 
 
-def count_parameters(model: Model | PreTrainedModel | str | Path, *, heads: Heads = ()) -> ParameterCount:
+def count_parameters(model: Source, *, heads: Heads = ()) -> ParameterCount:
     """Count the parameters of a head, of a circuit, and of the model.
 
     Args:

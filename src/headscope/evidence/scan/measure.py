@@ -13,8 +13,7 @@ import math
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,15 +26,12 @@ from headscope.evidence.scan.result import HeadScore, Role, Scan, Timing, widest
 from headscope.heads import HeadId
 from headscope.model.attention import Attention
 from headscope.model.kernels import KERNELS, Kernel
-from headscope.model.load import Model, load
+from headscope.model.load import Model, Source, load
 from headscope.model.memory import in_batches
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.probe import Tokens, check_fits
 from headscope.records.common import Estimate, ModelInfo, Provenance
 from headscope.stats import Interval, mean_intervals
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 MAX_PROMPTS = 4096
 """Where drawing for `precision` ends; the intervals reached by then are reported as they are."""
@@ -48,7 +44,7 @@ BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 
 
 def scan(
-    model: Model | PreTrainedModel | str | Path,
+    model: Source,
     *,
     probe: Probe | None = None,
     detectors: Sequence[Detector | str] | None = None,
@@ -101,7 +97,7 @@ class Samples:
 
 
 def scanned(
-    model: Model | PreTrainedModel | str | Path,
+    model: Source,
     *,
     probe: Probe | None = None,
     detectors: Sequence[Detector | str] | None = None,

@@ -22,8 +22,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -48,20 +46,17 @@ from headscope.evidence.verify.trial import NaturalText, Trial
 from headscope.evidence.verify.verdict import judge
 from headscope.heads import HeadId
 from headscope.interventions.ablation import Ablator, Method
-from headscope.model.load import Heads, Model, load
+from headscope.model.load import Heads, Model, Source, load
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.probe import check_fits
 from headscope.records.common import Estimate, ModelInfo, Provenance
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 COMPLEMENT = 0.25
 """How much more often a set must raise the attended token to the top than its best head alone."""
 
 
 def verify(
-    model: Model | PreTrainedModel | str | Path,
+    model: Source,
     heads: Heads | None = None,
     *,
     probe: Probe | None = None,

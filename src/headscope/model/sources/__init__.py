@@ -1,1 +1,54 @@
-"""Where models come from: one file for each kind of object that can be opened."""
+"""Where models come from: one file for each kind of object that can be opened.
+
+A source has a function `found(given, options)`, which returns `Found`, or None for an object that is not its own. They
+are asked in the order of `ORDER`; `module` comes last, since every module is one of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headscope.model.backbone import Backbone
+
+ORDER = ("wrappers", "peft", "transformerlens", "nnsight", "transformers", "module")
+"""Files of this folder, in the order in which they are asked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a user says of a model that cannot be read off it."""
+
+    forward: Callable[[Any], Any] | None = None
+    """Logits [batch position vocabulary] of ids [batch position]."""
+    max_tokens: int | None = None
+    """Longest input."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Found:
+    """A model that a source knows how to use."""
+
+    backbone: Backbone
+    """The module that runs, and how."""
+    tokenizer: Any | None
+    """The tokenizer that came with it."""
+    name: str
+    """What results call it."""
+
+
+def find(given: Any, options: Options) -> Found | None:
+    """How to use an object; None if it is no model.
+
+    Raises:
+        ArgumentError: an object that holds no model, or more than one.
+        UnsupportedModel: a module that does not give logits for token ids.
+    """
+    for name in ORDER:
+        found = import_module(f"{__name__}.{name}").found(given, options)
+        if found is not None:
+            return found
+    return None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from headscope.model.backbone import Backbone, stated_context
+from headscope.model.sources import Found, Options
 
 
 def backbone(hf: PreTrainedModel) -> Backbone:
@@ -31,3 +33,13 @@ def backbone(hf: PreTrainedModel) -> Backbone:
         max_tokens=stated_context(config),
         config=config,
     )
+
+
+def found(given: Any, options: Options) -> Found | None:
+    """A transformers model; with a `forward` of the user's it is a module like any other."""
+    if not isinstance(given, PreTrainedModel) or options.forward is not None:
+        return None
+    seen = backbone(given)
+    if options.max_tokens is not None:
+        seen = replace(seen, max_tokens=options.max_tokens)
+    return Found(backbone=seen, tokenizer=None, name=given.config.name_or_path or type(given).__name__)

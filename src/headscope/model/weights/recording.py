@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from headscope.errors import UnsupportedModel
 from headscope.model.attention import Attention
 from headscope.model.load import Model
+from headscope.model.names import block_of
 from headscope.model.parallel import weight_of, whole_rows
-from headscope.model.selfcheck import block_of
 from headscope.model.taps import TOLERANCE
 
 N_CODES = 64
