@@ -4,6 +4,8 @@ from .detectors import DETECTORS as DETECTORS, Detector as Detector, Targets as 
 from .errors import HeadscopeError as HeadscopeError
 from .evidence.ablation.each import HeadEffects as HeadEffects, ablate_each as ablate_each
 from .evidence.ablation.measure import Ablation as Ablation, ablate as ablate
+from .evidence.atlas.measure import atlas as atlas
+from .evidence.atlas.result import Atlas as Atlas
 from .evidence.behavior.files import load_contrast as load_contrast
 from .evidence.behavior.result import BehaviorResult as BehaviorResult
 from .evidence.behavior.search import behavior as behavior

@@ -265,7 +265,7 @@ def test_a_damaged_log_and_damaged_weights_are_named_in_one_line(tiny, tmp_path)
             with pytest.raises(ArgumentError, match=rf"{name}' is damaged \(.*\); put it back, or") as told:
                 run(tiny, tmp_path, measure=look)
             assert "\n" not in str(told.value)
-            assert "write it anew" not in str(told.value)
+            assert "write it again" not in str(told.value)
             path.write_bytes(whole)
     assert len(run(tiny, tmp_path, measure=look)[1]) == 7, "put back, it is as before"
 
@@ -287,7 +287,7 @@ def test_a_single_bit_that_flipped_is_told_before_a_run_goes_on(tiny, tmp_path, 
         with pytest.raises(ArgumentError, match=rf"{name}' is damaged \(.*\); put it back, or") as told:
             run(tiny, tmp_path, measure=look)
         assert "\n" not in str(told.value)
-        # A log cut off or written anew by the refused run would hide the damage from the next one.
+        # A log cut off or written again by the refused run would hide the damage from the next one.
         assert path.read_bytes() == flipped(whole, bit)
     path.write_bytes(whole)
     assert len(run(tiny, tmp_path, measure=look)[1]) == 7

@@ -55,11 +55,11 @@ def test_losses_are_those_of_the_models_own_forward_pass(demo, seen):
         ids = prompt.tolist()
         with torch.no_grad():
             losses = -model(torch.tensor([ids])).logits[0].log_softmax(-1)
-        # Query i is foretold when its token, followed by the same token, stood before.
+        # Query i is predictable when its token, followed by the same token, stood before.
         pairs = list(pairwise(ids))
-        foretold = [i for i, pair in enumerate(pairs) if pair in pairs[:i]]
-        second.append(np.mean([losses[i, ids[i + 1]].item() for i in foretold]))
-        first.append(np.mean([losses[i, ids[i + 1]].item() for i in range(foretold[0])]))
+        predictable = [i for i, pair in enumerate(pairs) if pair in pairs[:i]]
+        second.append(np.mean([losses[i, ids[i + 1]].item() for i in predictable]))
+        first.append(np.mean([losses[i, ids[i + 1]].item() for i in range(predictable[0])]))
     assert seen.second_copy_loss_nats.mean == pytest.approx(np.mean(second), abs=1e-5)
     assert seen.first_copy_loss_nats.mean == pytest.approx(np.mean(first), abs=1e-5)
     low, high = seen.second_copy_loss_nats.ci95

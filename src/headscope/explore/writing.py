@@ -76,7 +76,7 @@ class Writing:
     """A model's heads and its unembedding: read the weights once, then ask about any text.
 
     Raises:
-        UnsupportedModel: weights that cannot be told apart by head, or a stream that cannot be seen.
+        UnsupportedModel: weights that cannot be assigned to heads, or a stream that cannot be seen.
     """
 
     def __init__(self, model: Model) -> None:
@@ -85,7 +85,7 @@ class Writing:
         self._words = vocabulary(model)
         self._blocks = decoder_layers(model)
         if not self._blocks:
-            raise UnsupportedModel(f"{model.id} ({model.family}): its decoder layers cannot be told apart.")
+            raise UnsupportedModel(f"{model.id} ({model.family}): its decoder layers cannot be distinguished.")
 
     def at(self, tokens: Tokens, position: int, edit: Visit) -> Writes:
         """What each head writes at one token, while `edit` changes z."""

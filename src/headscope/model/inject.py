@@ -35,7 +35,7 @@ def queries_and_keys(
         position: Where they stand in the prompt.
 
     Raises:
-        UnsupportedModel: the layer cannot be told apart, or hides its queries and keys.
+        UnsupportedModel: the layer cannot be distinguished, or hides its queries and keys.
     """
     size = max(1, BATCH_NUMBERS // ((position + 1) * vectors.shape[1]))
     parts = [_run(model, layer, part, position) for part in vectors.split(size)]

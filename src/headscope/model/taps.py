@@ -141,7 +141,7 @@ def forward(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode within the block; each module's own mode is put back."""
+    """Evaluation mode within the block; each module's own mode is restored."""
     training = [module for module in model.modules() if module.training]
     try:
         for module in training:

@@ -3,7 +3,7 @@
     [BOS, prefix, r, gap, r, gap, ..., r, tail]
 
 `r` is a run of random tokens. With jitter each prompt has its own prefix length, period and gaps, so a head that
-always looks a fixed distance back finds the right key only by luck; all prompts share one length, filled up by the
+always looks a fixed distance back finds the right key only by chance; all prompts share one length, filled up by the
 tail. Without jitter the probe is the classic `[BOS, r, r]`. The matched control is the same prompt with every later
 copy of `r` replaced by fresh tokens: what a head still scores there, it does not owe to the repetition. Prefix, gaps,
 tail and fresh tokens are all different as long as the pool lasts, so that nothing but `r` repeats.

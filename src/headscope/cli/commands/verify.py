@@ -22,7 +22,7 @@ def verify(
     heads: Annotated[
         list[str] | None, typer.Option("--head", help="Judge only this head, like L5H1; repeat it.")
     ] = None,
-    top: Annotated[int, typer.Option(help="Heads whose effect is made sure of, and printed.", min=1)] = 10,
+    top: Annotated[int, typer.Option(help="Number of top heads to measure exactly and print.", min=1)] = 10,
     ablation: Annotated[str, typer.Option(help="mean, zero or resample.")] = "mean",
     exhaustive: Annotated[
         bool, typer.Option("--exhaustive", help="Ablate every head in every prompt; no race.")

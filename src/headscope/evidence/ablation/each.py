@@ -93,7 +93,7 @@ class HeadEffects:
     search: Search
     """`race`, `exhaustive` or `gradient`."""
     top: int | None
-    """How many heads the race made sure of; None for the others."""
+    """How many heads the race measured exactly; None for the others."""
     confidence: float | None
     """Of all the race's intervals together; None for the others."""
     method: Method

@@ -2,7 +2,7 @@
 
 `untouched` holds back what a training loop may have wrapped around the model's forward, so that what is seen is what
 the same weights show after they were saved: no autocast, no compiled code. On exit the random states of Python, NumPy
-and torch, on the CPU and on CUDA devices, are those from before. Modes, configs, hooks and gradients are put back by
+and torch, on the CPU and on CUDA devices, are those from before. Modes, configs, hooks and gradients are restored by
 `headscope.model.taps`, which changes them.
 """
 

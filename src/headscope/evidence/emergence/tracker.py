@@ -7,7 +7,7 @@
             log(tracker.measure(step=step).scalars())
 
 The probe is made once, so that two snapshots differ by the weights alone. Scores are those of `hs.scan` for that probe,
-to the last digit; losses are those of the tokens that the probe's repetition foretells (`second_copy`) and of the
+to the last digit; losses are those of the tokens that the probe's repetition predicts (`second_copy`) and of the
 tokens before it (`first_copy`). The model is left as it was (`headscope.evidence.emergence.live`).
 
 Cost of a snapshot: the scan's pass over prompts and controls, without the last MLP and the unembedding, and a full pass
@@ -56,7 +56,7 @@ class Full:
     in_context: Estimate | None
     """In-context-learning score on text, in nats; negative is good."""
     copying: tuple[Copying, ...]
-    """Along the direct path, one for each head; empty where weights cannot be told apart by head."""
+    """Along the direct path, one for each head; empty where weights cannot be assigned to heads."""
     composition: tuple[Pair, ...]
     """K-composition of each head with the earlier head that it reads most of, where there is one."""
 
@@ -74,9 +74,9 @@ class Snapshot:
     heads: tuple[HeadScore, ...]
     """Induction and previous-token scores of every head, as `hs.scan` gives them for this probe."""
     first_copy_loss_nats: Estimate | None
-    """Mean loss of tokens before anything is foretold; None with a reason in `missing`."""
+    """Mean loss of tokens before anything is predictable; None with a reason in `missing`."""
     second_copy_loss_nats: Estimate | None
-    """Mean loss of foretold tokens; falls as induction appears."""
+    """Mean loss of predictable tokens; falls as induction appears."""
     full: Full | None
     """What `measure(full=True)` adds."""
     missing: dict[str, str]

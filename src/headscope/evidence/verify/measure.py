@@ -67,7 +67,7 @@ def verify(
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Verification:
-    """Take heads out, alone and together, hold them against controls, and call each head by what it is.
+    """Take heads out, alone and together, compare them with controls, and call each head by what it is.
 
     Args:
         model: What `headscope.load` takes, or gives.
@@ -268,7 +268,7 @@ def _draw(trial: Trial, heads: tuple[HeadId, ...], others: tuple[HeadId, ...]) -
 
 
 def _circuits(model: Model, seed: int) -> Circuits | None:
-    """The model in token space, or None where its weights cannot be told apart by head."""
+    """The model in token space, or None where its weights cannot be assigned to heads."""
     try:
         return Circuits(model, seed=seed)
     except UnsupportedModel:

@@ -94,7 +94,7 @@ def layer_weights(model: Model) -> dict[int, LayerWeights]:
     """The weights of every layer that has attention, by layer.
 
     Args:
-        model: What `headscope.load` gives. Left as it was; read anew at each call, so edits of its weights show.
+        model: What `headscope.load` gives. Left as it was; read again at each call, so edits of its weights show.
 
     Returns:
         Each layer's weights on the device on which the layer runs.
