@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import random
 import resource
 import subprocess
@@ -291,6 +292,15 @@ def test_a_single_bit_that_flipped_is_told_before_a_run_goes_on(tiny, tmp_path, 
         assert path.read_bytes() == flipped(whole, bit)
     path.write_bytes(whole)
     assert len(run(tiny, tmp_path, measure=look)[1]) == 7
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "log.jsonl", "step-000012/model.safetensors"])
+def test_a_pipe_in_place_of_a_file_is_told_and_not_waited_for(tiny, tmp_path, name):
+    run(tiny, tmp_path, measure=look)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ArgumentError, match=r"is damaged \(it is not a regular file\)"):
+        run(tiny, tmp_path, measure=look)
 
 
 def test_a_state_of_before_has_no_checksums_and_goes_on(tiny, tmp_path):
