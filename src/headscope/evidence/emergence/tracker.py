@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 
 from headscope.errors import ArgumentError, ModelError, NonFiniteError, TokenError, UnsupportedModel
-from headscope.evidence.composition.measure import Composition, Pair, composition
+from headscope.evidence.composition.measure import composition
+from headscope.evidence.composition.result import Composition, Pair
 from headscope.evidence.copying import Circuits, Copying
 from headscope.evidence.emergence.live import bare, untouched
 from headscope.evidence.icl.measure import icl
