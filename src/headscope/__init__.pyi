@@ -13,7 +13,6 @@ from .evidence.circuit.measure import trace_circuit as trace_circuit
 from .evidence.circuit.result import Circuit as Circuit
 from .evidence.compare.measure import compare as compare
 from .evidence.compare.result import Comparison as Comparison
-from .evidence.composition.measure import Composition as Composition, composition as composition
 from .evidence.composition.measure import composition as composition
 from .evidence.composition.result import Composition as Composition
 from .evidence.emergence.measure import Emergence as Emergence, emergence as emergence

@@ -7,7 +7,7 @@ No family has code here. The model is called as ever and makes its own masks, ro
 decoder layers before the start return what they returned before. `copies` puts that many copies of every prompt into
 one batch, "worlds" that a visit may edit each in its own way: copy c of prompt b is row c * n_prompts + b.
 
-The restart is not believed but tried, once per model: from every layer it must give the clean logits bit for bit.
+Restarting is verified once per model: from every layer it must give the clean logits bit for bit.
 Where it does not (layers that hand each other more than their output), every pass starts at layer 0, and `restarts`
 says so.
 

@@ -10,8 +10,8 @@
                      delta[h] = mean over all prompts of gradient[h]
                                 + mean over the prompts read of (exact - gradient)[h]
 
-                 with a t interval for the second mean, shrunk by sqrt(1 - read / all) since the prompts are all there
-                 are, and widened for heads and rounds (Bonferroni). A head whose interval lies wholly below the k-th
+                 with a t interval for the second mean, with a finite-population correction sqrt(1 - read / all),
+                 widened for heads and rounds (Bonferroni). A head whose interval lies wholly below the k-th
                  best lower end is out; the others go on to three times as many prompts, at last to all, where their
                  effects are exact. A head that the gradient misjudges has a wide interval and stays in the race.
 

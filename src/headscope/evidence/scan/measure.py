@@ -240,7 +240,7 @@ class _Reading:
         # Room for all results is taken before the pass: a small array that outlives its layer would sit in the middle
         # of a freed block and keep the next large tensor from fitting there.
         found = np.empty((self.model.route.calls, self.model.n_heads, targets.n_groups))
-        luck = np.empty((self.model.route.calls, self.model.n_heads, targets.n_prompt_groups))
+        by_chance = np.empty((self.model.route.calls, self.model.n_heads, targets.n_prompt_groups))
         used = np.zeros((self.model.route.calls, self.model.n_heads), dtype=bool)
         calls: list[tuple[int, int, int]] = []
 
@@ -248,7 +248,7 @@ class _Reading:
             self.kernels.add(attention.kernel)
             at, n_heads = len(calls), attention.n_heads
             found[at, :n_heads] = targets.score(attention).T
-            luck[at, :n_heads] = targets.chance(attention)
+            by_chance[at, :n_heads] = targets.chance(attention)
             used[at, :n_heads] = True
             if self.watch is not None:
                 self.watch(attention, index)
@@ -259,7 +259,7 @@ class _Reading:
         assert self.heads in ([], heads), "every batch shows the same heads"
         self.heads = heads
         scores = found[used].reshape(len(heads), -1, n_prompts, n_detectors)
-        chance = luck[used].reshape(len(heads), n_prompts, n_detectors)
+        chance = by_chance[used].reshape(len(heads), n_prompts, n_detectors)
         return [
             _Row(prompt.scored, scores[:, 0, index], scores[:, 1, index] if with_control else None, chance[:, index])
             for index, prompt in enumerate(prompts)
@@ -289,7 +289,7 @@ class _Reading:
                 )
                 continue
             values = np.stack([row.scores[:, index] for row in rows])
-            luck = np.mean([row.chance[:, index] for row in rows], axis=0)
+            by_chance = np.mean([row.chance[:, index] for row in rows], axis=0)
             without = [row.controls[:, index] for row in rows if row.controls is not None]
             controls = np.stack(without) if without else None
             if not (np.isfinite(values).all() and (controls is None or np.isfinite(controls).all())):
@@ -309,7 +309,7 @@ class _Reading:
                         detector=detector.name,
                         mean=float(mean[place]),
                         ci95=_bounds(mean, ends, place, 0.0),
-                        chance=float(luck[place]),
+                        chance=float(by_chance[place]),
                         control=None if control is None else float(control[place]),
                         selectivity=selectivity,
                         n_prompts=len(rows),
