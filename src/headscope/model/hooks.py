@@ -84,8 +84,13 @@ class _Watch(TorchFunctionMode):
 
 
 def is_projection(module: nn.Module) -> bool:
-    """A linear layer of any make: no children, and a two-dimensional weight that is not an embedding's."""
+    """A linear layer of any make: no children, and a two-dimensional weight that is not an embedding's.
+
+    An adapter around one (PEFT's layers hold it as `base_layer`) is one linear layer with it.
+    """
     weight = getattr(module, "weight", None)
+    if isinstance(module._modules.get("base_layer"), nn.Linear):
+        return True
     return (
         isinstance(weight, Tensor)
         and weight.dim() == 2

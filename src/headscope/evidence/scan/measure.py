@@ -29,7 +29,7 @@ from headscope.model.kernels import KERNELS, Kernel
 from headscope.model.load import Model, Source, load
 from headscope.model.memory import in_batches
 from headscope.probes import Probe, repeated_tokens
-from headscope.probes.probe import Tokens, check_fits
+from headscope.probes.probe import Tokens, check_fits, probe_of
 from headscope.records.common import Estimate, ModelInfo, Provenance
 from headscope.stats import Interval, mean_intervals
 
@@ -46,7 +46,7 @@ BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 def scan(
     model: Source,
     *,
-    probe: Probe | None = None,
+    probe: Any | None = None,
     detectors: Sequence[Detector | str] | None = None,
     precision: float | None = None,
     seed: int = 0,
@@ -114,7 +114,7 @@ def scanned(
         raise ArgumentError(f"precision={precision}; it needs a positive number, like 0.02.")
     if kernel is not None and kernel not in KERNELS:
         raise ArgumentError(f"kernel={kernel!r} is not known; use one of {', '.join(KERNELS)}, or None.")
-    probe = probe if probe is not None else repeated_tokens(model, seed=seed)
+    probe = repeated_tokens(model, seed=seed) if probe is None else probe_of(model, probe)
     if precision is not None and probe.more is None:
         raise ArgumentError("precision needs a probe that can draw more prompts; your own tokens or text cannot.")
     check_fits(probe, model)

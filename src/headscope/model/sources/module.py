@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from headscope.errors import UnsupportedModel, brief
-from headscope.model.backbone import Backbone, stated_context
+from headscope.model.backbone import Backbone, eagerly, stated_context
 from headscope.model.sources import Found, Options
 from headscope.model.taps import LOCK, evaluating
 
@@ -45,7 +45,7 @@ def backbone(
         handles = [part.register_forward_hook(_keep(outputs)) for part in module.modules() if _is_linear(part)]
         try:
             with LOCK, torch.no_grad(), evaluating(module), looked:
-                logits = logits_in(call(ids), ids)
+                logits = logits_in(eagerly(module, call)(ids), ids)
         except Exception as error:  # whatever the module's own code raises
             failure = failure or error
             continue
@@ -179,7 +179,7 @@ def _of(
 
     return Backbone(
         module=module,
-        call=call,
+        call=eagerly(module, call),
         family=type(module).__name__,
         embedding=embedding,
         unembedding=heads[0] if heads else None,
