@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -126,3 +127,20 @@ def test_the_map_of_the_code_is_the_one_in_the_docs():
     assert (ROOT / "docs/generated/map.md").read_text() == code_map(), (
         "run: python -m scripts.house > docs/generated/map.md"
     )
+
+
+SAY_PLAINLY = re.compile(
+    r"\b(foretold|foretells?|told apart|held against|put back|made sure of|stands? for itself|anew)\b", re.IGNORECASE
+)
+
+
+@pytest.mark.parametrize("folder", ["src", "docs"])
+def test_words_that_stop_a_reader_are_gone(folder):
+    files = [path for ending in ("py", "md") for path in (ROOT / folder).rglob(f"*.{ending}")]
+    found = [
+        f"{path.relative_to(ROOT)}:{number} says {match[0]!r}"
+        for path in files
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if (match := SAY_PLAINLY.search(line))
+    ]
+    assert not found

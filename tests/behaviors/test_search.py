@@ -14,8 +14,9 @@ from pytest import approx
 import headscope as hs
 from benchmarks.behavior import SHUFFLED_PAIRS, shuffled
 from headscope.errors import ArgumentError, TokenError
+from headscope.evidence.behavior.disproof import overlap_p
 from headscope.evidence.behavior.measure import Bench, Meter, by_group
-from headscope.evidence.behavior.search import _Search, overlap_p
+from headscope.evidence.behavior.search import _Search
 from headscope.heads import HeadId
 from headscope.planted.deferring import World
 from headscope.planted.handbuilt_rotary import handbuilt_rotary
