@@ -136,7 +136,10 @@ def test_the_swap_test_tells_the_source_from_the_head_that_passes_it_on(built):
     # Without the sender the induction head loses its stripe: that is the one change of attention, and it follows.
     assert [one.head for one in found.changed] == [later]
     swap = found.pairs[0].swap
-    assert swap is not None and swap.asked and swap.sources is not None and swap.everything is not None
+    assert swap is not None
+    assert swap.asked
+    assert swap.sources is not None
+    assert swap.everything is not None
     assert swap.difference.mean == approx(swap.loss_b.mean - swap.loss_a.mean)
     assert {one.head for one in swap.heads if one.carries} == {source, later}
     assert [one.head for one in swap.heads if one.source] == [source] == list(swap.sources.heads)
@@ -153,10 +156,12 @@ def test_a_head_that_writes_nothing_attends_as_before_and_its_verdict_changes(bu
     found = hs.compare(built.model, silenced(built, head), verify=True, circuit=True, **SMALL)
     assert found.changed == ()
     pair = found.pairs[0]
-    assert pair.verdicts is not None and pair.edges is not None
+    assert pair.verdicts is not None
+    assert pair.edges is not None
     changed = [one for one in pair.verdicts if one.changed]
     assert [(one.head, one.a, one.b, one.apart) for one in changed] == [(head, "induction", "attends_only", True)]
-    assert changed[0].reasons_a and changed[0].reasons_b
+    assert changed[0].reasons_a
+    assert changed[0].reasons_b
     sender = built.heads("previous_token")[0]
     assert [(one.sender, one.receiver, one.input, one.status) for one in pair.edges] == [(sender, head, "k", "lost")]
     assert hs.Comparison.from_dict(json.loads(found.to_json())) == found
