@@ -86,22 +86,6 @@ class Backbone:
         return next((one.dtype for one in weights if one.is_floating_point()), torch.float32)
 
 
-def eagerly(module: nn.Module, call: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-    """`call`, run without what `torch.compile` made of the module: compiled code shows no single step."""
-
-    def run(ids: Tensor) -> Any:
-        if not any(_is_compiled(part) for part in module.modules()):
-            return call(ids)
-        with torch.compiler.set_stance("force_eager"):
-            return call(ids)
-
-    return run
-
-
-def _is_compiled(part: nn.Module) -> bool:
-    return part._compiled_call_impl is not None or hasattr(part.__dict__.get("forward"), "_torchdynamo_orig_callable")
-
-
 def stated_context(config: Any) -> int | None:
     """Longest input in tokens, as a config states it; None where it states none."""
     for name in CONTEXTS:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
@@ -31,6 +31,7 @@ from headscope.model import kernels
 from headscope.model.attention import Attention, Scores
 from headscope.model.interface import Visit
 from headscope.model.kernels import Kernel, Rule
+from headscope.model.scope import hooking
 
 _SOFTMAXES = {F.softmax, torch.softmax, Tensor.softmax}
 _MATMULS = {torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__}
@@ -512,22 +513,16 @@ def fitted_scale(seen: Seen, site: Site, n_rows: int, tolerance: float) -> float
 def owning(module: nn.Module, watch: Watch, names: Sequence[str] | None = None) -> Iterator[None]:
     """Within the block the watch knows which of these modules is running; by default of all."""
     wanted = None if names is None else set(names)
+    owners = {part: name for name, part in module.named_modules() if name and (wanted is None or name in wanted)}
 
-    def begins(name: str) -> Any:
-        def begin(*_: Any) -> None:
-            watch.owners.append(name)
-            watch.begun[name] += 1
+    def begin(part: nn.Module, *_: Any) -> None:
+        watch.owners.append(owners[part])
+        watch.begun[owners[part]] += 1
 
-        return begin
-
-    def ends(*_: Any) -> None:
+    def end(*_: Any) -> None:
         watch.owners.pop()
 
-    with ExitStack() as stack:
-        for name, part in module.named_modules():
-            if name and (wanted is None or name in wanted):
-                stack.callback(part.register_forward_pre_hook(begins(name), prepend=True).remove)
-                stack.callback(part.register_forward_hook(ends, always_call=True).remove)
+    with hooking(owners, before=begin, after=end, outermost=True):
         yield
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from headscope.model.backbone import Backbone, eagerly, stated_context
+from headscope.model.backbone import Backbone, stated_context
 from headscope.model.sources import Found, Options
 
 
@@ -24,7 +24,7 @@ def backbone(hf: PreTrainedModel) -> Backbone:
     width = getattr(unembedding, "out_features", None)
     return Backbone(
         module=hf,
-        call=eagerly(hf, lambda ids: hf(input_ids=ids, use_cache=False)),
+        call=lambda ids: hf(input_ids=ids, use_cache=False),
         family=str(config.model_type or hf.config.model_type),
         embedding=embedding,
         unembedding=unembedding,

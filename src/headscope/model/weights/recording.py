@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from headscope.model.attention import Attention
 from headscope.model.load import Model
 from headscope.model.names import block_of
 from headscope.model.parallel import weight_of, whole_rows
+from headscope.model.scope import hooking
 from headscope.model.taps import TOLERANCE
 
 N_CODES = 64
@@ -92,9 +93,7 @@ def watching(model: nn.Module, after: Callable[[nn.Module, Tensor, Tensor], Tens
         replaced = after(module, given, whole)
         return own(replaced) if replaced is not None and result is output else None
 
-    with ExitStack() as stack:
-        for module in model.modules():
-            stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+    with hooking(model.modules(), after=hook):
         yield
 
 
@@ -139,9 +138,7 @@ def recorded(
             parts = queries_keys_values(model, attention) | {"z": widened(attention.z)}
             record.seen[attention.layer] = len(record.calls), {name: part.clone() for name, part in parts.items()}
 
-    with watching(model.module, after), ExitStack() as stack:
-        for block in blocks:
-            stack.callback(block.register_forward_pre_hook(begin, with_kwargs=True).remove)
+    with watching(model.module, after), hooking(blocks, before=begin):
         model.run(tokens, visit)
     return record
 
