@@ -28,6 +28,7 @@ RANKS: dict[str, int] = {
     "planted": 6,
     **dict.fromkeys(["sweeps", "page", "explore"], 7),
     **dict.fromkeys(["cli", "lesson"], 8),
+    "__main__": 9,
 }
 """A part may import parts of a lower rank, and its equals as long as no circle arises."""
 
