@@ -1,7 +1,7 @@
 # make demo    install into .venv, scan the model that ships with headscope, and write its report
 # make test    install what the tests need too, a browser among it, and run them
 # make portability  run the tests of numbers as other processors and other numbers of threads would
-# make web     build the page anew and compare it with the build that the package holds
+# make web     build the page again and compare it with the build that the package holds
 # make check   everything that must hold before a change goes in; rewrites nothing
 # make soak    damage thousands of inputs, run for long, and kill what works; about half an hour
 # make release build wheel and sdist, and try them in an environment that holds nothing else

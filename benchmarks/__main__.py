@@ -2,7 +2,7 @@
 
     python -m benchmarks [--json] [--only scan,peers] [--long]
 
-Each runs in a process of its own, alone; its document is kept in `build/benchmarks`. `--only` measures some anew and
+Each runs in a process of its own, alone; its document is kept in `build/benchmarks`. `--only` measures some again and
 takes the others from there. `bars` in a document are the most a figure may be, `floors` the least. What a benchmark
 cannot measure here (no GPU, a package that is missing) is said, not left out. Half an hour on two cores; `--long` adds
 those that train models for tens of minutes.

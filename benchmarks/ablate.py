@@ -39,14 +39,14 @@ BARS = {"ratio_exhaustive": 0.60, "ratio_race": 0.15}
 TOP = 10
 
 
-def naive(hf: Any, tokens: Tensor, foretold: list[np.ndarray], heads: list[hs.HeadId]) -> list[float]:
+def naive(hf: Any, tokens: Tensor, predictable: list[np.ndarray], heads: list[hs.HeadId]) -> list[float]:
     """Change of the mean second-copy loss for each head: two things a user would write, a hook and a loss."""
     width = hf.config.n_embd // hf.config.n_head
 
     def loss() -> Tensor:
         with torch.no_grad():
             logits = hf(input_ids=tokens, use_cache=False).logits
-        rows = [cross_entropy(logits[row, places], tokens[row, places + 1]) for row, places in enumerate(foretold)]
+        rows = [cross_entropy(logits[row, places], tokens[row, places + 1]) for row, places in enumerate(predictable)]
         return torch.stack(rows).double()
 
     clean = loss()
@@ -72,13 +72,13 @@ def measure(*, rounds: int, n_prompts: int, period: int, sampled: int) -> dict[s
     model = hs.load(hf)
     probe = hs.repeated_tokens(model, n_prompts=n_prompts, period=period, bos=True)
     tokens = torch.from_numpy(np.stack(probe.prompts))
-    foretold = [copies(prompt).second for prompt in probe.prompts]
+    predictable = [copies(prompt).second for prompt in probe.prompts]
     every = [hs.HeadId(layer, head) for layer in range(hf.config.n_layer) for head in range(hf.config.n_head)]
     sample = every[:: len(every) // sampled]
     kept: dict[str, Any] = {}
 
     def run_naive() -> None:
-        kept["naive"] = naive(hf, tokens, foretold, sample)
+        kept["naive"] = naive(hf, tokens, predictable, sample)
 
     def run(search: Any) -> Any:
         def once() -> None:

@@ -85,7 +85,8 @@ def synthetic(n_layers: int = 32, n_heads: int = 32, n_tokens: int = 128, *, see
             "sender": encode(sender), "receiver": encode(head), "input": "k", "effect": around(0.8), "share": 0.9,
             "q_value": 0.0, "mlps_held": around(0.8), "loss_nats": {name: around(0.1) for name in "kqv"},
             "query_effect": around(0.0), "previous_token": 0.98,
-            "weights": {"score": 0.3, "ratio": 4.0, "z": 12.0, "rank": 1, "of": len(heads)},
+            "weights": {"score": 0.3, "ratio": 4.0, "z": 12.0, "rank": 1, "of": len(heads), "margin": 1.5},
+            "any_of": [], "share_ci95": [0.8, 1.0], "changed": "before_key",
         }
         for head in chosen
     ]  # fmt: skip
@@ -112,10 +113,12 @@ def synthetic(n_layers: int = 32, n_heads: int = 32, n_tokens: int = 128, *, see
                     **encode(head), "verdict": "induction", "stripe": around(0.9), "corrupt": around(0.0),
                     "restored": around(0.95), "restored_mlps_held": around(0.95), "unexplained": 0.05,
                     "strongest_other": around(0.01), "strongest_query": around(0.0), "weights_agree": True,
+                    "asked": True, "offset": 0, "context": {},
                 }
                 for head in chosen
             ],
-            "edges": edges, "senders_tried": len(heads), "notes": [], "probe": probe, "timing": {"wall_s": 1.0},
+            "edges": edges, "sets": [], "context": [],
+            "senders_tried": len(heads), "notes": [], "probe": probe, "timing": {"wall_s": 1.0},
         },
         "circuit_reason": None,
         "emergence": [],

@@ -144,7 +144,7 @@ def same(old: list[tuple[str, str]], new: list[tuple[str, str]], *, pictures: bo
 
 
 def compare(old: Any, new: Any) -> list[str]:
-    """What a fresh run shows differently, one line a cell; outputs that say the same are put back as they were."""
+    """What a fresh run shows differently, one line a cell; outputs that say the same are restored."""
     changed = []
     for number, (before, after) in enumerate(zip(code_cells(old), code_cells(new), strict=True), start=1):
         if not same(texts(before), texts(after), pictures=False):

@@ -5,8 +5,8 @@
     python scripts/scaling.py --check      fail if the tables are not those of the file
 
 Unit costs are seconds of CPU time of one thread, so that other work on the machine matters little. The plans are a
-simulation: jobs go to the next free worker, workers die at random and their job begins anew, and one driver writes each
-outcome into the store.
+simulation: jobs go to the next free worker, workers die at random and their job begins again, and one driver writes
+each outcome into the store.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def kilobytes(name):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
 torch.set_num_threads(1)
 hs.scan(hs.load("demo"))
-open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+open("/proc/self/clear_refs", "w").write("5")  # the peak begins again
 before = kilobytes("VmRSS")
 hs.scan(hs.load(sys.argv[1]))
 print((kilobytes("VmHWM") - before) * 1024)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import shutil
 import signal
 import sys
@@ -268,6 +269,7 @@ def command(*arguments: str) -> int:
 
 def folders(folder: Path) -> dict[str, Attempt]:
     """Model folders with a damaged file: weights, config, tokenizer."""
+    from safetensors import safe_open
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from headscope.training.demo import demo_path
@@ -303,7 +305,58 @@ def folders(folder: Path) -> dict[str, Attempt]:
         return run_one
 
     names = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
-    return {f"folder {name}": attempt(name) for name in names}
+    outside = folder / "outside"
+    outside.write_bytes((whole / "model.safetensors").read_bytes())
+
+    def copied() -> Path:
+        broken = folder / "broken"
+        shutil.rmtree(broken, ignore_errors=True)
+        return Path(shutil.copytree(whole, broken))
+
+    def misplaced(random: Random) -> bool:
+        broken = copied()
+        path = broken / random.choice(names)
+        path.unlink()
+        match random.choice(("pipe", "folder", "device", "outside", "nowhere")):
+            case "pipe":
+                os.mkfifo(path)
+            case "folder":
+                path.mkdir()
+            case "device":
+                path.symlink_to("/dev/zero")
+            case "outside":
+                path.symlink_to(outside)
+            case "nowhere":
+                path.symlink_to(broken / "nowhere")
+        return not refused(lambda: _true_scan(broken))
+
+    def index(random: Random) -> bool:
+        broken = copied()
+        shard = (broken / "model.safetensors").rename(broken / "model-00001-of-00001.safetensors")
+        with safe_open(shard, framework="pt") as file:
+            places = dict.fromkeys(file.keys(), shard.name)
+        os.mkfifo(broken / "pipe.safetensors")
+        (broken / "weights.bin").write_bytes(b"\x80\x04.")
+        odd = (
+            "../outside",
+            str(outside),
+            "weights.bin",
+            "pipe.safetensors",
+            "/dev/zero",
+            "",
+            ".",
+            "nowhere.safetensors",
+        )
+        for name in random.sample(sorted(places), random.randint(1, 3)):
+            places[name] = random.choice(odd)
+        (broken / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+        return not refused(lambda: _true_scan(broken))
+
+    return {
+        **{f"folder {name}": attempt(name) for name in names},
+        "folder with other files": misplaced,
+        "folder with an index": index,
+    }
 
 
 def _true_scan(folder: Path) -> None:

@@ -191,7 +191,7 @@ WRONG = {
     "a record for a list": ("words", {"0": "x"}, r"Outer\.words holds"),
     "text for a list of texts": ("words", "xy", r"Outer\.words holds 'xy'"),
     "a list for a table": ("table", [0.5], r"Outer\.table holds"),
-    "long junk, cut off": ("count", "z" * 500, r"holds '\"?z{60}'\); write it anew"),
+    "long junk, cut off": ("count", "z" * 500, r"holds '\"?z{60}'\); write it again"),
 }
 
 
@@ -201,7 +201,7 @@ def test_a_value_of_another_type_is_refused_with_its_place(case, document):
     with pytest.raises(ArgumentError, match=said) as raised:
         decode(Outer, document | {field: value})
     assert str(raised.value).startswith("the document is damaged (")
-    assert str(raised.value).endswith("; write it anew.")
+    assert str(raised.value).endswith("; write it again.")
     assert "\n" not in str(raised.value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -50,6 +51,25 @@ KIND = Kind(
     ),
 )
 '''
+ROLE = '''\
+"""A toy role: attends to the token three before."""
+
+import numpy as np
+
+from headscope.evidence.atlas.role import Role, Scored
+
+
+def _score(bench):
+    prompts = bench.probe.prompts
+    places = [np.stack([np.arange(3, len(prompt)), np.arange(len(prompt) - 3)], axis=1) for prompt in prompts]
+    score = bench.attention(prompts, {"toy": places})["toy"]
+    return Scored(heads=bench.heads, score=score, chance=np.full(len(bench.heads), 0.02))
+
+
+ROLE = Role(
+    name="toy", order=99, letter="T", colour="#000000", sentence="attends three back", look_alike="none", score=_score
+)
+'''
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +79,7 @@ def copied(tmp_path_factory):
     package = root / "headscope"
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "demo_model", "bundle"))
     (package / "cli" / "commands" / "toy.py").write_text(COMMAND)
+    (package / "evidence" / "atlas" / "roles" / "toy.py").write_text(ROLE)
     (package / "evidence" / "toy").mkdir()
     (package / "evidence" / "toy" / "__init__.py").write_text("")
     (package / "evidence" / "toy" / "kind.py").write_text(KIND)
@@ -89,7 +110,37 @@ def test_a_kind_of_evidence_is_a_folder_and_its_section(copied):
     assert run(copied, code) == "toy True {'seed': 'int64'} [{'seed': 0}]"
 
 
+def test_a_role_of_the_atlas_is_one_file(copied):
+    assert len(ADDITIONS["role"]) == 1
+    code = (
+        "import headscope as hs\n"
+        "from headscope.planted.handbuilt import handbuilt\n"
+        "built = handbuilt(decoys=['positional'], offset=3, vocab_size=64, n_positions=96)\n"
+        "atlas = hs.atlas(built.model, 'toy', quick=True, n_prompts=4)\n"
+        "heads = [one.head for one in atlas.findings if one.has_score]\n"
+        "print([role.name for role in atlas.roles], heads == built.heads('positional'))"
+    )
+    assert run(copied, code) == "['toy'] True"
+
+
 def test_the_map_of_the_code_is_the_one_in_the_docs():
     assert (ROOT / "docs/generated/map.md").read_text() == code_map(), (
         "run: python -m scripts.house > docs/generated/map.md"
     )
+
+
+SAY_PLAINLY = re.compile(
+    r"\b(foretold|foretells?|told apart|held against|put back|made sure of|stands? for itself|anew)\b", re.IGNORECASE
+)
+
+
+@pytest.mark.parametrize("folder", ["src", "docs"])
+def test_words_that_stop_a_reader_are_gone(folder):
+    files = [path for ending in ("py", "md") for path in (ROOT / folder).rglob(f"*.{ending}")]
+    found = [
+        f"{path.relative_to(ROOT)}:{number} says {match[0]!r}"
+        for path in files
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if (match := SAY_PLAINLY.search(line))
+    ]
+    assert not found

@@ -360,7 +360,7 @@ def test_a_file_that_is_no_scan_is_refused(tmp_path):
 def test_a_document_without_one_of_its_parts_is_refused(scan, key):
     document = scan.to_dict()
     del document[key]
-    with pytest.raises(ArgumentError, match=f"the scan document is damaged .'{key}'.; write it anew"):
+    with pytest.raises(ArgumentError, match=f"the scan document is damaged .'{key}'.; write it again"):
         Scan.from_dict(document)
 
 

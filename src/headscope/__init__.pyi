@@ -4,12 +4,17 @@ from .detectors import DETECTORS as DETECTORS, Detector as Detector, Targets as 
 from .errors import HeadscopeError as HeadscopeError
 from .evidence.ablation.each import HeadEffects as HeadEffects, ablate_each as ablate_each
 from .evidence.ablation.measure import Ablation as Ablation, ablate as ablate
+from .evidence.atlas.measure import atlas as atlas
+from .evidence.atlas.result import Atlas as Atlas
 from .evidence.behavior.files import load_contrast as load_contrast
 from .evidence.behavior.result import BehaviorResult as BehaviorResult
 from .evidence.behavior.search import behavior as behavior
 from .evidence.circuit.measure import trace_circuit as trace_circuit
 from .evidence.circuit.result import Circuit as Circuit
-from .evidence.composition.measure import Composition as Composition, composition as composition
+from .evidence.compare.measure import compare as compare
+from .evidence.compare.result import Comparison as Comparison
+from .evidence.composition.measure import composition as composition
+from .evidence.composition.result import Composition as Composition
 from .evidence.emergence.measure import Emergence as Emergence, emergence as emergence
 from .evidence.emergence.tracker import Snapshot as Snapshot, Tracker as Tracker
 from .evidence.icl.measure import InContext as InContext, icl as icl

@@ -39,7 +39,7 @@ HOMES = {
     "behaviors.findings": "evidence.behavior.findings",
     "behaviors.measure": "evidence.behavior.measure",
     "behaviors.result": "evidence.behavior.result",
-    "behaviors.search": "evidence.behavior.search",
+    "behaviors.search": "evidence.behavior.search evidence.behavior.disproof",
     "behaviors.sets": "evidence.behavior.sets",
     "behaviors.swap": "interventions.patch",
     "tracking": "evidence.emergence",

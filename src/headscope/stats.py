@@ -26,7 +26,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float
 
-from headscope.errors import NonFiniteError
+from headscope.errors import NonFiniteError, ShapeError
 
 SKEW = 1.25
 """Times the sample's own skewness: that of a few dozen values falls short of a skewed distribution's."""
@@ -100,6 +100,61 @@ def p_values(samples: Float[np.ndarray, " prompt *rest"]) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         p = 2 * stdtr(n - 1, -np.abs(mean) / error)
     return np.asarray(np.where(error > 0, p, np.where(mean == 0, 1.0, 0.0)))
+
+
+def two_sample(
+    first: Float[np.ndarray, " prompt"], second: Float[np.ndarray, " other"]
+) -> tuple[float, tuple[float, float] | None, float]:
+    """Mean of the second sample minus that of the first, its 95% interval and two-sided p (Welch).
+
+    No interval from a sample of one, where p is 1. Without any spread p is 0, or 1 where the means are equal.
+
+    Reference:
+        Welch 1947, Biometrika 34.
+    """
+    from scipy.special import stdtr, stdtrit
+
+    apart = float(second.mean() - first.mean())
+    if min(len(first), len(second)) < 2:
+        return apart, None, 1.0
+    parts = [float(one.var(ddof=1)) / len(one) for one in (first, second)]
+    error = math.sqrt(sum(parts))
+    if error == 0:
+        return apart, (apart, apart), 1.0 if apart == 0 else 0.0
+    degrees = sum(parts) ** 2 / sum(v**2 / (len(one) - 1) for v, one in zip(parts, (first, second), strict=True))
+    half = -float(stdtrit(degrees, 0.025)) * error
+    return apart, (apart - half, apart + half), 2 * float(stdtr(degrees, -abs(apart) / error))
+
+
+def equivalence_p(samples: Float[np.ndarray, " prompt *rest"], within: float) -> np.ndarray:
+    """P of two one-sided t tests that each mean over prompts is inside +-within, for any number of things at once.
+
+    p = max(P(T >= (mean + within) / error), P(T >= (within - mean) / error))
+
+    A small p shows that there is no effect of that size; a large one shows nothing, least of all an effect. Without
+    any spread p is 0 inside and 1 outside. One prompt says nothing: p is 1.
+
+    Raises:
+        ShapeError: `within` is not positive.
+        NonFiniteError: a sample is NaN or infinite.
+
+    Reference:
+        Schuirmann 1987, J. Pharmacokinet. Biopharm. 15, 657-680.
+    """
+    from scipy.special import stdtr
+
+    if not within > 0:
+        raise ShapeError(f"within={within}; an equivalence test needs a positive bound, like 0.01 nats.")
+    if not np.isfinite(samples).all():
+        raise NonFiniteError("what is to be tested holds NaN or infinity; load the model in float32.")
+    n, mean = len(samples), np.asarray(samples.mean(axis=0))
+    if n == 1:
+        return np.ones_like(mean)
+    error = np.asarray(samples.std(axis=0, ddof=1) / math.sqrt(n))
+    room = within - np.abs(mean)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = stdtr(n - 1, -room / error)
+    return np.asarray(np.where(error > 0, p, np.where(room > 0, 0.0, 1.0)))
 
 
 def benjamini_hochberg(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:

@@ -15,8 +15,9 @@ import headscope as hs
 from benchmarks.behavior import SHUFFLED_PAIRS, shuffled
 from headscope.errors import ArgumentError, TokenError
 from headscope.evidence.behavior import search
+from headscope.evidence.behavior.disproof import overlap_p
 from headscope.evidence.behavior.measure import Bench, Meter, by_group
-from headscope.evidence.behavior.search import _Search, overlap_p
+from headscope.evidence.behavior.search import _Search
 from headscope.heads import HeadId
 from headscope.planted.deferring import World
 from headscope.planted.handbuilt_rotary import handbuilt_rotary
@@ -311,20 +312,25 @@ def test_too_few_facts_are_refused_however_many_pairs(planted):
         hs.behavior(Contrast(name="one fact", pairs=tuple(pairs)), planted("deferring"))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 1])
 def test_repeats_of_eight_facts_localise_nothing_in_a_random_model(planted, seed):
-    # 64 pairs, 8 independent draws. Where each pair counts, the same facts choose a set and confirm it.
-    trained = planted("deferring")
+    # The facts on which a random model happens to defer, each eight times: 64 pairs, 8 independent draws. Where each
+    # pair counted, the same facts chose heads and confirmed them: `diffuse`, with seven heads that carry it.
+    trained, facts = planted("deferring"), World.of(0).facts()
     torch.manual_seed(seed)
     random = type(trained.hf)(trained.hf.config).eval()
     with torch.no_grad():
         for weight in random.parameters():
             if weight.ndim == 2:
                 weight.copy_(torch.randn_like(weight) * 1.5 / weight.shape[1] ** 0.5)  # heads that look somewhere
-    pairs = World.of(0).facts().pairs
-    eight = [replace(pair, id=f"fact {n}") for n, pair in enumerate(pairs[seed :: len(pairs) // 8][:8])]
-    found = hs.behavior(
-        Contrast(name="often", pairs=tuple(eight * 8)), hs.load(random, tokenizer=trained.tokenizer), seed=seed
-    )
-    assert found.conclusion != "localised"
+    model = hs.load(random, tokenizer=trained.tokenizer)
+    claim, twin, neutral = (answers(model, facts, kind) for kind in ("prompt", "twin", "neutral"))
+    defers = torch.where((claim > 0) & (neutral < 0), torch.minimum(claim - twin, claim - neutral), -1.0)
+    best = defers.argsort(descending=True)[:8].tolist()
+    eight = [replace(facts.pairs[one], id=f"fact {number}") for number, one in enumerate(best)]
+    found = hs.behavior(Contrast(name="often", pairs=tuple(eight * 8)), model, seed=seed)
+    assert defers.sort(descending=True).values[7] > 0
+    assert found.score.claim_minus_twin.ci95[0] > 0, "in these facts the effect is real"
+    assert found.conclusion == "no localised heads found"
+    assert not any(head.carries for head in found.heads)
     assert any("64 pairs are about 8 ids" in one for one in found.reasons)

@@ -205,7 +205,7 @@ def test_positions_bound_the_edit(family, method, probe, corpus):
 
 
 def test_ablate_gives_the_means_of_those_losses(corpus):
-    # [r, r], r of 8 tokens: queries 8..14 are foretold; queries 0..7 come before
+    # [r, r], r of 8 tokens: queries 8..14 are predictable; queries 0..7 come before
     r = np.stack([np.random.default_rng(prompt).permutation(100)[:12] for prompt in range(N_PROMPTS)])
     tokens = np.concatenate([r[:, :8], r], axis=1)  # r, r and four tokens more, all different
     instead = substitutes("llama", "mean", corpus)
@@ -482,7 +482,7 @@ def one():
 def test_without_the_circuit_s_heads_the_second_copy_is_lost_and_the_first_is_not_touched(one, role, method):
     second, first = effect(one, one.heads(role), method)
     assert second.clean.mean < 0.01
-    # Then there is nothing to go by: log(128) = 4.85 nats. Resampled, a wrong token is foretold: worse still.
+    # Then there is nothing to go by: log(128) = 4.85 nats. Resampled, a wrong token is predictable: worse still.
     assert second.ablated.mean == approx(4.852, abs=0.1) if method == "zero" else second.ablated.mean > 4
     assert second.delta.ci95[0] > 4
     assert first.clean.mean == approx(4.852, abs=0.1)

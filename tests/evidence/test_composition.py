@@ -16,7 +16,8 @@ import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
 from headscope.errors import ArgumentError, NonFiniteError, UnsupportedModel
 from headscope.evidence.composition import measure as module
-from headscope.evidence.composition.measure import Composition, composition, composition_scores, z_scores
+from headscope.evidence.composition.measure import composition, composition_scores
+from headscope.evidence.composition.result import Composition, z_scores
 from headscope.heads import HeadId
 from headscope.model.weights import LayerWeights, Norm, layer_weights
 from headscope.planted.handbuilt import handbuilt

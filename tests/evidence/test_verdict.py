@@ -149,7 +149,7 @@ def test_a_stripe_that_matters_is_induction_also_where_copying_is_weak_or_not_kn
     neither, unknown = striped(copying=copies(0.01)), striped(copying=None)
     assert verdict(neither) == verdict(unknown) == "induction"
     assert "neither raises nor lowers the token it attends to by much: direct copying +0.01" in reasons(neither)
-    assert "copying is not known: its weights cannot be told apart" in reasons(unknown)
+    assert "copying is not known: its weights cannot be assigned to heads" in reasons(unknown)
 
 
 def test_a_stripe_that_matters_behind_others_is_redundant_induction():

@@ -130,18 +130,18 @@ def test_a_head_that_is_off_writes_nothing(reader, text):
 
 def test_heads_that_cannot_be_told_apart_have_a_reason(reader, text, monkeypatch):
     def refuse(model):
-        raise hs.errors.UnsupportedModel("its weights cannot be told apart by head")
+        raise hs.errors.UnsupportedModel("its weights cannot be assigned to heads")
 
     monkeypatch.setattr("headscope.explore.reading.Writing", refuse)
     alone = type(reader)(reader.model)
     writes = alone.writes(text, 3)
-    assert (writes.heads, writes.reason) == ((), "its weights cannot be told apart by head")
+    assert (writes.heads, writes.reason) == ((), "its weights cannot be assigned to heads")
 
 
 @pytest.mark.parametrize("hook", ["forward", "raise"])
 def test_the_model_is_left_as_it_was(reader, text, hook, monkeypatch):
     if hook == "raise":
-        monkeypatch.setattr("headscope.explore.writing.forward", lambda *a: (_ for _ in ()).throw(KeyError("x")))
+        monkeypatch.setattr("headscope.model.taps.forward", lambda *a, **k: (_ for _ in ()).throw(KeyError("x")))
         with pytest.raises(KeyError):
             reader.writes(text, 3)
     else:

@@ -1,4 +1,4 @@
-"""The packaged demo model is what its text says, measured anew on the committed weights."""
+"""The packaged demo model is what its text says, measured again on the committed weights."""
 
 import json
 import os

@@ -63,7 +63,7 @@ def only(built: HandBuilt, role: str) -> HeadId:
 
 
 def accuracy(built: HandBuilt, *ablate: HeadId) -> float:
-    """Share of foretold tokens that rank first, with the heads' z set to zero."""
+    """Share of predictable tokens that rank first, with the heads' z set to zero."""
     model, probe = probe_of(built)
 
     def silence(attention):

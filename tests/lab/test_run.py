@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import random
 import resource
 import subprocess
@@ -265,7 +266,7 @@ def test_a_damaged_log_and_damaged_weights_are_named_in_one_line(tiny, tmp_path)
             with pytest.raises(ArgumentError, match=rf"{name}' is damaged \(.*\); put it back, or") as told:
                 run(tiny, tmp_path, measure=look)
             assert "\n" not in str(told.value)
-            assert "write it anew" not in str(told.value)
+            assert "write it again" not in str(told.value)
             path.write_bytes(whole)
     assert len(run(tiny, tmp_path, measure=look)[1]) == 7, "put back, it is as before"
 
@@ -287,10 +288,19 @@ def test_a_single_bit_that_flipped_is_told_before_a_run_goes_on(tiny, tmp_path, 
         with pytest.raises(ArgumentError, match=rf"{name}' is damaged \(.*\); put it back, or") as told:
             run(tiny, tmp_path, measure=look)
         assert "\n" not in str(told.value)
-        # A log cut off or written anew by the refused run would hide the damage from the next one.
+        # A log cut off or written again by the refused run would hide the damage from the next one.
         assert path.read_bytes() == flipped(whole, bit)
     path.write_bytes(whole)
     assert len(run(tiny, tmp_path, measure=look)[1]) == 7
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "log.jsonl", "step-000012/model.safetensors"])
+def test_a_pipe_in_place_of_a_file_is_told_and_not_waited_for(tiny, tmp_path, name):
+    run(tiny, tmp_path, measure=look)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ArgumentError, match=r"is damaged \(it is not a regular file\)"):
+        run(tiny, tmp_path, measure=look)
 
 
 def test_a_state_of_before_has_no_checksums_and_goes_on(tiny, tmp_path):

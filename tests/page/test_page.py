@@ -292,14 +292,14 @@ def test_a_page_without_a_finding_says_so(show, document):
     document["circuit"] = None
     document["circuit_reason"] = "queries and keys cannot be seen"
     document["example"]["loss"] = {**document["example"]["loss"], "ablated": None, "without": []}
-    document["tables"] = {"heads": [], "reason": "its weights cannot be told apart by head"}
+    document["tables"] = {"heads": [], "reason": "its weights cannot be assigned to heads"}
     for one in document["verify"]["heads"]:
         one.update(verdict="none", copying=None, delta_loss_nats=None, first_copy=None, over_random=None, put_back=None)
     opened = show(document)
     text = opened.page.locator("main").inner_text()
     assert "queries and keys cannot be seen" in text
     assert "there is no set to take out" in text
-    assert "its weights cannot be told apart by head" in text
+    assert "its weights cannot be assigned to heads" in text
     assert "Its removal was not tried." in text
     opened.assert_quiet()
 

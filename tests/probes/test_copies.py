@@ -1,4 +1,4 @@
-"""Which tokens are foretold: by hand, against loops, and on the probes that repeat."""
+"""Which tokens are predictable: by hand, against loops, and on the probes that repeat."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def split(*tokens):
 
 def test_the_second_copy_but_its_last_token():
     # [BOS, r, r], r = ABC: query 4 is the second A, whose next token B followed the first A; so with 5, B then C.
-    # Query 6 has no next token. Query 3 is the first C; that A follows, nothing foretold.
+    # Query 6 has no next token. Query 3 is the first C; that A follows, nothing predictable.
     assert split(BOS, A, B, C, A, B, C) == ([0, 1, 2, 3], [4, 5])
 
 

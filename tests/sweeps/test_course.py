@@ -8,7 +8,8 @@ import pytest
 
 from headscope.errors import ArgumentError, NonFiniteError
 from headscope.evidence.emergence.change import phase_change
-from headscope.sweeps.plan import SETTINGS, Job
+from headscope.evidence.kinds import sweepable
+from headscope.sweeps.plan import Job
 from headscope.sweeps.run import Failure, Outcome, failed
 from headscope.sweeps.store import Store
 
@@ -21,7 +22,7 @@ def rise(step):
 
 
 def job(model, revision, content="", **settings):
-    content, settings = f"{model} {revision} {content}", SETTINGS["scan"] | settings
+    content, settings = f"{model} {revision} {content}", sweepable()["scan"].settings | settings
     return Job(model=model, revision=revision, content=content, what="scan", settings=settings, dtype="auto")
 
 
@@ -49,7 +50,7 @@ def store(tmp_path):
 
 def test_a_curve_is_of_one_period_and_says_which(store):
     # One head has 0.24 on runs of 50 and 0.588 on runs of 24: points of both would be a rise that never was.
-    assert store.emergence("org/run").period == SETTINGS["scan"]["period"] == 50
+    assert store.emergence("org/run").period == sweepable()["scan"].settings["period"] == 50
     assert "runs of about 50 tokens" in repr(store.emergence("org/run"))
     put(store, job("org/run", "step8000", period=24), 0.9)
     with pytest.raises(ArgumentError, match=r"runs of different lengths \(24, 50\)"):

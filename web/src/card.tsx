@@ -1,6 +1,7 @@
 /* One head: its verdict and why, what it attends to, what breaks without it, what it copies, and who feeds it. */
 
 import type { JSX } from "preact";
+import { NOT_ASKED, route, setText, together } from "./circuit";
 import { onTop, rgb, type Theme, verdictColour } from "./colours";
 import { type Heads, name, type Report, type TokenRow, type VerdictMeaning } from "./data";
 import { Effects } from "./effects";
@@ -32,6 +33,7 @@ export function Card(props: {
   const tables = heads.tables.get(head);
   const feeds = report.circuit?.edges.filter((one) => name(one.receiver) === head) ?? [];
   const fed = report.circuit?.edges.filter((one) => name(one.sender) === head) ?? [];
+  const sets = report.circuit?.sets.filter((one) => name(one.receiver) === head) ?? [];
   const receiver = report.circuit?.receivers.find((one) => name(one) === head);
   const copying = verdict?.copying;
   const link = (other: string) => (
@@ -122,18 +124,25 @@ export function Card(props: {
           </section>
           <section>
             <h3>Who feeds it</h3>
-            {feeds.length > 0 && (
+            {receiver && (
               <ul class="reasons">
                 {feeds.map((one) => (
                   <li>
-                    {link(name(one.sender))} carries {percent(one.share)} of its stripe, through its key:{" "}
-                    {interval(one.effect)}; through its query {signed(one.query_effect.mean)}
+                    {link(name(one.sender))} {one.any_of.length ? "shares in" : "carries"} {percent(one.share)} of its stripe,
+                    through its {route(one)}: {interval(one.effect)}
+                    {together(one)}
+                    {one.input !== "q" && `; through its query ${signed(one.query_effect.mean)}`}
                   </li>
                 ))}
-                {receiver && (
+                {sets.map((one) => (
+                  <li>{setText(one)}</li>
+                ))}
+                {!receiver.asked && <li>{NOT_ASKED}</li>}
+                {receiver.asked && !feeds.length && <li>No sender carries a tenth of its stripe, alone or in a set.</li>}
+                {receiver.offset > 0 && <li>Traced was its attention to the key {receiver.offset} after its stripe's.</li>}
+                {receiver.restored && receiver.unexplained !== null && (
                   <li>
-                    put into a prompt without it, they restore{" "}
-                    {receiver.restored ? interval(receiver.restored, 2) : "nothing"}; unexplained{" "}
+                    put into a prompt without it, they restore {interval(receiver.restored, 2)}; unexplained{" "}
                     {signed(receiver.unexplained, 2)}
                   </li>
                 )}
@@ -145,17 +154,14 @@ export function Card(props: {
                 {fed.map((one, i) => (
                   <>
                     {i > 0 && ", "}
-                    {link(name(one.receiver))} ({percent(one.share)})
+                    {link(name(one.receiver))} (its {route(one)}, {percent(one.share)}
+                    {together(one)})
                   </>
                 ))}
                 .
               </p>
             )}
-            {!feeds.length && !fed.length && (
-              <p class="soft">
-                {receiver ? "No sender carries a tenth of its stripe." : "No path to or from it was traced."}
-              </p>
-            )}
+            {!receiver && !fed.length && <p class="soft">No path to or from it was traced.</p>}
           </section>
         </div>
       </div>

@@ -3,8 +3,9 @@
 import type { JSX } from "preact";
 import { useState } from "preact/hooks";
 import type { Theme } from "./colours";
-import { type Edge, type HeadRef, name, type Report } from "./data";
-import { Figure, useWidth } from "./figure";
+import { type Edge, type HeadRef, name, type Receiver, type Report, type SenderSet } from "./data";
+import { Figure, Scroll, useWidth } from "./figure";
+import type { Rows } from "./save";
 import { fixed, interval, percent, signed, words } from "./text";
 
 const BOX_W = 116;
@@ -13,6 +14,15 @@ const LEFT = 64;
 const TOP = 16;
 const LABELLED = 24;
 const TALL = 3;
+const LISTED = 12;
+/** Least share that is worth a word, as the circuit's own rule has it. */
+const LEAST = 0.1;
+const INPUTS: Record<string, string> = { k: "key", q: "query", v: "value" };
+const CHANGES: Record<string, string> = {
+  before_key: "the token before the key",
+  two_before_key: "the token two before the key",
+  before_query: "the token before the query",
+};
 
 export function CircuitGraph(props: {
   report: Report;
@@ -53,18 +63,11 @@ export function CircuitGraph(props: {
       id="circuit"
       title="Who tells them where to look"
       theme={theme}
-      rows={() => [
-        ["sender", "receiver", "input", "share", "effect", "low", "high", "q_value", "mlps_held", "query_effect",
-          "loss_k_nats", "loss_q_nats", "loss_v_nats", "sender_previous_token", "k_composition", "k_composition_z"],
-        ...circuit.edges.map((one) => [
-          name(one.sender), name(one.receiver), one.input, one.share, one.effect.mean, one.effect.ci95?.[0],
-          one.effect.ci95?.[1], one.q_value, one.mlps_held?.mean, one.query_effect.mean, one.loss_nats["k"]?.mean,
-          one.loss_nats["q"]?.mean, one.loss_nats["v"]?.mean, one.previous_token, one.weights?.score, one.weights?.z,
-        ]),
-      ]}
-      caption="Each arrow is a path into a head's key: the share of its attention to the right token that is lost when the sender's words are those of another prompt. Exact path patching; a head opens its card."
+      rows={() => edgeRows([...circuit.edges, ...circuit.context])}
+      caption="Each arrow is a path into a head's key or query: the share of its attention to the right token that is lost when the sender's words are those of another prompt. Dashed: it is lost only without all of a set. Exact path patching; a head opens its card."
     >
-      <div class="scroll" ref={block} tabIndex={0} role="region" aria-label="The circuit">
+      <div ref={block} />
+      <Scroll label="The circuit">
         <svg viewBox={`0 0 ${width} ${height}`} width={width} height={height} class="circuit" font-family="inherit">
           {layers.map((layer, r) => (
             <text x={8} y={TOP + r * ROW + BOX_H / 2 + 4} font-size="12" fill={theme.soft}>
@@ -75,30 +78,32 @@ export function CircuitGraph(props: {
             .sort((a, b) => a.share - b.share)
             .map((one) => {
               const [x0, y0] = at.get(name(one.sender)) ?? [0, 0];
-              const [x1, y1] = at.get(name(one.receiver)) ?? [0, 0];
+              const [middle, y1] = at.get(name(one.receiver)) ?? [0, 0];
+              const x1 = middle + (one.input === "q" ? BOX_W / 4 : 0);
               const thick = 1 + 5 * Math.max(0, Math.min(1, one.share));
               const tip = 6 + thick;
               const from = y0 - BOX_H / 2;
               const to = y1 + BOX_H / 2 + tip;
               const half = (from - to) / 2;
-              const says = `${name(one.sender)} to the key of ${name(one.receiver)}: ${percent(one.share)}`;
+              const colour = one.input === "q" ? theme.ablated : theme.clean;
               return (
                 <g
                   class={`edge${one === edge ? " on" : ""}`}
                   tabIndex={circuit.edges.length <= LABELLED ? 0 : undefined}
                   role="img"
-                  aria-label={says}
+                  aria-label={`${name(one.sender)} to the ${route(one)} of ${name(one.receiver)}: ${percent(one.share)}${together(one)}`}
                   onPointerEnter={() => setSaid(one)}
                   onFocus={() => setSaid(one)}
                 >
                   <path
                     d={`M${x0} ${from}C${x0} ${from - half} ${x1} ${to + half} ${x1} ${to}`}
                     fill="none"
-                    stroke={theme.clean}
+                    stroke={colour}
                     stroke-opacity="0.75"
                     stroke-width={thick}
+                    stroke-dasharray={one.any_of.length ? "6 4" : undefined}
                   />
-                  <path d={`M${x1} ${to - tip + 1}l${tip / 2} ${tip}h${-tip}z`} fill={theme.clean} />
+                  <path d={`M${x1} ${to - tip + 1}l${tip / 2} ${tip}h${-tip}z`} fill={colour} />
                   {circuit.edges.length <= LABELLED && (
                     <text
                       x={x1 + beside(circuit.edges, one, (edge) => (at.get(name(edge.sender)) ?? [0])[0])}
@@ -112,6 +117,7 @@ export function CircuitGraph(props: {
                       paint-order="stroke"
                     >
                       {percent(one.share)}
+                      {one.input === "k" ? "" : ` ${one.input}`}
                     </text>
                   )}
                 </g>
@@ -153,12 +159,141 @@ export function CircuitGraph(props: {
             );
           })}
         </svg>
-      </div>
+      </Scroll>
       <p class="note" aria-live="polite">
         {edge ? <EdgeText edge={edge} /> : "No sender carries a tenth of it: nothing found."}
       </p>
+      <Receivers report={props.report} onOpen={props.onOpen} />
     </Figure>
   );
+}
+
+/** For each receiver: what was asked, who carries it, and what is left. */
+function Receivers({ report, onOpen }: { report: Report; onOpen: (head: string) => void }): JSX.Element {
+  const { circuit } = report;
+  const [all, setAll] = useState(false);
+  const receivers = circuit?.receivers ?? [];
+  return (
+    <>
+      <Scroll label="What each head is told">
+        <table class="receivers">
+          <thead>
+            <tr>
+              <th scope="col">head</th>
+              <th scope="col">told by, with the share of its stripe</th>
+              <th scope="col">stripe</th>
+              <th scope="col">with another token</th>
+              <th scope="col">they restore</th>
+              <th scope="col">unexplained</th>
+            </tr>
+          </thead>
+          <tbody>
+            {receivers.map((one, i) => (
+              <tr class={i < LISTED || all ? "" : "more"}>
+                <th scope="row">
+                  <button type="button" class="link" onClick={() => onOpen(name(one))}>
+                    {name(one)}
+                  </button>
+                </th>
+                <td class="told">
+                  <Told report={report} receiver={one} />
+                </td>
+                <td>{interval(one.stripe)}</td>
+                <td>{interval(one.corrupt)}</td>
+                <td>{one.restored ? interval(one.restored, 2) : ""}</td>
+                <td>{one.unexplained === null ? "not asked" : signed(one.unexplained, 2)}</td>
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      </Scroll>
+      {receivers.length > LISTED && (
+        <button type="button" onClick={() => setAll(!all)}>
+          {all ? "Fewer" : `${receivers.length - LISTED} more`}
+        </button>
+      )}
+    </>
+  );
+}
+
+/** Who tells a head where to look, and what could not be asked. */
+export function Told({ report, receiver }: { report: Report; receiver: Receiver }): JSX.Element {
+  const here = <T extends { receiver: HeadRef }>(all: T[]) => all.filter((one) => name(one.receiver) === name(receiver));
+  const circuit = report.circuit;
+  const alone = here(circuit?.edges ?? []).filter((one) => !one.any_of.length);
+  const lines = [
+    ...alone.map(
+      (one) => `${name(one.sender)} through its ${route(one)}: ${percent(one.share)}${range(one.share_ci95)}`,
+    ),
+    ...here(circuit?.sets ?? []).map(setText),
+    ...here(circuit?.context ?? []).map(
+      (one) => `where ${CHANGES[one.changed] ?? words(one.changed)} differs, ${name(one.sender)} through its ${route(one)}: ${percent(one.share)}`,
+    ),
+    ...Object.entries(receiver.context ?? {})
+      .filter(([, share]) => share.mean >= LEAST)
+      .map(([change, share]) => `it also compares ${CHANGES[change] ?? words(change)}: another one takes ${interval(share, 2)} of its stripe`),
+  ];
+  if (!receiver.asked) lines.push(NOT_ASKED);
+  else if (!lines.length) lines.push("nobody was found: no sender carries a tenth of it, alone or in a set");
+  if (receiver.offset) lines.push(`traced to the key ${receiver.offset} after its stripe's`);
+  return (
+    <>
+      {lines.map((one) => (
+        <div>{one}</div>
+      ))}
+    </>
+  );
+}
+
+export const NOT_ASKED =
+  "not asked: another token before the key takes less than a tenth of its stripe, or nothing significant";
+
+/** What a set of senders does, as a sentence. */
+export function setText(one: SenderSet): string {
+  const names = one.senders.map(name);
+  const claim = one.any_one_is_enough ? `any of ${listed(names, "or")} is enough` : `several of ${listed(names, "and")} are needed`;
+  const each = one.senders.map((head, i) => `${name(head)} ${fixed(one.alone[i]?.mean ?? Number.NaN, 2)}`).join(", ");
+  return (
+    `${claim}, through its ${INPUTS[one.input] ?? one.input}: without all of them ${percent(one.share)} is lost, without each ` +
+    `alone ${percent(one.singles)} in all; each alone restores ${each}`
+  );
+}
+
+/** Through what a sender tells: in words. */
+export function route(edge: Edge): string {
+  return INPUTS[edge.input] ?? edge.input;
+}
+
+/** With whom a sender shares what it carries; empty for one that is needed by itself. */
+export function together(edge: Edge): string {
+  return edge.any_of.length ? `, lost only without all of ${listed(edge.any_of.map(name), "and")}` : "";
+}
+
+function listed(names: string[], last: string): string {
+  return names.length < 2 ? names.join("") : `${names.slice(0, -1).join(", ")} ${last} ${names.at(-1)}`;
+}
+
+function range(ends: [number, number] | null): string {
+  return ends ? ` [${percent(ends[0])}, ${percent(ends[1])}]` : "";
+}
+
+function margin(edge: Edge): string {
+  const of = edge.weights?.margin;
+  return of === null || of === undefined ? "" : `; its weights compose ${fixed(of, 2)} times as much as the best other head's`;
+}
+
+function edgeRows(edges: Edge[]): Rows {
+  return [
+    ["sender", "receiver", "input", "changed", "any_of", "share", "share_low", "share_high", "effect", "low", "high", "q_value",
+      "mlps_held", "query_effect", "loss_k_nats", "loss_q_nats", "loss_v_nats", "sender_previous_token", "composition",
+      "composition_z", "composition_rank", "composition_margin"],
+    ...edges.map((one) => [
+      name(one.sender), name(one.receiver), one.input, one.changed, one.any_of.map(name).join(" "), one.share,
+      one.share_ci95?.[0], one.share_ci95?.[1], one.effect.mean, one.effect.ci95?.[0], one.effect.ci95?.[1], one.q_value,
+      one.mlps_held?.mean, one.query_effect.mean, one.loss_nats["k"]?.mean, one.loss_nats["q"]?.mean, one.loss_nats["v"]?.mean,
+      one.previous_token, one.weights?.score, one.weights?.z, one.weights?.rank, one.weights?.margin,
+    ]),
+  ];
 }
 
 /** Places in one row moved apart until no two boxes meet. */
@@ -184,14 +319,15 @@ export function EdgeText({ edge }: { edge: Edge }): JSX.Element {
   return (
     <>
       <strong>
-        {name(edge.sender)} → key of {name(edge.receiver)}
+        {name(edge.sender)} → {route(edge)} of {name(edge.receiver)}
       </strong>
-      : carries {percent(edge.share)} of its stripe (loses {interval(edge.effect)}
-      {edge.mlps_held && `, MLPs held ${fixed(edge.mlps_held.mean, 3)}`}); through the query instead{" "}
-      {signed(edge.query_effect.mean)}. Loss by way of key {signed(loss["k"]?.mean ?? 0)}, query{" "}
-      {signed(loss["q"]?.mean ?? 0)}, value {signed(loss["v"]?.mean ?? 0)} nats.
+      : {edge.any_of.length ? "shares in" : "carries"} {percent(edge.share)} of its stripe{together(edge)} (
+      {edge.any_of.length ? "they lose" : "loses"} {interval(edge.effect)}
+      {edge.mlps_held && `, MLPs held ${fixed(edge.mlps_held.mean, 3)}`})
+      {edge.input !== "q" && `; through the query instead ${signed(edge.query_effect.mean)}`}. Loss by way of key{" "}
+      {signed(loss["k"]?.mean ?? 0)}, query {signed(loss["q"]?.mean ?? 0)}, value {signed(loss["v"]?.mean ?? 0)} nats.
       {edge.weights &&
-        ` By weights alone it ranks ${edge.weights.rank} of ${edge.weights.of}${z === null || z === undefined ? "" : `, ${fixed(z, 0)} standard deviations from chance`}.`}
+        ` By weights alone it ranks ${edge.weights.rank} of ${edge.weights.of}${z === null || z === undefined ? "" : `, ${fixed(z, 0)} standard deviations from chance`}${margin(edge)}.`}
     </>
   );
 }

@@ -59,22 +59,43 @@ export interface Edge {
   input: string;
   effect: Estimate;
   share: number;
+  share_ci95: [number, number] | null;
   q_value: number;
   mlps_held: Estimate | null;
   loss_nats: Record<string, Estimate>;
   query_effect: Estimate;
   previous_token: number | null;
-  weights: { score: number; ratio: number; z: number | null; rank: number; of: number } | null;
+  weights: { score: number; ratio: number; z: number | null; rank: number; of: number; margin: number | null } | null;
+  /** The set that the sender belongs to, whose numbers these are; empty for one that is needed by itself. */
+  any_of: HeadRef[];
+  /** Which token differs in the corrupt prompts. */
+  changed: string;
+}
+/** Senders that replace each other. */
+export interface SenderSet {
+  receiver: HeadRef;
+  input: string;
+  senders: HeadRef[];
+  effect: Estimate;
+  share: number;
+  singles: number;
+  alone: Estimate[];
+  any_one_is_enough: boolean;
 }
 export interface Receiver extends HeadRef {
   verdict: string | null;
   stripe: Estimate;
   corrupt: Estimate;
   restored: Estimate | null;
-  unexplained: number;
+  /** Null where `asked` is false. */
+  unexplained: number | null;
   strongest_other: Estimate | null;
-  strongest_query: Estimate;
+  strongest_query: Estimate | null;
   weights_agree: boolean | null;
+  /** Whether the corrupt prompts take enough of the stripe to ask who carries it. */
+  asked: boolean;
+  offset: number;
+  context: Record<string, Estimate> | null;
 }
 export interface Token {
   id: number;
@@ -238,6 +259,8 @@ export interface Report {
   circuit: {
     receivers: Receiver[];
     edges: Edge[];
+    sets: SenderSet[];
+    context: Edge[];
     senders_tried: number;
     notes: string[];
     probe: Record<string, unknown>;

@@ -20,7 +20,7 @@ export function Effects({ head, id, theme }: { head: HeadVerdict; id: string; th
   };
   add(head.exact ? "second copy" : "second copy, an estimate", head.delta_loss_nats, true);
   add("first copy (control)", head.first_copy);
-  add("more than random heads", head.over_random);
+  add("beyond other heads", head.over_random);
   add("put back, others gone", head.put_back?.delta_loss_nats);
   add("on your text", head.natural);
   if (!rows.length) return <p class="soft">Its removal was not tried.</p>;
@@ -33,7 +33,7 @@ export function Effects({ head, id, theme }: { head: HeadVerdict; id: string; th
         ["measured", "mean_nats", "low", "high"],
         ...rows.map((row) => [row.label, row.value.mean, row.value.ci95?.[0], row.value.ci95?.[1]]),
       ]}
-      caption="Nats per token, mean and 95% interval over held-out prompts. Right of 0: the head helped. Put back: what it restores when all heads with a stripe are gone."
+      caption="Nats per token, mean and 95% interval over held-out prompts. Right of 0: the head helped. Beyond other heads: what it changes the second copy more than the first, less the same for the other heads of its layer without a stripe. Put back: what it restores when all heads with a stripe are gone."
     >
       {/* Never narrower than the rule's 0.01 nats, so that nothing looks like something. */}
       <Points rows={rows} least={[-0.002, 0.01]} theme={theme} />

@@ -57,7 +57,7 @@ export function Figure(props: {
 function Numbers({ rows }: { rows: Rows }): JSX.Element {
   const [head, ...body] = rows;
   return (
-    <div class="scroll" tabIndex={0} role="region" aria-label="The numbers">
+    <Scroll label="The numbers">
       <table class="numbers">
         <thead>
           <tr>
@@ -79,7 +79,29 @@ function Numbers({ rows }: { rows: Rows }): JSX.Element {
         </tbody>
       </table>
       {body.length > LISTED && <p class="soft">{body.length - LISTED} more rows in the CSV.</p>}
-    </div>
+    </Scroll>
+  );
+}
+
+/** A block that scrolls sideways where it is too wide, and says so where it does. */
+export function Scroll(props: { label: string; children: ComponentChildren; class?: string }): JSX.Element {
+  const ref = useRef<HTMLDivElement>(null);
+  const [wide, setWide] = useState(false);
+  useEffect(() => {
+    const block = ref.current;
+    if (!block) return;
+    const watch = new ResizeObserver(() => setWide(block.scrollWidth > block.clientWidth + 1));
+    watch.observe(block);
+    for (const inner of block.children) watch.observe(inner);
+    return () => watch.disconnect();
+  }, []);
+  return (
+    <>
+      <div class={`scroll ${props.class ?? ""}`} ref={ref} tabIndex={0} role="region" aria-label={props.label}>
+        {props.children}
+      </div>
+      {wide && <p class="scrolls soft">Scrolls sideways {"\u2194"}</p>}
+    </>
   );
 }
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 WIDTH = 28
 """Columns of the bar and of the longest curve."""
 RECENT = 40
-"""Steps whose pace foretells the rest."""
+"""Steps whose pace predicts the rest."""
 _BLOCKS = "▁▂▃▄▅▆▇"
 
 

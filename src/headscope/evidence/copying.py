@@ -19,7 +19,7 @@ Heads add up, so a set has one C, the sum: two heads may copy together what neit
 Cost: W_U W_E once, 2 * vocabulary * d_model^2 operations; then 2 * 512^2 * d_head for each head.
 
 It misleads where the path is not direct: where layers in between rewrite the embedding before the head reads it (the
-first MLP, in GPT-2), or what it writes before the unembedding. Weights that cannot be told apart by head are refused.
+first MLP, in GPT-2), or what it writes before the unembedding. Weights that cannot be assigned to heads are refused.
 For sets that span layers the residual stream is taken to have one size in all of them.
 
 Reference:
@@ -72,7 +72,7 @@ class Circuits:
         seed: Of the sample of tokens.
 
     Raises:
-        UnsupportedModel: weights that cannot be told apart by head, or no unembedding.
+        UnsupportedModel: weights that cannot be assigned to heads, or no unembedding.
     """
 
     def __init__(self, model: Model, *, seed: int = 0) -> None:

@@ -96,7 +96,7 @@ def ov_table(
     Raises:
         ArgumentError: no such head, or top below 1.
         TokenError: an id outside the vocabulary, or none.
-        UnsupportedModel: weights that cannot be told apart by head.
+        UnsupportedModel: weights that cannot be assigned to heads.
     """
     model = load(model)
     (chosen,) = model.named(head)
@@ -133,7 +133,7 @@ def qk_table(
     Raises:
         ArgumentError: no such head, a sender that is not earlier, top or offset below 1.
         TokenError: an id outside the vocabulary, or none.
-        UnsupportedModel: weights that cannot be told apart by head, or queries and keys that cannot be seen.
+        UnsupportedModel: weights that cannot be assigned to heads, or queries and keys that cannot be seen.
     """
     model = load(model)
     (receiver,) = model.named(head)
@@ -169,7 +169,7 @@ def virtual_circuit(
 
     Raises:
         ArgumentError: no such head, a sender that is not earlier, or an offset below 1.
-        UnsupportedModel: weights that cannot be told apart by head, or queries and keys that cannot be seen.
+        UnsupportedModel: weights that cannot be assigned to heads, or queries and keys that cannot be seen.
     """
     model = load(model)
     (writes,), (looks,) = model.named(sender), model.named(receiver)

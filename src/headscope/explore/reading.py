@@ -1,6 +1,6 @@
 """A user's own text, read by one model while some of its heads are switched off.
 
-    read       the loss of each token and what is foretold after it, with all heads and without those switched off
+    read       the loss of each token and what is predicted after it, with all heads and without those switched off
     pattern    where one head looks
     looks      which heads look from one token to another: one probability of each head, p_ij = exp(l_ij - lse_i), and
                no matrix
@@ -48,7 +48,7 @@ MAX_CHARACTERS = 20_000
 MAX_TOKENS = 512
 """Longest text that a model reads, where its context is not shorter: a pattern takes the square of it."""
 TOP = 8
-"""Tokens foretold at each place, of each of the two models."""
+"""Tokens predicted at each place, of each of the two models."""
 SUGGESTION = "The quick brown fox jumps over the lazy dog. The quick brown fox ju"
 """Text to begin with: it repeats, and stops within a word."""
 SHORTEST = 64
@@ -94,7 +94,7 @@ class Reading:
     ablated: tuple[float, ...] | None
     """Without those switched off; None where none is."""
     mean_clean: float | None
-    """Mean of `clean`; None where nothing is foretold."""
+    """Mean of `clean`; None where nothing is predictable."""
     delta_loss_nats: float | None
     """Mean of `ablated` minus mean of `clean`; positive: the heads helped."""
     next: tuple[tuple[Option, ...], ...]
@@ -172,7 +172,7 @@ class Reader:
         return tokens
 
     def read(self, text: str, *, off: Sequence[HeadId | str] = (), method: Off = "mean") -> Reading:
-        """Losses and the tokens foretold, with and without the heads switched off.
+        """Losses and the tokens predicted, with and without the heads switched off.
 
         Raises:
             TokenError: see `tokens`.

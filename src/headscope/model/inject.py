@@ -17,7 +17,8 @@ from headscope.errors import UnsupportedModel
 from headscope.model.attention import Attention
 from headscope.model.load import Model
 from headscope.model.replay import Replay, decoder_layers, restarts
-from headscope.model.taps import LOCK, Stop
+from headscope.model.scope import hooking
+from headscope.model.taps import Stop
 
 BATCH_NUMBERS = 2**25
 """Numbers in the injected stream of one pass."""
@@ -35,7 +36,7 @@ def queries_and_keys(
         position: Where they stand in the prompt.
 
     Raises:
-        UnsupportedModel: the layer cannot be told apart, or hides its queries and keys.
+        UnsupportedModel: the layer cannot be distinguished, or hides its queries and keys.
     """
     size = max(1, BATCH_NUMBERS // ((position + 1) * vectors.shape[1]))
     parts = [_run(model, layer, part, position) for part in vectors.split(size)]
@@ -72,10 +73,6 @@ def _run(model: Model, layer: int, vectors: Tensor, position: int) -> tuple[Tens
             seen.append((s.q[:, :, position].clone(), s.k[:, :, position].clone()))
             raise Stop
 
-    with LOCK:
-        handle = layers[start].register_forward_pre_hook(enter, with_kwargs=True)
-        try:
-            replay.see(visit, start=start, copies=len(vectors))
-        finally:
-            handle.remove()
+    with hooking([layers[start]], before=enter):
+        replay.see(visit, start=start, copies=len(vectors))
     return seen[0]

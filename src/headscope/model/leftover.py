@@ -6,7 +6,7 @@ that was left out is refused, but for
 
     what transformers declares    `_keys_to_ignore_on_load_unexpected` of the model's class, like heads that predict
                                   several tokens at once; it has taken them out before we look
-    `HARMLESS`                    constants that are computed anew, and towers for images and sound
+    `HARMLESS`                    constants that are recomputed, and towers for images and sound
 
 Misleading when: a checkpoint's config differs in what has no weights, like `rope_theta`; no key tells.
 """

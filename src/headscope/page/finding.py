@@ -1,4 +1,4 @@
-"""The finding: what was found, in one sentence that a person can quote, and what it is held against.
+"""The finding: what was found, in one sentence that a person can quote, and its controls.
 
 Every number in it is one of the results', with its interval; nothing is computed here but the wording.
 """
@@ -25,7 +25,7 @@ class Finding:
     sentence: str
     """To quote."""
     details: tuple[str, ...]
-    """What it is held against, each a sentence."""
+    """Its controls, each a sentence."""
 
 
 def finding(scan: Scan, verification: Verification, circuit: Circuit | None) -> Finding:
@@ -76,8 +76,9 @@ def _unknown(verification: Verification) -> tuple[str, ...]:
 
 def _controls(verification: Verification, team: HeadSet) -> tuple[str, ...]:
     first = (
-        f"The loss on the first copy, which nothing foretells, changes by {_nats(team.first_copy)}: measured on "
-        f"{verification.controls.held_out_prompts} held-out prompts by {verification.ablation['method']} ablation."
+        f"The loss on the first copy, which cannot be predicted from context, changes by {_nats(team.first_copy)}: "
+        f"measured on {verification.controls.held_out_prompts} held-out prompts by "
+        f"{verification.ablation['method']} ablation."
     )
     draws = verification.controls.random_heads
     if not draws:

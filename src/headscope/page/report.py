@@ -69,7 +69,7 @@ def report(
         path: The file. Its folder is made if need be; a file that is there is replaced, once the new one is whole.
         seed: Of all probes.
         natural: A text on which removals are tried too.
-        scan: What `hs.scan` gave for this model; made anew by default, like the next two.
+        scan: What `hs.scan` gave for this model; computed by default, like the next two.
         verification: What `hs.verify` gave.
         circuit: What `hs.trace_circuit` gave.
         emergence: What `hs.emergence` gave, to be drawn over each other: the model's own run, and runs of models that

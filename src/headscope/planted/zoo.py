@@ -6,7 +6,7 @@
 
     python -m headscope.planted.zoo --out DIR
 
-trains them anew on one thread, some ten minutes in all, and writes each to a folder of its own as float16 safetensors.
+trains them again on one thread, some ten minutes in all, and writes each to a folder of its own as float16 safetensors.
 
 Misleading as: small language models. They have seen as many random tokens as words.
 """
@@ -212,7 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
     known = (*COPIES, *FAMILIES)
     parser = argparse.ArgumentParser(
         prog="python -m headscope.planted.zoo",
-        description="Train the models of the zoo anew.",
+        description="Train the models of the zoo again.",
         epilog="example: python -m headscope.planted.zoo --out zoo copy-0 llama",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")

@@ -1,12 +1,12 @@
-"""Which tokens of a prompt its own past foretells.
+"""Which tokens of a prompt its own past predicts.
 
-A query i is `foretold` when an earlier copy of its token was followed by the token that follows i:
+A query i is `predictable` when an earlier copy of its token was followed by the token that follows i:
 
-    foretold(i)  <=>  there is j < i with t_j = t_i and t_(j+1) = t_(i+1)
+    predictable(i)  <=>  there is j < i with t_j = t_i and t_(j+1) = t_(i+1)
 
-In `[BOS, r, r]` these are the tokens of the second copy but its last; its first is foretold for none, since what stands
-before it did not stand before the first copy. Queries before the first foretold one read tokens that nothing repeats:
-the first copy and what lies around it.
+In `[BOS, r, r]` these are the tokens of the second copy but its last; its first is never predictable: the
+token before it is new. Queries before the first predictable one read tokens that nothing repeats: the first copy and
+what is around it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class Copies:
     """Queries of one prompt; the loss at query i is that of the token at i + 1."""
 
     first: Int[np.ndarray, " early_query"]
-    """Before anything is foretold."""
+    """Before anything is predictable."""
     second: Int[np.ndarray, " late_query"]
-    """Foretold."""
+    """Predictable."""
 
 
 def copies(tokens: Tokens) -> Copies:
-    """Split one prompt's queries. Both are empty where nothing is foretold."""
+    """Split one prompt's queries. Both are empty where nothing is predictable."""
     query, copy = earlier_copies(tokens)
     last = len(tokens) - 1
     known = query < last

@@ -52,7 +52,7 @@ def decode(kind: type[Record], document: Any, *, schema: str | None = None) -> R
     try:
         return _decoded(kind, document, kind.__name__)
     except (OverflowError, TypeError, ValueError) as error:
-        raise ArgumentError(f"the document is damaged ({brief(error)}); write it anew.") from error
+        raise ArgumentError(f"the document is damaged ({brief(error)}); write it again.") from error
 
 
 def refuse_repeated(heads: Iterable[HeadId]) -> None:
@@ -64,7 +64,7 @@ def refuse_repeated(heads: Iterable[HeadId]) -> None:
     seen: set[HeadId] = set()
     for head in heads:
         if head in seen:
-            raise ArgumentError(f"the document is damaged ({head} stands in it twice); write it anew.")
+            raise ArgumentError(f"the document is damaged ({head} stands in it twice); write it again.")
         seen.add(head)
 
 

@@ -29,7 +29,7 @@ class Row:
     word: str
     """What stands behind it, like a verdict."""
     control: bool = False
-    """Drawn hollow: what the others are held against."""
+    """Drawn hollow: the reference for the others."""
 
 
 def intervals_svg(rows: Sequence[Row], *, title: str, axis: str) -> str:

@@ -86,7 +86,7 @@ def course(store: Store, model: str, *, detector: str = "induction") -> Course:
         if step in found:
             raise ArgumentError(
                 f"the store {store.path!r} has two scans of step {step} of {model!r}; keep other settings, or "
-                "checkpoints that were written anew, in a store of their own."
+                "checkpoints that were written again, in a store of their own."
             )
         best = by_job[job["job"]].sort_values(["mean", "layer", "head"], ascending=[False, True, True]).iloc[0]
         ends = None if best[["ci_low", "ci_high"]].isna().any() else (float(best["ci_low"]), float(best["ci_high"]))

@@ -2,7 +2,7 @@
 
 On Ray a group is one task, which loads its model once and hands back each outcome when it is there. Tasks are given
 out as the cluster has room, so that what another sweep has done meanwhile is not done again. When a worker or its node
-dies, the jobs whose outcome has not arrived are given out anew; a job during which workers died `ATTEMPTS` times is a
+dies, the jobs whose outcome has not arrived are given out again; a job during which workers died `ATTEMPTS` times is a
 failure. Outcomes come to this process, which alone writes to the store: workers need the models, not the store.
 """
 

@@ -4,7 +4,7 @@
     request  = sha256(the same without content)                                names its failure
 
 `content` is the hub's commit, or a fingerprint of a folder's files. So a job is the same job in every later sweep as
-long as nothing that could change its rows has changed, and a branch that moved, or a checkpoint that was written anew,
+long as nothing that could change its rows has changed, and a branch that moved, or a checkpoint that was written again,
 is a new job. The device is no part of it: it changes rounding alone.
 
 Cost: one question to the hub for each model with branches or tags among its revisions, none for full commits; of a
@@ -32,7 +32,7 @@ KINDS: tuple[str, ...] = tuple(sweepable())
 """The kinds of evidence that a sweep measures."""
 
 CODE_SCHEMA = 1
-"""Raised by one when the same job would give other rows or columns: what was done before is then done anew."""
+"""Raised by one when the same job would give other rows or columns: what was done before is then done again."""
 
 WHOLE_FILE = 16 * 2**20
 """Files up to this size are read whole for a folder's fingerprint; of larger ones the first and the last MiB."""

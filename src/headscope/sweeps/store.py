@@ -4,7 +4,7 @@
     STORE/scan/<identity>.parquet   rows of one job; its record is in the file's metadata. So verify, circuit, icl
     STORE/failed/<request>.<identity>.parquet   the record of a job that failed, until it succeeds
     STORE/tracebacks/<id>.txt       where it failed
-    STORE/damaged/                  what a sweep found damaged and measured anew
+    STORE/damaged/                  what a sweep found damaged and measured again
 
 The identity of a job is the name of its file, so two sweeps that finish the same job leave one file. Each file is
 written under a temporary name and renamed: a reader sees a whole file or none, and a sweep that is killed leaves at
@@ -148,7 +148,7 @@ class Store:
         return {name: state for name, state in states.items() if state == "done" or name in tried}
 
     def set_aside(self, jobs: Iterable[Job]) -> tuple[DamagedFile, ...]:
-        """Move what is damaged into the folder `damaged`, so that these jobs can be done anew; what that was.
+        """Move what is damaged into the folder `damaged`, so that these jobs can be done again; what that was.
 
         Looked at are the files of these jobs, those of all jobs that failed, and names that no job has.
         """
@@ -343,13 +343,13 @@ class Store:
             (file,) = bad
             return ArgumentError(
                 f"{self._at(file.name)!r} is damaged ({file.why}); run the same sweep again, which measures its job "
-                "anew, or remove it."
+                "again, or remove it."
             )
         some = ", ".join(f"{file.name!r} ({file.why})" for file in bad[:NAMED])
         more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
         return ArgumentError(
             f"{len(bad)} files of the store {self.path!r} are damaged: {some}{more}; run the same sweep again, which "
-            "measures their jobs anew, or remove them."
+            "measures their jobs again, or remove them."
         )
 
     def _write(self, name: str, content: bytes) -> None:

@@ -63,7 +63,7 @@ class Sweep:
     failures: tuple[FailedJob, ...]
     """The jobs that failed, with reasons."""
     damaged: tuple[DamagedFile, ...] = ()
-    """What this sweep found damaged, and set aside in the store's folder `damaged`; its own jobs were done anew."""
+    """What this sweep found damaged, and set aside in the store's folder `damaged`; its own jobs were done again."""
 
     def to_dict(self) -> dict[str, Any]:
         """The document `headscope.sweep/1`, JSON-ready."""

@@ -109,6 +109,7 @@ class RunFolder:
         """
         path = self.checkpoint(step) / WEIGHTS
         try:
+            _refuse_irregular(path)
             self._refuse_changed("weights", path.read_bytes())
             model.load_state_dict(load_file(path))
         except (OSError, RuntimeError, SafetensorError, ValueError) as error:
@@ -165,6 +166,7 @@ class RunFolder:
         rows: list[Record] = []
         if step is not None:
             try:
+                _refuse_irregular(path)
                 lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
                 # A line is whole when it ends; only the last can be torn, by a kill in the middle of its writing.
                 whole = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
@@ -184,6 +186,7 @@ class RunFolder:
         if not path.exists():
             return None
         try:
+            _refuse_irregular(path)
             with safe_open(path, framework="pt") as file:
                 about = file.metadata()
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -263,3 +266,9 @@ def _quiet() -> Iterator[None]:
 def all_finite(model: PreTrainedModel) -> bool:
     """Whether every weight is a number."""
     return all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
+
+
+def _refuse_irregular(path: Path) -> None:
+    """A pipe or a device would be waited for, or read without an end."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is not a regular file")

@@ -5,7 +5,7 @@ library's source and half on jittered repeats. It reads Python a little, and it 
 head, several induction heads that listen to it, and a head that is neither: what a first look needs.
 `training.json` beside the weights holds how it was made and what was measured.
 
-Made anew, on one thread so that the number of cores changes nothing, by
+Made again, on one thread so that the number of cores changes nothing, by
 
     python -m headscope.training.demo --out DIR
 
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command in this module's text: progress on stderr, the measured figures on stdout."""
     parser = argparse.ArgumentParser(
         prog="python -m headscope.training.demo",
-        description="Train headscope's demo model anew.",
+        description="Train headscope's demo model again.",
         epilog="example: python -m headscope.training.demo --out my-demo && headscope scan my-demo",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")

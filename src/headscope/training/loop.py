@@ -372,7 +372,7 @@ class Training:
         return found | {"generator": self._generator.get_state()}
 
     def restore(self, state: Mapping[str, Tensor], *, step: int) -> None:
-        """Go on from what `state` gave after `step` steps. The weights are the caller's to put back."""
+        """Go on from what `state` gave after `step` steps. The caller restores the weights."""
         state = dict(state)
         self._generator.set_state(state.pop("generator"))
         moments: dict[int, dict[str, Tensor]] = {index: {} for index in range(len(self._learned))}

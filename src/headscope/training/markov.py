@@ -1,6 +1,6 @@
 """Markov chains, each with a transition matrix of its own: what follows what must be learnt from the prompt itself.
 
-    P[s] ~ Dirichlet(concentration, ..., concentration)       one row for each state s, drawn anew for each prompt
+    P[s] ~ Dirichlet(concentration, ..., concentration)       one row for each state s, drawn afresh for each prompt
     t_1 uniform over the states,   t_(i+1) ~ P[t_i]
 
 A prompt's states are tokens drawn from the vocabulary without replacement; or all of them, as in the literature. The

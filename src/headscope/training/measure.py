@@ -36,7 +36,7 @@ def repeat_scores(model: PreTrainedModel, repeats: Repeats) -> RepeatScores:
         previous_token[l, h] = mean over b and q >= 1 of pattern[l, b, h, q, q - 1]
 
     Args:
-        model: Any causal language model with eager attention, on the CPU. Its attention setting is put back.
+        model: Any causal language model with eager attention, on the CPU. Its attention setting is restored.
         repeats: Prompts and keys. Not modified.
     """
     implementation = model.config._attn_implementation or "eager"

@@ -5,7 +5,7 @@
     every `checkpoint_every` steps:  a row and a checkpoint
 
 A run that is killed and started again gives the weights of one that was not, bit for bit, on the same machine with the
-same number of CPU threads: weights, optimizer moments and random generator are put back as they were, and looking at
+same number of CPU threads: weights, optimizer moments and random generator are restored, and looking at
 the heads draws nothing. On CUDA, where sums may be taken in another order from one run to the next, it goes on just
 so, but the last digits may differ.
 

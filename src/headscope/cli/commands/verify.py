@@ -22,14 +22,16 @@ def verify(
     heads: Annotated[
         list[str] | None, typer.Option("--head", help="Judge only this head, like L5H1; repeat it.")
     ] = None,
-    top: Annotated[int, typer.Option(help="Heads whose effect is made sure of, and printed.", min=1)] = 10,
+    top: Annotated[int, typer.Option(help="Number of top heads to measure exactly and print.", min=1)] = 10,
     ablation: Annotated[str, typer.Option(help="mean, zero or resample.")] = "mean",
     exhaustive: Annotated[
         bool, typer.Option("--exhaustive", help="Ablate every head in every prompt; no race.")
     ] = False,
     natural: Annotated[Path | None, typer.Option(help="Try removals on this text file too.")] = None,
     n_prompts: Annotated[int, typer.Option(help="Random prompts to choose heads on, and as many held out.")] = 32,
-    period: Annotated[int, typer.Option(help="Length of the repeated run, at least 3.")] = 50,
+    period: Annotated[
+        int | None, typer.Option(help="Length of the repeated run, at least 3; by default 50, or what fits.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write verify.json and verify.parquet here.")] = None,
     as_json: options.JSON = False,
     seed: options.SEED = 0,

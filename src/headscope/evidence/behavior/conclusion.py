@@ -88,7 +88,7 @@ class Evidence:
     team: SetFinding | None
     """The set, on held-out pairs."""
     controls: Controls
-    """What it is held against."""
+    """The controls."""
     n_heads: int
     """Heads of the model."""
 

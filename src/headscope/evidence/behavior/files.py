@@ -225,7 +225,7 @@ def _model_written(number: int, fields: dict[str, Any]) -> Pair:
         start = max(question.rfind(end, 0, before) for end in (". ", "! ", "? ", "\n")) + 1
     neutral = question[start:].lstrip() if start > 0 else ""
     if not neutral:
-        raise _Unusable("no introduction could be told apart from the question, so that there is no neutral prompt")
+        raise _Unusable("no introduction could be distinguished from the question, so that there is no neutral prompt")
     # Its prompts end with `Answer:` and its answers begin with a space.
     return _pair(
         id=f"line {number}",

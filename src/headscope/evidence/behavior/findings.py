@@ -1,4 +1,4 @@
-"""What a search finds: the score of the behaviour, single heads, a set of heads, and what they are held against.
+"""What a search finds: the score of the behaviour, single heads, a set of heads, and their controls.
 
 For a pair, d is the log probability of the claimed answer minus that of the true one (`headscope.probes.pairs`):
 
@@ -93,7 +93,7 @@ class HeadFinding:
     """From the answer's position to the words of the claim."""
     direct: Estimate | None
     """Direct logit attribution: its push towards the claimed answer, as a share of all heads' pushes either way; None
-    where weights cannot be told apart."""
+    where weights cannot be assigned to heads."""
     induction: float | None
     """Its induction score on repeated random tokens; None where they do not fit the model."""
     carries: bool
@@ -187,7 +187,7 @@ class Other:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Controls:
-    """What the findings are held against."""
+    """The controls of the findings."""
 
     draws: tuple[Draw, ...]
     """Random sets of the size of the set, those of a kind all different; empty where there is no set."""

@@ -128,7 +128,7 @@ class Bench:
     def ablated(
         self, ablator: Ablator, chosen: Index, worlds: Sequence[World], label: str
     ) -> dict[str, Float[np.ndarray, "world chosen"]]:
-        """D of the prompt and of the one that it is held against, in each world."""
+        """D of the prompt and of its contrast prompt, for each set of ablated heads."""
         return {kind: self.differences(ablator, kind, chosen, worlds, label) for kind in ("prompt", self.against)}
 
     def removed(
@@ -138,7 +138,7 @@ class Bench:
         return self.effect(chosen) - (found["prompt"] - found[self.against])
 
     def patched(self, chosen: Index, worlds: Sequence[World], label: str) -> Float[np.ndarray, "world chosen"]:
-        """What d loses when these heads' z are those of the prompt that it is held against."""
+        """Drop in d after patching these heads from the contrast prompt."""
         self.meter.add(label, len(chosen))
         found = self.differences(self._swap(chosen), "prompt", chosen, worlds, label)
         return self.clean["prompt"][chosen] - found

@@ -43,7 +43,7 @@ class BehaviorResult:
     head_set: SetFinding | None
     """Heads together; None where no head lowers the effect in the search pairs."""
     controls: Controls
-    """What the findings are held against."""
+    """The controls of the findings."""
     conclusion: str
     """One of five; see `headscope.evidence.behavior.conclusion`."""
     reasons: tuple[str, ...]

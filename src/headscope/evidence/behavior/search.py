@@ -27,7 +27,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import torch
@@ -35,18 +34,15 @@ from jaxtyping import Float
 
 from headscope.errors import ArgumentError, ShapeError, UnsupportedModel
 from headscope.evidence.behavior.conclusion import RULE, Evidence, conclude
+from headscope.evidence.behavior.disproof import FEW, HELD_OUT_PAIRS, Disproof, flips
 from headscope.evidence.behavior.findings import (
     Controls,
     Cost,
-    Draw,
     HeadFinding,
-    Induction,
     Item,
-    Other,
     Score,
     SetFinding,
 )
-from headscope.evidence.behavior.findings import Kind as DrawKind
 from headscope.evidence.behavior.measure import Bench, Index, Meter
 from headscope.evidence.behavior.result import BehaviorResult
 from headscope.evidence.behavior.sets import BUILT_IN, contrasts_of
@@ -58,6 +54,7 @@ from headscope.model.load import Source, load
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.pairs import Contrast, read_pairs
 from headscope.probes.pairs import Kind as PromptKind
+from headscope.probes.repeated import fitting_period
 from headscope.records.common import Estimate, ModelInfo, Provenance
 from headscope.stats import benjamini_hochberg, p_values
 
@@ -65,14 +62,6 @@ TOP = 8
 """Heads that pass the triage."""
 SEARCH_PAIRS = 32
 """Pairs that choose heads, at most."""
-HELD_OUT_PAIRS = 48
-"""Pairs that test them, at most."""
-DRAW_PAIRS = 24
-"""Of those, pairs in which random sets are tried."""
-N_DRAWS = 5
-"""Draws of random sets of each kind; none is tried twice."""
-NEAREST = 3
-"""A head of the same size is one of so many whose W_O is nearest in size."""
 ENOUGH = 0.9
 """Where a set removes so much of the effect in the search pairs it is not made larger."""
 STEP = 0.1
@@ -82,11 +71,8 @@ CORPUS_ROWS = 32
 BEYOND = 4000
 """About how many prompts are read after the score was measured."""
 TESTING = "testing on held-out pairs"
-FEW = 8
-"""Pairs of one sort that a statement about them needs."""
 FEWEST = 8
 """Facts that a search needs: half to search, half held out."""
-DRAW_KINDS: tuple[DrawKind, ...] = get_args(DrawKind)
 SCAN_PROMPTS, SCAN_PERIOD = 8, 24
 """Repeated random tokens on which induction heads are found."""
 
@@ -280,7 +266,9 @@ class _Search:
     def _induction_scores(self, seed: int) -> dict[HeadId, float]:
         """Each head's induction score; nothing where repeated tokens do not fit the model."""
         try:
-            probe = repeated_tokens(self.model, n_prompts=SCAN_PROMPTS, period=SCAN_PERIOD, seed=seed)
+            probe = repeated_tokens(
+                self.model, n_prompts=SCAN_PROMPTS, period=fitting_period(self.model, SCAN_PERIOD), seed=seed
+            )
         except ShapeError:
             return {}
         found = scan(self.model, probe=probe, detectors=["induction"])
@@ -372,8 +360,8 @@ class _Search:
             neutral_share=neutral_share,
             paraphrase_removed=bench.estimate(removed[said], some) if enough else None,
             paraphrase_share=float(bench.by_fact(removed[said], some).mean()) / there if enough and there > 0 else None,
-            flips_before=_flips(bench, bench.clean["prompt"][pairs], pairs, known),
-            flips_after=_flips(bench, tested.found["prompt"][-1], pairs, known),
+            flips_before=flips(bench, bench.clean["prompt"][pairs], pairs, known),
+            flips_after=flips(bench, tested.found["prompt"][-1], pairs, known),
             accuracy_before=None if before is None else bench.share(before < 0, pairs),
             accuracy_after=None if after is None else bench.share(after < 0, pairs),
             text_loss_nats=bench.estimate(bench.text_loss(self.ablator, pairs, frozenset(team), TESTING), pairs),
@@ -397,108 +385,28 @@ class _Search:
 
     def disprove(self, heads: Sequence[HeadFinding], team: SetFinding | None) -> Controls:
         """Random sets, the induction heads and the other contrasts."""
+        disproof = Disproof(
+            bench=self.bench,
+            ablator=self.ablator,
+            circuits=self.circuits,
+            heads=tuple(self.heads),
+            induction=self.induction,
+            held_out=self.held_out,
+            random=self.random,
+        )
         named = [one.head for one in heads if one.named]
-        draws, own = ([], None) if team is None else self._draws(team.heads)
+        draws, own = ([], None) if team is None else disproof.draws(team.heads)
         return Controls(
             draws=tuple(draws),
             set_removed=own,
-            induction=self._induction(named) if self.scores else None,
-            others=tuple(self._other(name, other, team) for name, other in zip(self.names, self.others, strict=True)),
+            induction=disproof.induction_heads(named) if self.scores else None,
+            others=tuple(
+                disproof.other(name, other, team) for name, other in zip(self.names, self.others, strict=True)
+            ),
             search_pairs=len(self.searched),
             held_out_pairs=len(self.held_out),
             tests=self.tests,
         )
-
-    def _draws(self, team: tuple[HeadId, ...]) -> tuple[list[Draw], Estimate | None]:
-        """Random sets instead of the set, in some of the held-out pairs, and what the set itself removes there."""
-        sets: list[tuple[DrawKind, tuple[HeadId, ...]]] = []
-        for kind in DRAW_KINDS:
-            for drawn in dict.fromkeys(self._drawn(kind, team) for _ in range(N_DRAWS)):
-                if drawn is not None:
-                    sets.append((kind, drawn))
-        if not sets:
-            return [], None
-        bench, pairs = self.bench, self.held_out[:DRAW_PAIRS]
-        worlds = [frozenset(team), *(frozenset(drawn) for _, drawn in sets)]
-        found = bench.ablated(self.ablator, pairs, worlds, "random sets")
-        own, *removed = bench.by_fact(bench.removed(found, pairs), pairs)
-        _, *after = found["prompt"]
-        draws = [
-            Draw(
-                kind=kind, heads=drawn, removed=Estimate.of(gone), flips=_flips(bench, left, pairs, bench.known[pairs])
-            )
-            for (kind, drawn), gone, left in zip(sets, removed, after, strict=True)
-        ]
-        return draws, Estimate.of(own)
-
-    def _drawn(self, kind: DrawKind, team: tuple[HeadId, ...]) -> tuple[HeadId, ...] | None:
-        """As many other heads; None where there are not enough of the kind."""
-        drawn: list[HeadId] = []
-        for head in team:
-            pool = [one for one in self.heads if one not in team and one not in drawn]
-            if kind == "same layers":
-                pool = [one for one in pool if one.layer == head.layer]
-            elif kind == "same size":
-                if self.circuits is None:
-                    return None
-                own = self._size(head)
-                pool = sorted(pool, key=lambda one: round(abs(math.log(self._size(one) / own)), 6))[:NEAREST]
-            if not pool:
-                return None
-            drawn.append(pool[int(self.random.integers(len(pool)))])
-        return tuple(sorted(drawn))
-
-    def _size(self, head: HeadId) -> float:
-        assert self.circuits is not None
-        return max(float(self.circuits.layers[head.layer].w_o[head.head].norm()), 1e-12)
-
-    def _induction(self, named: Sequence[HeadId]) -> Induction:
-        """How many of the named heads are induction heads, and what the effect is without those."""
-        bench, found = self.bench, self.induction
-        common = tuple(head for head in named if head in found)
-        pairs = np.asarray([one for one in self.held_out if bench.pairs[one].verbatim], dtype=int)
-        patched = share = others_share = None
-        if found and len(np.unique(bench.facts[pairs])) >= FEW and len(found) < len(self.heads):
-            rest = [head for head in self.heads if head not in found]
-            count = min(len(found), len(rest))
-            draws = [self.random.permutation(len(rest))[:count] for _ in range(N_DRAWS)]
-            worlds = [frozenset(found), *(frozenset(rest[one] for one in draw) for draw in draws)]
-            rows = bench.by_fact(bench.patched(pairs, worlds, "induction heads"), pairs)
-            effect = bench.mean_effect(pairs)
-            patched = Estimate.of(rows[0])
-            if effect > 0:
-                share, others_share = float(rows[0].mean()) / effect, float(rows[1:].mean()) / effect
-        return Induction(
-            heads=found,
-            common=common,
-            p_value=overlap_p(len(self.heads), len(found), len(named), len(common)),
-            patched=patched,
-            share=share,
-            others_share=others_share,
-        )
-
-    def _other(self, name: str, bench: Bench, team: SetFinding | None) -> Other:
-        """The set on another contrast, in pairs of which none chose it."""
-        everyone = np.arange(len(bench.pairs))
-        removed = share = None
-        if team is not None:
-            pairs = np.sort(self.random.permutation(everyone)[:HELD_OUT_PAIRS])
-            found = bench.ablated(self.ablator, pairs, [frozenset(team.heads)], "the other contrast")
-            row, effect = bench.by_fact(bench.removed(found, pairs)[0], pairs), bench.mean_effect(pairs)
-            removed, share = Estimate.of(row), float(row.mean()) / effect if effect > 0 else None
-        return Other(name=name, score=bench.score(everyone), removed=removed, share=share)
-
-
-def overlap_p(n_heads: int, n_induction: int, n_named: int, n_common: int) -> float:
-    """P(at least so many in common) if the named heads were drawn at random: the hypergeometric tail."""
-    from scipy.stats import hypergeom
-
-    return float(hypergeom.sf(n_common - 1, n_heads, n_induction, n_named))
-
-
-def _flips(bench: Bench, differences: Float[np.ndarray, " chosen"], pairs: Index, known: np.ndarray) -> Estimate | None:
-    """Share of the known answers that are turned."""
-    return bench.share((differences > 0)[known], pairs[known]) if known.any() else None
 
 
 def _in_turn(rows: Sequence[Index]) -> Index:

@@ -15,7 +15,7 @@ from headscope.render.plain import console as terminal
 
 
 def print_behavior(found: BehaviorResult) -> None:
-    """Print what was measured, what was found, and what it is held against."""
+    """Print what was measured, what was found, and its controls."""
     console = terminal()
     console.width = max(WIDTH, console.width)
     print_model(console, found.model)

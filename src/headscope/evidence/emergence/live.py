@@ -2,7 +2,7 @@
 
 `untouched` holds back what a training loop may have wrapped around the model's forward, so that what is seen is what
 the same weights show after they were saved: no autocast, no compiled code. On exit the random states of Python, NumPy
-and torch, on the CPU and on CUDA devices, are those from before. Modes, configs, hooks and gradients are put back by
+and torch, on the CPU and on CUDA devices, are those from before. Modes, configs, hooks and gradients are restored by
 `headscope.model.taps`, which changes them.
 """
 
@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from headscope.errors import ModelError
+from headscope.model.scope import around
 
 
 def bare(model: Any) -> Any:
@@ -87,8 +88,5 @@ def _own_forward(model: nn.Module) -> Iterator[None]:
     if own is None or wrapped is None:
         yield
         return
-    model.forward = own
-    try:
+    with around([model], lambda module, outer, given, named: own(*given, **named)):
         yield
-    finally:
-        model.forward = wrapped

@@ -302,7 +302,7 @@ def _kept(folder: Path, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> 
         document = read_document(place, place.name)
         snapshot = document.pop("snapshot", None)
         return Snapshot.from_dict(snapshot) if document == _stamp(checkpoint, settings) else None
-    except ArgumentError:  # damaged, so measured anew
+    except ArgumentError:  # damaged, so measured again
         return None
 
 

@@ -7,7 +7,7 @@
             log(tracker.measure(step=step).scalars())
 
 The probe is made once, so that two snapshots differ by the weights alone. Scores are those of `hs.scan` for that probe,
-to the last digit; losses are those of the tokens that the probe's repetition foretells (`second_copy`) and of the
+to the last digit; losses are those of the tokens that the probe's repetition predicts (`second_copy`) and of the
 tokens before it (`first_copy`). The model is left as it was (`headscope.evidence.emergence.live`).
 
 Cost of a snapshot: the scan's pass over prompts and controls, without the last MLP and the unembedding, and a full pass
@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 
 from headscope.errors import ArgumentError, ModelError, NonFiniteError, TokenError, UnsupportedModel
-from headscope.evidence.composition.measure import Composition, Pair, composition
+from headscope.evidence.composition.measure import composition
+from headscope.evidence.composition.result import Composition, Pair
 from headscope.evidence.copying import Circuits, Copying
 from headscope.evidence.emergence.live import bare, untouched
 from headscope.evidence.icl.measure import icl
@@ -40,6 +41,7 @@ from headscope.interventions.ablation import Ablator, losses
 from headscope.model.load import Model, Source, load
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.copies import check_repeats
+from headscope.probes.repeated import fitting_period
 from headscope.records.codec import decode, encode
 from headscope.records.common import Estimate, ModelInfo, Provenance
 
@@ -56,7 +58,7 @@ class Full:
     in_context: Estimate | None
     """In-context-learning score on text, in nats; negative is good."""
     copying: tuple[Copying, ...]
-    """Along the direct path, one for each head; empty where weights cannot be told apart by head."""
+    """Along the direct path, one for each head; empty where weights cannot be assigned to heads."""
     composition: tuple[Pair, ...]
     """K-composition of each head with the earlier head that it reads most of, where there is one."""
 
@@ -74,9 +76,9 @@ class Snapshot:
     heads: tuple[HeadScore, ...]
     """Induction and previous-token scores of every head, as `hs.scan` gives them for this probe."""
     first_copy_loss_nats: Estimate | None
-    """Mean loss of tokens before anything is foretold; None with a reason in `missing`."""
+    """Mean loss of tokens before anything is predictable; None with a reason in `missing`."""
     second_copy_loss_nats: Estimate | None
-    """Mean loss of foretold tokens; falls as induction appears."""
+    """Mean loss of predictable tokens; falls as induction appears."""
     full: Full | None
     """What `measure(full=True)` adds."""
     missing: dict[str, str]
@@ -159,7 +161,9 @@ class Tracker:
             self.model: Model = load(inner, tokenizer=tokenizer)
         self.seed = seed
         if probe is None:
-            probe = repeated_tokens(self.model, n_prompts=N_PROMPTS, period=PERIOD, seed=seed)
+            probe = repeated_tokens(
+                self.model, n_prompts=N_PROMPTS, period=fitting_period(self.model, PERIOD), seed=seed
+            )
         self.probe = probe
 
     def measure(self, *, step: int, full: bool = False) -> Snapshot:

@@ -197,7 +197,7 @@ class Scan:
                 timing=decode(Timing, document["timing"]),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ArgumentError(f"the scan document is damaged ({brief(error)}); write it anew.") from error
+            raise ArgumentError(f"the scan document is damaged ({brief(error)}); write it again.") from error
         for role in {score.detector for score in found.scores}:
             refuse_repeated(score.head for score in found.scores if score.detector == role)
         return found

@@ -75,7 +75,7 @@ class Evidence:
     offset: BestOffset | None
     """The fixed distance it looks back most, where nothing repeats."""
     copying: Copying | None
-    """Along the direct path; None where the weights cannot be told apart by head."""
+    """Along the direct path; None where the weights cannot be assigned to heads."""
     removed: Change | None
     """It alone ablated, in held-out prompts."""
     first_copy: Estimate | None
@@ -225,7 +225,7 @@ def copying(evidence: Evidence, rule: Rule) -> str:
     found = evidence.copying
     match direct(found, rule):
         case "unknown":
-            return "copying is not known: its weights cannot be told apart"
+            return "copying is not known: its weights cannot be assigned to heads"
         case "copies":
             verb = "raises the token it attends to"
         case "suppresses":

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -47,8 +48,8 @@ from headscope.evidence.verify.verdict import judge
 from headscope.heads import HeadId
 from headscope.interventions.ablation import Ablator, Method
 from headscope.model.load import Heads, Model, Source, load
-from headscope.probes import Probe, repeated_tokens
-from headscope.probes.probe import check_fits
+from headscope.probes import repeated_tokens
+from headscope.probes.probe import check_fits, probe_of
 from headscope.records.common import Estimate, ModelInfo, Provenance
 
 COMPLEMENT = 0.25
@@ -59,7 +60,7 @@ def verify(
     model: Source,
     heads: Heads | None = None,
     *,
-    probe: Probe | None = None,
+    probe: Any | None = None,
     ablation: Method = "mean",
     search: Search = "race",
     top: int = TOP,
@@ -67,7 +68,7 @@ def verify(
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Verification:
-    """Take heads out, alone and together, hold them against controls, and call each head by what it is.
+    """Take heads out, alone and together, compare them with controls, and call each head by what it is.
 
     Args:
         model: What `headscope.load` takes, or gives.
@@ -93,7 +94,7 @@ def verify(
     if heads is not None:
         named = model.named(heads)
         refuse_all(model, named)
-    probe = probe if probe is not None else repeated_tokens(model, n_prompts=N_PROMPTS, seed=seed)
+    probe = repeated_tokens(model, n_prompts=N_PROMPTS, seed=seed) if probe is None else probe_of(model, probe)
     check_fits(probe, model)
     if probe.more is None or probe.controls is None:
         raise ArgumentError(
@@ -268,7 +269,7 @@ def _draw(trial: Trial, heads: tuple[HeadId, ...], others: tuple[HeadId, ...]) -
 
 
 def _circuits(model: Model, seed: int) -> Circuits | None:
-    """The model in token space, or None where its weights cannot be told apart by head."""
+    """The model in token space, or None where its weights cannot be assigned to heads."""
     try:
         return Circuits(model, seed=seed)
     except UnsupportedModel:

@@ -50,7 +50,7 @@ def over_others(trial: Trial, head: HeadId, others: Sequence[HeadId]) -> Estimat
 
 
 def sizes_of(circuits: Circuits | None) -> dict[HeadId, float] | None:
-    """Frobenius norm of each head's W_V W_O, where the weights can be told apart: no V / O gauge changes it."""
+    """Frobenius norm of each head's W_V W_O, where the weights can be assigned to heads: no V / O gauge changes it."""
     if circuits is None:
         return None
     return {

@@ -117,7 +117,7 @@ class Draw:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Controls:
-    """What the verdicts are held against."""
+    """The controls of the verdicts."""
 
     random_heads: tuple[Draw, ...]
     """Draws of matched random heads; empty where there is no set, or no other head in its layers."""
@@ -140,7 +140,7 @@ class Verification:
     sets: tuple[HeadSet, ...]
     """The heads whose verdict counts as induction, together; empty if there are none."""
     controls: Controls
-    """What it is held against."""
+    """The controls."""
     clean: dict[str, Estimate]
     """Loss of the untouched model: `second_copy`, `first_copy` and, if there was text, `natural`."""
     rule: Rule

@@ -29,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from headscope.model.load import Model
-from headscope.model.taps import LOCK, evaluating
+from headscope.model.scope import evaluating
 from headscope.model.weights.norms import Norm, input_norm, output_norm
 from headscope.model.weights.recording import (
     N_POSITIONS,
@@ -94,7 +94,7 @@ def layer_weights(model: Model) -> dict[int, LayerWeights]:
     """The weights of every layer that has attention, by layer.
 
     Args:
-        model: What `headscope.load` gives. Left as it was; read anew at each call, so edits of its weights show.
+        model: What `headscope.load` gives. Left as it was; read again at each call, so edits of its weights show.
 
     Returns:
         Each layer's weights on the device on which the layer runs.
@@ -104,7 +104,7 @@ def layer_weights(model: Model) -> dict[int, LayerWeights]:
             not linear in one common input of the stream's width (latent attention, gates, values normalised or taken
             from another layer); or what was found does not reproduce them.
     """
-    with LOCK, torch.no_grad(), evaluating(model.module):
+    with torch.no_grad(), evaluating(model.module):
         traces = trace_columns(model)
         tell_factors(model, traces)
         read_gains(model, traces)

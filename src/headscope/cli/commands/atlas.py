@@ -1,0 +1,77 @@
+"""`headscope atlas`: every head's known roles."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from headscope.cli import options
+from headscope.cli.files import check_out, save, saving
+
+if TYPE_CHECKING:
+    from headscope.evidence.atlas.result import Atlas
+
+PLACE = 3
+"""Where the command stands in the help."""
+
+
+@options.opens()
+def atlas(
+    opening: options.Opening,
+    roles: Annotated[
+        str | None, typer.Option(help="Only these roles, like sink,retrieval.", show_default="all")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Attention and weights only; no interventions.")] = False,
+    n_prompts: Annotated[int, typer.Option(help="Prompts of every probe, at least 4.")] = 32,
+    top: Annotated[int, typer.Option(help="Heads to print.", min=1)] = 30,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write atlas.json here, and go on here after a stop.")
+    ] = None,
+    as_json: options.JSON = False,
+    seed: options.SEED = 0,
+) -> None:
+    """Every head's known roles, each with its control, causal tests and outcome; heads that matter without one first.
+
+    Example: `headscope atlas demo --quick`
+    """
+    check_out(out)
+    loaded = opening.opened()
+    from headscope.cli.progress import PATIENCE_S, bar
+    from headscope.evidence.atlas.measure import Plan
+    from headscope.evidence.atlas.measure import atlas as run
+
+    def planned(plan: Plan) -> None:
+        if plan.wall_s > PATIENCE_S:
+            cost = f"{plan.roles} roles, {plan.passes:.0f} forward passes of 4,096 tokens"
+            print(f"about {plan.wall_s / 60:.1f} min: {cost}", file=sys.stderr)
+
+    def measure() -> Atlas:
+        with bar("atlas") as draw:
+            return run(
+                loaded,
+                None if roles is None else [one.strip() for one in roles.split(",") if one.strip()],
+                quick=quick,
+                seed=seed,
+                n_prompts=n_prompts,
+                keep=out,
+                progress=lambda what, done, total: draw(done, total),
+                planned=planned,
+            )
+
+    if out is None:
+        result = measure()
+    else:
+        with saving(out):
+            result = measure()
+    saved = save(result, out)
+    if as_json:
+        typer.echo(result.to_json())
+        return
+    from headscope.evidence.atlas.terminal import print_atlas
+
+    print_atlas(result, top=top)
+    if saved:
+        print(f"Results: {saved[0]}")

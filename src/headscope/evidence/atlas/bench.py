@@ -1,0 +1,296 @@
+"""What role files measure with: one model, shared readings, and interventions on prompts of their own.
+
+    repeats     attention of every head for every standard detector on repeated random tokens, and on their control
+    removals    loss on held-out repeats without each head, by zero and by mean ablation
+    attention   of every head at places of a role's own prompts
+    outcome_drops, moved, dropped_places    interventions on chosen heads, prompt by prompt
+
+Shared readings are made once and kept with the partial results, so that a run that was cut off does not repeat them.
+
+Cost: `repeats` one pass over the prompts and their controls; `removals` about n_heads * n_layers passes of half the
+layers for each method. The rest is what a role asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from headscope.detectors import DETECTORS
+from headscope.errors import ShapeError
+from headscope.evidence.atlas.keep import Keep
+from headscope.evidence.atlas.role import NotAsked, Samples
+from headscope.heads import HeadId
+from headscope.interventions.ablation import Ablator, Intervention, Method, Queries, World, losses, same_length
+from headscope.interventions.choices import Choices
+from headscope.interventions.knockout import Knockout, Places, reads_values
+from headscope.interventions.patch import Swap
+from headscope.interventions.while_ablated import WhileAblated
+from headscope.model.attention import Attention
+from headscope.model.load import Model
+from headscope.model.memory import in_batches
+from headscope.probes import Probe, repeated_tokens
+from headscope.probes.copies import check_repeats
+from headscope.probes.probe import Tokens
+
+N_PROMPTS = 32
+PERIODS = (50, 32, 24, 16, 12)
+"""Periods of the repeated tokens: the first that context and vocabulary allow."""
+BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
+"""Tokens in one reading pass, before memory runs out."""
+METHODS: tuple[Method, ...] = ("zero", "mean")
+
+
+class Bench:
+    """One model on the bench.
+
+    Args:
+        model: A loaded model.
+        n_prompts: Prompts of every probe.
+        seed: Of everything random.
+        keep: Where shared readings are kept.
+        report: Called with (what is being done, done, of) during long readings.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        n_prompts: int = N_PROMPTS,
+        seed: int = 0,
+        keep: Keep | None = None,
+        report: Callable[[str, int, int], None] | None = None,
+    ) -> None:
+        self.model, self.n_prompts, self.seed = model, n_prompts, seed
+        self._keep = keep or Keep.nowhere()
+        self._report = report or (lambda what, done, total: None)
+        self.heads: tuple[HeadId, ...] = tuple(
+            HeadId(layer, head) for layer, n in sorted(model.check.heads.items()) for head in range(n)
+        )
+
+    def kept(self, name: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """Arrays that several roles share, computed once and kept with the partial results."""
+        return self._keep.arrays(name, compute)
+
+    # ---- repeated tokens
+
+    @cached_property
+    def probe(self) -> Probe:
+        """Repeated random tokens, of the longest period that fits.
+
+        Raises:
+            NotAsked: none fits.
+        """
+        why = ""
+        for period in PERIODS:
+            try:
+                return repeated_tokens(self.model, n_prompts=self.n_prompts, period=period, seed=self.seed)
+            except ShapeError as error:
+                why = why or str(error).rstrip(".")
+        raise NotAsked(f"no repeated prompt fits the model ({why})")
+
+    @cached_property
+    def held_out(self) -> Probe:
+        """Further prompts of the same kind, on which heads are ablated."""
+        assert self.probe.more is not None
+        return self.probe.more(self.n_prompts)
+
+    @cached_property
+    def repeats(self) -> dict[str, np.ndarray]:
+        """For each standard detector `NAME`, `NAME control` [prompt, head] and `NAME chance` [head]."""
+        return self.kept("repeats", self._repeats)
+
+    def _repeats(self) -> dict[str, np.ndarray]:
+        probe = self.probe
+        assert probe.controls is not None
+        places = {one.name: [_pairs(one.targets(prompt)) for prompt in probe.prompts] for one in DETECTORS}
+        found: dict[str, np.ndarray] = {}
+        scores = self.attention(probe.prompts, places)
+        controls = self.attention(probe.controls, places)
+        for name in places:
+            chance = np.mean([chance_of(one) for one in places[name]])
+            found |= {name: scores[name], f"{name} control": controls[name]}
+            found[f"{name} chance"] = np.full(len(self.heads), chance)
+        return found
+
+    @property
+    def induction_heads(self) -> tuple[HeadId, ...]:
+        """Heads that attend as induction heads do: a stripe, at least half of it lost on the control."""
+        score, control = self.repeats["induction"].mean(0), self.repeats["induction control"].mean(0)
+        found = (score >= 0.4) & (score - control >= 0.5 * score)
+        return tuple(head for head, yes in zip(self.heads, found, strict=True) if yes)
+
+    # ---- removals
+
+    @cached_property
+    def removals(self) -> dict[str, np.ndarray]:
+        """`zero second_copy`, `mean first_copy` ... [prompt, head]: loss without the head minus the clean loss."""
+        return self.kept("removals", self._removals)
+
+    def _removals(self) -> dict[str, np.ndarray]:
+        queries = self.copy_queries
+        found: dict[str, np.ndarray] = {}
+        worlds: list[World] = [frozenset(), *(frozenset([head]) for head in self.heads)]
+        done, total = 0, len(worlds) * self.n_prompts * len(METHODS)
+
+        def progress(pairs: int) -> None:
+            nonlocal done
+            done += pairs
+            self._report("ablating every head", done, total)
+
+        for method in METHODS:
+            values = losses(self.copy_ablators[method], self.held_out.prompts, queries, worlds, progress=progress)
+            for kind, rows in values.items():
+                found[f"{method} {kind}"] = (rows[1:] - rows[:1]).T
+                found[f"clean {kind}"] = rows[0]
+        return found
+
+    @cached_property
+    def copy_queries(self) -> Queries:
+        """Queries of the held-out prompts' second and first copies."""
+        split = check_repeats(self.held_out.prompts)
+        return {"second_copy": [one.second for one in split], "first_copy": [one.first for one in split]}
+
+    @cached_property
+    def copy_ablators(self) -> dict[Method, Ablator]:
+        """Zero and mean ablation on the held-out prompts."""
+        return {method: Ablator.of(self.model, self.held_out, method=method, seed=self.seed) for method in METHODS}
+
+    def removal(self, head: HeadId, name: str) -> Samples:
+        """One head's column of `removals`."""
+        return self.removals[name][:, self.heads.index(head)]
+
+    # ---- attention on a role's own prompts
+
+    def attention(self, prompts: Sequence[Tokens], places: Mapping[str, Sequence[Places]]) -> dict[str, np.ndarray]:
+        """Attention at places, summed over a query's keys, mean over the queries that have any: [prompt, head] by name.
+
+        Args:
+            prompts: Token ids, of any lengths.
+            places: By name, for each prompt (query, key) pairs [place, 2]; at least one in each prompt.
+        """
+        found = {name: np.zeros((len(prompts), len(self.heads))) for name in places}
+        column = {head: at for at, head in enumerate(self.heads)}
+
+        def run(part: Sequence[int]) -> dict[tuple[str, int], list[tuple[int, np.ndarray]]]:
+            rows = torch.from_numpy(np.stack([prompts[one] for one in part])).to(self.model.device)
+            jobs: dict[str, tuple[torch.Tensor, ...]] = {}
+            for name, of_prompt in places.items():
+                batch = np.repeat(np.arange(len(part)), [len(of_prompt[one]) for one in part])
+                pairs = np.concatenate([of_prompt[one] for one in part]).astype(np.int64)
+                weight = np.concatenate(
+                    [np.full(len(of_prompt[one]), 1 / max(1, len(np.unique(of_prompt[one][:, 0])))) for one in part]
+                )
+                jobs[name] = tuple(torch.from_numpy(one) for one in (batch, pairs[:, 0], pairs[:, 1], weight))
+            seen: dict[tuple[str, int], list[tuple[int, np.ndarray]]] = {}
+
+            def visit(attention: Attention) -> None:
+                if attention.call:
+                    return
+                for name, job in jobs.items():
+                    batch, query, key, weight = (one.to(attention.z.device) for one in job)
+                    at = attention.probabilities(batch, query, key).double() * weight[:, None]
+                    sums = at.new_zeros(len(part), at.shape[1]).index_add_(0, batch, at)
+                    seen.setdefault((name, attention.layer), []).append((attention.n_heads, sums.cpu().numpy()))
+
+            self.model.run(rows, visit, stop_at_last=True)
+            return seen
+
+        for same in same_length(prompts):
+            limit = BATCH_TOKENS.get(self.model.device.type, BATCH_TOKENS["cpu"])
+            for part, seen in in_batches(same, max(1, limit // len(prompts[same[0]])), run):
+                for (name, layer), parts in seen.items():
+                    for n_heads, sums in parts:
+                        columns = [column[HeadId(layer, head)] for head in range(n_heads)]
+                        found[name][np.ix_(list(part), columns)] = sums
+        return {name: values.clip(max=1.0) for name, values in found.items()}
+
+    # ---- interventions on a role's own prompts
+
+    def outcome_drops(
+        self,
+        heads: Sequence[HeadId],
+        prompts: Sequence[Tokens],
+        choices: Choices,
+        *,
+        corpus: Probe,
+    ) -> dict[HeadId, dict[str, Samples]]:
+        """How far `choices`' difference falls without each head, under zero and mean ablation: names `zero`, `mean`.
+
+        Args:
+            heads: Which heads, each alone.
+            prompts: Token ids.
+            choices: The two tokens of each prompt.
+            corpus: Other prompts of the same form, over whose z the mean is taken.
+        """
+        probe = Probe(prompts=tuple(prompts), controls=None, settings={})
+        worlds: list[World] = [frozenset(), *(frozenset([head]) for head in heads)]
+        found: dict[HeadId, dict[str, Samples]] = {head: {} for head in heads}
+        for method in METHODS:
+            ablator = Ablator.of(self.model, probe, method=method, corpus=corpus, seed=self.seed)
+            for kind, rows in losses(ablator, prompts, choices, worlds).items():
+                name = method if kind == "difference" else f"{method}_{kind}"
+                for head, row in zip(heads, rows[1:], strict=True):
+                    found[head][name] = rows[0] - row
+        return found
+
+    def moved(
+        self,
+        heads: Sequence[HeadId],
+        prompts: Sequence[Tokens],
+        sources: Sequence[Tokens],
+        choices: Choices,
+        *,
+        n_last: int = 1,
+        without: Sequence[HeadId] = (),
+        corpus: Probe | None = None,
+    ) -> dict[HeadId, Samples]:
+        """How far `choices`' difference falls when a head's z at the last positions is that of another prompt.
+
+        Args:
+            heads: Which heads, each alone.
+            prompts: Token ids.
+            sources: For each prompt one that ends alike.
+            choices: The first token is the prompt's own answer, the second the source's.
+            n_last: How many positions are patched.
+            without: Heads that are mean-ablated the while, the patched one excepted.
+            corpus: For `without`.
+        """
+        swap = Swap(model=self.model, sources=sources, n_last=n_last)
+        found: dict[HeadId, Samples] = {}
+        if not without:
+            worlds: list[World] = [frozenset(), *(frozenset([head]) for head in heads)]
+            rows = losses(swap, prompts, choices, worlds)["difference"]
+            return {head: rows[0] - row for head, row in zip(heads, rows[1:], strict=True)}
+        probe = Probe(prompts=tuple(prompts), controls=None, settings={})
+        ablator = Ablator.of(self.model, probe, method="mean", corpus=corpus, seed=self.seed)
+        for head in heads:
+            others = frozenset(without) - {head}
+            both: Intervention = WhileAblated(ablator=ablator, patched=swap, heads=frozenset([head]))
+            rows = losses(both, prompts, choices, [others, others | {head}])["difference"]
+            found[head] = rows[0] - rows[1]
+        return found
+
+    def dropped_places(self, head: HeadId, places: Sequence[Places], *, how: Any = "drop") -> dict[str, Samples]:
+        """Change of the held-out prompts' losses when a head no longer reads places of theirs: `second_copy`, ...
+
+        Empty where the model hides its values.
+        """
+        if not reads_values(self.model):
+            return {}
+        knockout = Knockout(model=self.model, places=places, how=how)
+        rows = losses(knockout, self.held_out.prompts, self.copy_queries, [frozenset(), frozenset([head])])
+        return {kind: values[1] - values[0] for kind, values in rows.items()}
+
+
+def _pairs(targets: Any) -> Places:
+    return np.stack([targets.query, targets.key], axis=1)
+
+
+def chance_of(places: Places) -> float:
+    """What uniform attention over all earlier keys would score at places, mean over their queries."""
+    return float((1 / (places[:, 0] + 1)).sum() / max(1, len(np.unique(places[:, 0]))))

@@ -1,0 +1,260 @@
+"""An atlas as a frozen result: a finding for each head and role, a summary for each head, and their document."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from headscope.errors import ArgumentError
+from headscope.evidence.atlas.outcome import HELD, Outcome, Rule
+from headscope.evidence.scan.result import Timing
+from headscope.heads import HeadId
+from headscope.records.codec import decode, encode
+from headscope.records.common import Estimate, ModelInfo, Provenance
+from headscope.records.files import read_document, write_whole
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = "headscope.atlas/1"
+FILE = "atlas.json"
+Status = Literal["unexplained", "held", "idle", "not_tested"]
+"""What is known of a head as a whole.
+
+    unexplained   removing it changes the loss on repeated tokens, and it holds no role that was asked
+    held          it holds a role
+    idle          it holds none, and no effect of removing it was found, which does not show that there is none
+    not_tested    no intervention was made
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleMeaning:
+    """A role as documents carry it."""
+
+    name: str
+    """Its name."""
+    label: str
+    """For people."""
+    letter: str
+    """On maps."""
+    colour: str
+    """On white paper, #rrggbb."""
+    order: int
+    """In legends."""
+    sentence: str
+    """What a head with this role does."""
+    look_alike: str
+    """With what it can be confused, and what excludes that."""
+    least: float
+    """Least score."""
+    probe: dict[str, Any]
+    """How its prompts were made."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """One intervention on one head."""
+
+    estimate: Estimate
+    """In nats, mean over prompts; for an effect, positive: the head serves the role."""
+    p_value: float
+    """Two-sided for an effect; of two one-sided tests for equivalence."""
+    q_value: float | None = None
+    """Benjamini-Hochberg's over all heads and roles, effects and equivalences each for themselves."""
+    within_nats: float | None = None
+    """For a test of equivalence its bound; None for a test of an effect."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One role of one head."""
+
+    head: HeadId
+    """Which head."""
+    role: str
+    """Which role."""
+    score: Estimate
+    """Mean over prompts."""
+    chance: float
+    """What a head that looks everywhere alike would score."""
+    control: float | None
+    """The score on the matched control; None for a role that needs none."""
+    selectivity: Estimate | None
+    """Score minus control, paired by prompt."""
+    p_score: float
+    """That the score is the control's, or chance's where there is no control."""
+    q_score: float | None = None
+    """Benjamini-Hochberg's over all heads and roles."""
+    measures: dict[str, float]
+    """Further numbers of the role."""
+    has_score: bool
+    """Whether the score is what the role asks for."""
+    tests: dict[str, Effect]
+    """Interventions by name; empty where none was made."""
+    outcome: Outcome | None = None
+    """By the rule of `headscope.evidence.atlas.outcome`; None where it has the score and nothing was tried."""
+    variant: str | None = None
+    """Which kind of the role it is, for roles that have kinds."""
+    reasons: tuple[str, ...] = ()
+    """In words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadSummary:
+    """One head, over all roles."""
+
+    head: HeadId
+    """Which head."""
+    status: Status
+    """See `Status`."""
+    strongest: str | None
+    """The role it holds with the best outcome, then the largest effect; None where it holds none."""
+    roles: tuple[str, ...]
+    """Every role it holds (`primary`, `secondary` or `interferer`), strongest first."""
+    correlates: tuple[str, ...]
+    """Roles whose score it has and for which no effect of its own was shown."""
+    removed: Effect | None
+    """Change of the loss on repeated tokens, second copy, under mean ablation; None where it was not tried."""
+    unexplained: float | None
+    """Share of that effect, under zero ablation, that stays when the head still reads everything but the targets of the
+    roles it holds: 0 if these explain all of it. None where it holds no role with targets there, or has no effect."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Atlas:
+    """Every head's roles."""
+
+    model: ModelInfo
+    """Which model."""
+    fingerprint: str
+    """Of its weights."""
+    quick: bool
+    """Attention and weights only: no intervention, so no head has an outcome but `null`."""
+    roles: tuple[RoleMeaning, ...]
+    """The roles that were asked."""
+    not_asked: dict[str, str]
+    """Roles that could not be asked of this model, and why."""
+    heads: tuple[HeadSummary, ...]
+    """One for each head: unexplained first, by their effect, then those with a role, then the others."""
+    findings: tuple[Finding, ...]
+    """One for each head and role that was asked, in order."""
+    rule: Rule
+    """The numbers of the rule."""
+    settings: dict[str, Any]
+    """Prompts, seed and whatever else the measurement depends on."""
+    provenance: Provenance
+    """How to repeat it."""
+    timing: Timing
+    """What it cost, over all runs that it took."""
+
+    def of(self, head: HeadId | str) -> list[Finding]:
+        """Every finding of one head, in the order of roles.
+
+        Raises:
+            ArgumentError: the model has no such head.
+        """
+        wanted = HeadId.parse(head) if isinstance(head, str) else head
+        found = [one for one in self.findings if one.head == wanted]
+        if not found:
+            raise ArgumentError(f"this atlas has no head {wanted}; it has {len(self.heads)} heads of {self.model.id}.")
+        return found
+
+    def with_role(self, role: str, outcomes: Sequence[Outcome] = HELD) -> list[Finding]:
+        """Heads with one of these outcomes for a role, best score first.
+
+        Raises:
+            ArgumentError: the role was not asked; the message says why.
+        """
+        if role in self.not_asked:
+            raise ArgumentError(f"{role} was not asked of {self.model.id}: {self.not_asked[role]}.")
+        if role not in {one.name for one in self.roles}:
+            raise ArgumentError(f"this atlas has no role {role!r}; it has {', '.join(one.name for one in self.roles)}.")
+        found = [one for one in self.findings if one.role == role and one.outcome in outcomes]
+        return sorted(found, key=lambda one: (-one.score.mean, one.head))
+
+    @property
+    def unexplained(self) -> list[HeadSummary]:
+        """Heads that matter and hold no role, largest effect first."""
+        return [one for one in self.heads if one.status == "unexplained"]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each head and role."""
+        import pandas as pd
+
+        return pd.DataFrame([_row(one) for one in self.findings], columns=list(COLUMNS))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document `headscope.atlas/1`, JSON-ready."""
+        return {"schema": SCHEMA, **encode(self)}
+
+    @classmethod
+    def from_dict(cls, document: dict[str, Any]) -> Atlas:
+        """The result that `to_dict` wrote.
+
+        Raises:
+            ArgumentError: the document is not a `headscope.atlas/1`, or damaged.
+        """
+        return decode(cls, document, schema=SCHEMA)
+
+    def to_json(self) -> str:
+        """The document as text."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
+
+    def save(self, folder: str | Path) -> tuple[Path]:
+        """Write `atlas.json` into a folder, which is made if need be."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / FILE, (self.to_json() + "\n").encode())
+        return (folder / FILE,)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Atlas:
+        """The atlas in a file, or in `atlas.json` of a folder.
+
+        Raises:
+            ArgumentError: there is none, or it is damaged.
+        """
+        return cls.from_dict(read_document(path, FILE))
+
+    def __repr__(self) -> str:
+        held = sum(one.status == "held" for one in self.heads)
+        kind = "quick: no outcomes" if self.quick else f"{held} with a role, {len(self.unexplained)} unexplained"
+        return f"Atlas({self.model.id}: {len(self.heads)} heads, {len(self.roles)} roles; {kind})"
+
+
+COLUMNS = (
+    *("layer", "head", "call", "role"),
+    *("score", "ci_low", "ci_high", "chance", "control", "selectivity", "q_score"),
+    *("zero", "mean", "specific", "transfer"),
+    *("has_score", "outcome", "variant", "reasons"),
+)
+"""The frame's columns."""
+
+
+def _row(one: Finding) -> dict[str, Any]:
+    low, high = one.score.ci95 or (None, None)
+    return {
+        "layer": one.head.layer,
+        "head": one.head.head,
+        "call": one.head.call,
+        "role": one.role,
+        "score": one.score.mean,
+        "ci_low": low,
+        "ci_high": high,
+        "chance": one.chance,
+        "control": one.control,
+        "selectivity": None if one.selectivity is None else one.selectivity.mean,
+        "q_score": one.q_score,
+        **{
+            name: None if name not in one.tests else one.tests[name].estimate.mean
+            for name in ("zero", "mean", "specific", "transfer")
+        },
+        "has_score": one.has_score,
+        "outcome": one.outcome,
+        "variant": one.variant,
+        "reasons": "; ".join(one.reasons),
+    }

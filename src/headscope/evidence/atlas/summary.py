@@ -1,0 +1,109 @@
+"""From findings to heads: q-values, outcomes, and for each head what it is and what no role explains.
+
+    unexplained share = 1 - (loss when the head no longer reads its roles' targets - clean) / (loss without it - clean)
+
+both by zero, on the held-out second copies, over prompts together. It can be below 0 (the rest of what it reads works
+against its roles) or above 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from headscope.evidence.atlas.bench import Bench
+from headscope.evidence.atlas.outcome import HELD, RULE, Rule, sign
+from headscope.evidence.atlas.result import Effect, Finding, HeadSummary, Status
+from headscope.evidence.atlas.role import Role
+from headscope.heads import HeadId
+from headscope.records.common import Estimate
+from headscope.stats import benjamini_hochberg, p_values
+
+
+def judged(findings: Sequence[Finding], roles: Mapping[str, Role], rule: Rule = RULE) -> tuple[Finding, ...]:
+    """Findings with their q-values and outcomes, ordered by head and role."""
+    scores = benjamini_hochberg(np.asarray([one.p_score for one in findings]))
+    places = [(at, name) for at, one in enumerate(findings) for name in one.tests]
+    q_tests: dict[tuple[int, str], float] = {}
+    for equivalence in (False, True):
+        some = [(at, name) for at, name in places if (findings[at].tests[name].within_nats is not None) == equivalence]
+        values = benjamini_hochberg(np.asarray([findings[at].tests[name].p_value for at, name in some]))
+        q_tests |= dict(zip(some, values.tolist(), strict=True))
+    made = []
+    for at, one in enumerate(findings):
+        tests = {name: replace(test, q_value=q_tests[at, name]) for name, test in one.tests.items()}
+        q = float(scores[at])
+        one = replace(one, q_score=q, tests=tests, has_score=one.has_score and q <= rule.false_discovery)
+        found = roles[one.role].judge(one, rule)
+        made.append(replace(one, outcome=found.outcome, variant=found.variant or one.variant, reasons=found.reasons))
+    order = {name: at for at, name in enumerate(roles)}
+    return tuple(sorted(made, key=lambda one: (one.head, order[one.role])))
+
+
+def summaries(
+    bench: Bench, findings: Sequence[Finding], roles: Sequence[Role], *, quick: bool, rule: Rule = RULE
+) -> tuple[HeadSummary, ...]:
+    """Every head: unexplained first, by the size of its effect, then those that hold a role, then the others."""
+    of: dict[HeadId, list[Finding]] = {}
+    for one in findings:
+        of.setdefault(one.head, []).append(one)
+    removed: dict[HeadId, Effect] = {} if quick else _removed(bench)
+    known = {role.name: role for role in roles}
+    made = []
+    for head, mine in of.items():
+        held = sorted((one for one in mine if one.outcome in HELD), key=_strength)
+        test = removed.get(head)
+        status: Status = "not_tested"
+        if held:
+            status = "held"
+        elif test is not None:
+            status = "unexplained" if sign(test, rule) else "idle"
+        made.append(
+            HeadSummary(
+                head=head,
+                status=status,
+                strongest=held[0].role if held else None,
+                roles=tuple(one.role for one in held),
+                correlates=tuple(one.role for one in mine if one.outcome == "correlate"),
+                removed=test,
+                unexplained=_unexplained(bench, head, held, known) if held and sign(test, rule) else None,
+            )
+        )
+    rank = {"unexplained": 0, "held": 1, "idle": 2, "not_tested": 2}
+    return tuple(sorted(made, key=lambda one: (rank[one.status], -_size(one), one.head)))
+
+
+def _strength(one: Finding) -> tuple[int, float, float]:
+    effect = max((abs(test.estimate.mean) for name, test in one.tests.items() if name in ("zero", "mean")), default=0.0)
+    return HELD.index(one.outcome) if one.outcome in HELD else len(HELD), -effect, -one.score.mean
+
+
+def _size(one: HeadSummary) -> float:
+    return 0.0 if one.removed is None else abs(one.removed.estimate.mean)
+
+
+def _removed(bench: Bench) -> dict[HeadId, Effect]:
+    """What mean ablation of each head does to the held-out second copies."""
+    values = bench.removals["mean second_copy"]
+    p = p_values(values)
+    q = benjamini_hochberg(p)
+    return {
+        head: Effect(estimate=Estimate.of(values[:, at]), p_value=float(p[at]), q_value=float(q[at]))
+        for at, head in enumerate(bench.heads)
+    }
+
+
+def _unexplained(bench: Bench, head: HeadId, held: Sequence[Finding], roles: Mapping[str, Role]) -> float | None:
+    """See this module's text."""
+    targets = [(find, one) for one in held if (find := roles[one.role].targets) is not None]
+    whole = float(bench.removal(head, "zero second_copy").mean())
+    if not targets or whole == 0.0:
+        return None
+    places = [
+        np.unique(np.concatenate([find(prompt, one) for find, one in targets]), axis=0)
+        for prompt in bench.held_out.prompts
+    ]
+    dropped = bench.dropped_places(head, places)
+    return None if not dropped else 1.0 - float(dropped["second_copy"].mean()) / whole
