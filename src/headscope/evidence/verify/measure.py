@@ -90,9 +90,8 @@ def verify(
         NonFiniteError: a loss or score is not a number.
     """
     model = load(model)
-    named: tuple[HeadId, ...] | None = None
-    if heads is not None:
-        named = model.named(heads)
+    named = None if heads is None else model.named(heads)
+    if named is not None:
         refuse_all(model, named)
     probe = repeated_tokens(model, n_prompts=N_PROMPTS, seed=seed) if probe is None else probe_of(model, probe)
     check_fits(probe, model)
