@@ -38,7 +38,7 @@ QUICK: Mapping[str, tuple[str, ...]] = {
     "families": (),
     "cuda": (),
 }
-LONG: Mapping[str, tuple[str, ...]] = {"train": (), "behavior": (), "one_layer": ()}
+LONG: Mapping[str, tuple[str, ...]] = {"coverage": (), "train": (), "behavior": (), "one_layer": ()}
 
 
 def run(name: str, arguments: tuple[str, ...]) -> dict[str, Any]:
