@@ -11,6 +11,8 @@ from .evidence.behavior.result import BehaviorResult as BehaviorResult
 from .evidence.behavior.search import behavior as behavior
 from .evidence.circuit.measure import trace_circuit as trace_circuit
 from .evidence.circuit.result import Circuit as Circuit
+from .evidence.compare.measure import compare as compare
+from .evidence.compare.result import Comparison as Comparison
 from .evidence.composition.measure import composition as composition
 from .evidence.composition.result import Composition as Composition
 from .evidence.emergence.measure import Emergence as Emergence, emergence as emergence

@@ -102,6 +102,30 @@ def p_values(samples: Float[np.ndarray, " prompt *rest"]) -> np.ndarray:
     return np.asarray(np.where(error > 0, p, np.where(mean == 0, 1.0, 0.0)))
 
 
+def two_sample(
+    first: Float[np.ndarray, " prompt"], second: Float[np.ndarray, " other"]
+) -> tuple[float, tuple[float, float] | None, float]:
+    """Mean of the second sample minus that of the first, its 95% interval and two-sided p (Welch).
+
+    No interval from a sample of one, where p is 1. Without any spread p is 0, or 1 where the means are equal.
+
+    Reference:
+        Welch 1947, Biometrika 34.
+    """
+    from scipy.special import stdtr, stdtrit
+
+    apart = float(second.mean() - first.mean())
+    if min(len(first), len(second)) < 2:
+        return apart, None, 1.0
+    parts = [float(one.var(ddof=1)) / len(one) for one in (first, second)]
+    error = math.sqrt(sum(parts))
+    if error == 0:
+        return apart, (apart, apart), 1.0 if apart == 0 else 0.0
+    degrees = sum(parts) ** 2 / sum(v**2 / (len(one) - 1) for v, one in zip(parts, (first, second), strict=True))
+    half = -float(stdtrit(degrees, 0.025)) * error
+    return apart, (apart - half, apart + half), 2 * float(stdtr(degrees, -abs(apart) / error))
+
+
 def equivalence_p(samples: Float[np.ndarray, " prompt *rest"], within: float) -> np.ndarray:
     """P of two one-sided t tests that each mean over prompts is inside +-within, for any number of things at once.
 

@@ -18,6 +18,7 @@ from headscope.evidence.circuit.terminal import print_circuit
 from headscope.heads import HeadId
 from headscope.interventions.paths import Paths
 from headscope.page.finding import _senders
+from headscope.planted.reparametrised import CHANGES, reparametrised
 from headscope.planted.wirings import wired
 from headscope.stats import ratio_interval
 
@@ -50,7 +51,7 @@ def pairs(edges):
 # ---- senders that replace each other
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(4))  # `python -m benchmarks.verdicts --only edges` tries 20
 def test_senders_that_replace_each_other_are_all_found(seed):
     # Each writes enough alone: without one the stripe stays at 1.000, without all it is gone.
     truth, found = traced(("two", "three")[seed % 2], seed)
@@ -162,7 +163,7 @@ def test_no_part_of_a_smallest_set_will_do_and_it_takes_few_tests(seed):
 # ---- other wirings
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_two_token_induction(seed):
     # The key holds the two tokens before it, by two heads, and the query the one before itself, by the first of them.
     # One corrupt token asks about one of the three.
@@ -191,7 +192,7 @@ def test_a_single_match_compares_nothing_else():
     }
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_induction_through_the_query(seed, capsys):
     truth, found = traced("pointer", seed)
     (sender,), (receiver,), (edge,) = truth.duplicate_token, found.receivers, found.edges
@@ -204,7 +205,7 @@ def test_induction_through_the_query(seed, capsys):
     assert f"{sender} to the query of {truth.receiver}" in found.drawing()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_induction_one_key_further(seed, capsys):
     # The stripe's own key gets nothing in either prompt; attention to the next key is traced, and said to be.
     truth, found = traced("one_further", seed)
@@ -225,6 +226,39 @@ def test_a_prompt_that_takes_nothing_asks_nothing(capsys):
     assert (receiver.asked, receiver.unexplained, found.edges) == (False, None, ())
     print_circuit(found)
     assert "they cannot ask who carries it" in capsys.readouterr().out
+
+
+# ---- other weights, one function
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("wiring", ["two", "two_token"])
+def test_edges_are_those_of_the_function_not_of_its_weights(wiring, change):
+    # "two" has a set through the key; "two_token" has senders through the query too, and of other tokens.
+    truth, first = traced(wiring)
+    model, where = reparametrised(truth.model, change, seed=3)
+    second = circuit_of(model, where[truth.receiver])
+
+    def known(circuit, where):
+        return {
+            (where[edge.sender], edge.input, edge.changed): (
+                {where[head] for head in edge.any_of},
+                approx(edge.share, abs=1e-3),
+                approx(edge.effect.mean, abs=1e-3),
+                approx(edge.query_effect.mean, abs=1e-3),
+                {name: approx(loss.mean, abs=1e-2) for name, loss in edge.loss_nats.items()},
+                approx(edge.weights.score, rel=1e-3),
+            )
+            for edge in (*circuit.edges, *circuit.context)
+        }
+
+    itself = {head: head for head in where}
+    assert len(first.edges) > 0
+    assert known(second, itself) == known(first, where)
+    ((one,), (two,)) = first.receivers, second.receivers
+    assert two.restored.mean == approx(one.restored.mean, abs=1e-3)
+    assert two.weights_agree == one.weights_agree
+    assert [{*some.senders} for some in second.sets] == [{where[head] for head in some.senders} for some in first.sets]
 
 
 # ---- the interval of a ratio

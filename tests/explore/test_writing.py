@@ -141,7 +141,7 @@ def test_heads_that_cannot_be_told_apart_have_a_reason(reader, text, monkeypatch
 @pytest.mark.parametrize("hook", ["forward", "raise"])
 def test_the_model_is_left_as_it_was(reader, text, hook, monkeypatch):
     if hook == "raise":
-        monkeypatch.setattr("headscope.explore.writing.forward", lambda *a: (_ for _ in ()).throw(KeyError("x")))
+        monkeypatch.setattr("headscope.model.taps.forward", lambda *a, **k: (_ for _ in ()).throw(KeyError("x")))
         with pytest.raises(KeyError):
             reader.writes(text, 3)
     else:

@@ -15,7 +15,7 @@ import headscope as hs
 from headscope.evidence.circuit.result import Circuit
 from headscope.evidence.scan.result import Scan
 from headscope.evidence.verify.result import Verification
-from headscope.model.taps import LOCK
+from headscope.model.scope import LOCK
 from headscope.page.report import report_document, write_page
 
 

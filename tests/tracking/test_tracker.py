@@ -12,7 +12,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, LlamaConfig, LlamaForCausalLM
 
 import headscope as hs
-from headscope.errors import ArgumentError, ModelError, NonFiniteError, ShapeError
+from headscope.errors import ArgumentError, ModelError, NonFiniteError
 from headscope.evidence.copying import Circuits
 from headscope.evidence.emergence.live import untouched
 from headscope.evidence.emergence.tracker import Tracker
@@ -246,10 +246,10 @@ def test_weights_that_became_nan_are_an_error_and_leave_the_model_in_training():
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-def test_a_context_too_short_for_the_default_probe_says_what_to_do():
+def test_the_default_probe_fits_itself_to_a_short_context():
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(**(SHAPE | {"n_positions": 40}), bos_token_id=0, eos_token_id=0))
-    with pytest.raises(ShapeError, match="shorter period"):
-        Tracker(model)
+    # period 12: spread 3, 1 + 3 + 2 * 15 + 3 = 37 of 40 tokens; 13 gives 1 + 3 + 2 * 16 + 3 = 39; 14 has spread 4: 45
+    assert Tracker(model).probe.settings["period"] == 13
     probe = hs.repeated_tokens(hs.load(model), n_prompts=4, period=8)
     assert Tracker(model, probe=probe).measure(step=0).probe["period"] == 8

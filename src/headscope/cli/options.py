@@ -51,7 +51,7 @@ class Opening:
     """Its name."""
     device: str | None
     """As `headscope.load` takes it, like all that follow."""
-    dtype: str
+    dtype: str = "auto"
     """Precision."""
     revision: str | None = None
     """Of a hub model."""

@@ -1,6 +1,6 @@
 """Who may speak to the server, and how much at once.
 
-    Host      127.0.0.1 or localhost, with our port: a name that an attacker points at this machine is none of them
+    Host      127.0.0.1 or localhost, with our port: blocks DNS rebinding
     Origin    ours, where there is one: another page's requests are refused
     token     on every request but that for the page itself, which holds no data
     body      JSON, at most 256 kB, counted while it is read

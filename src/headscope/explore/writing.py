@@ -29,7 +29,7 @@ from headscope.model.attention import Attention
 from headscope.model.interface import Visit
 from headscope.model.load import Model
 from headscope.model.replay import decoder_layers, tolerance_of
-from headscope.model.taps import LOCK
+from headscope.model.scope import hooking
 from headscope.model.weights import Norm, layer_weights, vocabulary
 from headscope.page.example import token_text
 from headscope.probes.probe import Tokens
@@ -132,17 +132,12 @@ class Writing:
             z[attention.layer, attention.call] = (attention.z if edited is None else edited)[0, position].clone()
             return edited
 
-        def note(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        def note(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
             last[:] = [output[0] if isinstance(output, tuple) else output]
 
-        with LOCK:
-            handles = [block.register_forward_hook(note) for block in self._blocks]
-            try:
-                ids = torch.from_numpy(tokens)[None].to(self.model.device)
-                result = self.model.run(ids, visit)
-            finally:
-                for handle in handles:
-                    handle.remove()
+        with hooking(self._blocks, after=note):
+            ids = torch.from_numpy(tokens)[None].to(self.model.device)
+            result = self.model.run(ids, visit)
         logits = self.model.backbone.output(result)[0, position]
         (stream,) = last
         if not isinstance(stream, Tensor) or stream.shape != (1, len(tokens), self._words.unembedding.shape[1]):

@@ -41,8 +41,9 @@ from headscope.model.attention import Attention
 from headscope.model.kernels import Rule
 from headscope.model.load import Model
 from headscope.model.memory import in_batches
-from headscope.model.replay import Replay, around, copied, decoder_layers
-from headscope.model.taps import LOCK, Stop
+from headscope.model.replay import Replay, copied, decoder_layers
+from headscope.model.scope import around
+from headscope.model.taps import Stop
 from headscope.probes.twins import Twin
 
 Input = Literal["q", "k", "v"]
@@ -281,7 +282,7 @@ class Paths:
             run.held[module] = _cloned(given)
             return given
 
-        with LOCK, around(self._mlps, keep):
+        with around(self._mlps, keep):
             run.replay.clean(visit, places=torch.stack([self._rows, self._query], dim=1))
         return run
 
@@ -290,7 +291,7 @@ class Paths:
         def give(module: nn.Module, own: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
             return _cloned(copied(base.held[module], base.replay.tokens, n_copies))
 
-        with LOCK, around(self._mlps, give):
+        with around(self._mlps, give):
             yield
 
     def _contents_of(self, attention: Attention, head: HeadId, n_copies: int) -> dict[Input, Tensor]:

@@ -28,9 +28,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from headscope.errors import ArgumentError, UnsupportedModel, brief
+from headscope.model.scope import evaluating
 from headscope.model.selfcheck import FAMILY_ERRORS
 from headscope.model.sources.transformers import backbone
-from headscope.model.taps import LOCK, TOLERANCE, evaluating
+from headscope.model.taps import TOLERANCE
 
 N_PROMPTS, N_TOKENS = 2, 29
 """Size of the input on which a bridge and the copy of its tree are compared."""
@@ -147,7 +148,7 @@ def _view(tree: PreTrainedModel) -> PreTrainedModel:
 
 def _log_probabilities(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """Not logits: centring the unembedding moves all of a token's logits alike."""
-    with LOCK, torch.no_grad(), evaluating(model):
+    with torch.no_grad(), evaluating(model):
         return backbone(model).run(tokens).double().log_softmax(-1)
 
 

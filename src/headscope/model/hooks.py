@@ -24,6 +24,7 @@ from headscope.model import kernels
 from headscope.model.attention import Attention, Scores
 from headscope.model.interface import Numbering, Visit
 from headscope.model.parallel import is_split
+from headscope.model.scope import hooking
 
 _SOFTMAXES = {F.softmax, torch.softmax, Tensor.softmax}
 
@@ -84,8 +85,13 @@ class _Watch(TorchFunctionMode):
 
 
 def is_projection(module: nn.Module) -> bool:
-    """A linear layer of any make: no children, and a two-dimensional weight that is not an embedding's."""
+    """A linear layer of any make: no children, and a two-dimensional weight that is not an embedding's.
+
+    An adapter around one (PEFT's layers hold it as `base_layer`) is one linear layer with it.
+    """
     weight = getattr(module, "weight", None)
+    if isinstance(module._modules.get("base_layer"), nn.Linear):
+        return True
     return (
         isinstance(weight, Tensor)
         and weight.dim() == 2
@@ -104,25 +110,15 @@ def discovering(model: nn.Module, n_tokens: int) -> Iterator[list[str]]:
     """
     names: list[str] = []
     watch = _Watch(n_tokens)
-    handles = []
+    projections = {module: name for name, module in model.named_modules() if is_projection(module)}
 
-    def note(name: str) -> Any:
-        def before(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if watch.latest is not None and args and isinstance(args[0], Tensor):
-                names.append(name)
-                watch.latest = None
+    def note(module: nn.Module, args: tuple[Any, ...], _: dict[str, Any]) -> None:
+        if watch.latest is not None and args and isinstance(args[0], Tensor):
+            names.append(projections[module])
+            watch.latest = None
 
-        return before
-
-    try:
-        for name, module in model.named_modules():
-            if is_projection(module):
-                handles.append(module.register_forward_pre_hook(note(name)))
-        with watch:
-            yield names
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooking(projections, before=note), watch:
+        yield names
 
 
 @contextmanager
@@ -139,9 +135,10 @@ def hooked(projections: list[nn.Module], n_tokens: int, visit: Visit, number: Nu
         UnsupportedModel: heads that are split over processes.
     """
     watch = _Watch(n_tokens)
-    handles = []
 
-    def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def before(
+        module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         seen, watch.latest = watch.latest, None
         if seen is None:
             return None
@@ -163,18 +160,13 @@ def hooked(projections: list[nn.Module], n_tokens: int, visit: Visit, number: Nu
             replaced = visit(attention)
         finally:
             watch.paused = False
-        return None if replaced is None else (replaced.to(mixed.dtype).reshape(mixed.shape), *args[1:])
+        return None if replaced is None else ((replaced.to(mixed.dtype).reshape(mixed.shape), *args[1:]), named)
 
-    try:
-        for projection in projections:
-            if is_split(projection):
-                raise UnsupportedModel(
-                    f"its heads are split over processes, and a {type(projection).__name__} reads them from attention "
-                    "code of its own, where they cannot be put together; load the model in one process."
-                )
-            handles.append(projection.register_forward_pre_hook(before))
-        with watch:
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    for projection in projections:
+        if is_split(projection):
+            raise UnsupportedModel(
+                f"its heads are split over processes, and a {type(projection).__name__} reads them from attention "
+                "code of its own, where they cannot be put together; load the model in one process."
+            )
+    with hooking(projections, before=before), watch:
+        yield

@@ -17,7 +17,8 @@ from headscope.errors import UnsupportedModel
 from headscope.model.attention import Attention
 from headscope.model.load import Model
 from headscope.model.replay import Replay, decoder_layers, restarts
-from headscope.model.taps import LOCK, Stop
+from headscope.model.scope import hooking
+from headscope.model.taps import Stop
 
 BATCH_NUMBERS = 2**25
 """Numbers in the injected stream of one pass."""
@@ -72,10 +73,6 @@ def _run(model: Model, layer: int, vectors: Tensor, position: int) -> tuple[Tens
             seen.append((s.q[:, :, position].clone(), s.k[:, :, position].clone()))
             raise Stop
 
-    with LOCK:
-        handle = layers[start].register_forward_pre_hook(enter, with_kwargs=True)
-        try:
-            replay.see(visit, start=start, copies=len(vectors))
-        finally:
-            handle.remove()
+    with hooking([layers[start]], before=enter):
+        replay.see(visit, start=start, copies=len(vectors))
     return seen[0]

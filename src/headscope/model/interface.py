@@ -1,9 +1,9 @@
 """Our attention function inside transformers: one function for every family that uses its attention interface.
 
 Transformers calls the function named by `config._attn_implementation` after rotary embedding, query-key norm and the
-split into heads, and before the output projection. `installed` registers one under a name of its own, points the
-model's configs at it, and takes both back on exit, also after an exception. The state lives in that call alone, so
-two models, or two threads, do not meet.
+split into heads, and before the output projection. `installed` registers one under a name of its own, which this
+thread alone reads in the model's configs (`headscope.model.scope`), and removes it on exit, also after an exception.
+The state lives in that call, so two models, or two threads, do not meet.
 
 An argument that a family passes and we do not know is never ignored: `UnknownArgument` is raised, and the self-check
 falls back to the family's own code (`headscope.model.hooks`).
@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
@@ -26,6 +25,7 @@ from headscope.model import kernels
 from headscope.model.attention import Attention, Scores
 from headscope.model.kernels import Kernel, Rule
 from headscope.model.parallel import split_of
+from headscope.model.scope import implementation
 
 Visit = Callable[[Attention], Tensor | None]
 """Sees one layer's attention; a returned tensor [batch query head d_head] replaces z, None leaves it."""
@@ -106,36 +106,6 @@ def installed(
     finally:
         AttentionInterface._global_mapping.pop(name, None)
         AttentionMaskInterface._global_mapping.pop(name, None)
-
-
-@contextmanager
-def implementation(model: nn.Module, name: str | None) -> Iterator[None]:
-    """Within the block every config of `model` names this attention implementation; None leaves them alone."""
-    if name is None:
-        yield
-        return
-    before = {id(config): (config, config._attn_implementation_internal) for config in _configs(model)}
-    try:
-        for config, _ in before.values():
-            config._attn_implementation_internal = name
-        yield
-    finally:
-        for config, previous in before.values():
-            config._attn_implementation_internal = previous
-
-
-def _configs(model: nn.Module) -> Iterator[PreTrainedConfig]:
-    found: list[Any] = [
-        getattr(model, "config", None),
-        *(getattr(module, "config", None) for module in model.modules()),
-    ]
-    seen: set[int] = set()
-    while found:
-        config = found.pop()
-        if isinstance(config, PreTrainedConfig) and id(config) not in seen:
-            seen.add(id(config))
-            found.extend(getattr(config, name, None) for name in config.sub_configs)
-            yield config
 
 
 def _rule(

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
@@ -31,6 +31,7 @@ from headscope.model import kernels
 from headscope.model.attention import Attention, Scores
 from headscope.model.interface import Visit
 from headscope.model.kernels import Kernel, Rule
+from headscope.model.scope import hooking
 
 _SOFTMAXES = {F.softmax, torch.softmax, Tensor.softmax}
 _MATMULS = {torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__}
@@ -120,6 +121,8 @@ class _Probabilities:
     tensor: Tensor
     logits: Tensor | None
     key_axis: int
+    origins: frozenset[int]
+    """Which softmaxes it comes from."""
     why: str | None = None
     q: Tensor | None = None
     k: Tensor | None = None
@@ -233,12 +236,16 @@ class Watch(TorchFunctionMode):
             axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
             if square and isinstance(axis, int) and axis % result.dim() == result.dim() - 1:
                 q, k = self._dots or (None, None)
-                self._patterns[id(result)] = _Probabilities(result, args[0] if args else None, -1, q=q, k=k)
+                self._patterns[id(result)] = _Probabilities(
+                    result, args[0] if args else None, -1, frozenset({id(result)}), q=q, k=k
+                )
             return
         if not square:
             return
         found = [self._patterns[id(one)] for one in tensors_in((args, kwargs)) if id(one) in self._patterns]
         if found:
+            if not result.is_floating_point():  # a question about them, like which are NaN
+                return
             self._patterns[id(result)] = self._changed(func, args, found, result)
             return
         product = product_of(func, args, kwargs)
@@ -246,13 +253,15 @@ class Watch(TorchFunctionMode):
             self._dots = _queries_and_keys(product) or self._dots
 
     def _changed(self, func: Any, args: Any, found: list[_Probabilities], result: Tensor) -> _Probabilities:
-        first, name = found[0], getattr(func, "__name__", str(func))
+        alike = [one for one in found if one.tensor.shape == result.shape and _alike(result, one.tensor)]
+        first, name = [*alike, *found][0], getattr(func, "__name__", str(func))
+        origins = frozenset[int]().union(*(one.origins for one in found))
         key_axis, why = first.key_axis, first.why
         if func in _SWAPS and {axis % result.dim() for axis in args[1:3]} == {result.dim() - 1, result.dim() - 2}:
             key_axis = -3 - key_axis
         elif func in _TURNS or name == "__get__":
             key_axis = -3 - key_axis if _is_turned(first.tensor, result) else key_axis
-        if len({id(one.logits) for one in found}) > 1:
+        if len(origins) > 1:
             why = "two softmaxes are combined before they mix the values (differential attention)"
         elif product_of(func, args, {}) is not None or func in _LINEAR or name.startswith("conv"):
             why = "heads are mixed after the softmax (talking heads)"
@@ -260,7 +269,7 @@ class Watch(TorchFunctionMode):
             why = f"its probabilities are changed after the softmax ({name})"
         same = result.numel() == first.tensor.numel() and key_axis == first.key_axis
         logits = first.logits if same and _alike(result, first.tensor) else None
-        return _Probabilities(result, logits, key_axis, why, first.q, first.k)
+        return _Probabilities(result, logits, key_axis, origins, why, first.q, first.k)
 
     def _mixed(self, func: Any, args: Any, kwargs: Any) -> Tensor | None:
         product = product_of(func, args, kwargs)
@@ -504,22 +513,16 @@ def fitted_scale(seen: Seen, site: Site, n_rows: int, tolerance: float) -> float
 def owning(module: nn.Module, watch: Watch, names: Sequence[str] | None = None) -> Iterator[None]:
     """Within the block the watch knows which of these modules is running; by default of all."""
     wanted = None if names is None else set(names)
+    owners = {part: name for name, part in module.named_modules() if name and (wanted is None or name in wanted)}
 
-    def begins(name: str) -> Any:
-        def begin(*_: Any) -> None:
-            watch.owners.append(name)
-            watch.begun[name] += 1
+    def begin(part: nn.Module, *_: Any) -> None:
+        watch.owners.append(owners[part])
+        watch.begun[owners[part]] += 1
 
-        return begin
-
-    def ends(*_: Any) -> None:
+    def end(*_: Any) -> None:
         watch.owners.pop()
 
-    with ExitStack() as stack:
-        for name, part in module.named_modules():
-            if name and (wanted is None or name in wanted):
-                stack.callback(part.register_forward_pre_hook(begins(name), prepend=True).remove)
-                stack.callback(part.register_forward_hook(ends, always_call=True).remove)
+    with hooking(owners, before=begin, after=end, outermost=True):
         yield
 
 

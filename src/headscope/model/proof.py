@@ -23,7 +23,8 @@ from headscope.model.attention import Attention
 from headscope.model.backbone import Backbone
 from headscope.model.mixing import Seen, Site, Watch, fitted_scale, mixing, owning
 from headscope.model.names import layer_numbers, stack_of
-from headscope.model.taps import TOLERANCE, Route, Stop, evaluating
+from headscope.model.scope import evaluating
+from headscope.model.taps import TOLERANCE, Route, Stop
 
 LEAST_PART = 1e-3
 """Numbers below this share of the largest tell no factor."""

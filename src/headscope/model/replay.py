@@ -7,7 +7,7 @@ No family has code here. The model is called as ever and makes its own masks, ro
 decoder layers before the start return what they returned before. `copies` puts that many copies of every prompt into
 one batch, "worlds" that a visit may edit each in its own way: copy c of prompt b is row c * n_prompts + b.
 
-The restart is not believed but tried, once per model: from every layer it must give the clean logits bit for bit.
+Restarting is verified once per model: from every layer it must give the clean logits bit for bit.
 Where it does not (layers that hand each other more than their output), every pass starts at layer 0, and `restarts`
 says so.
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -34,12 +34,9 @@ from headscope.model.interface import Visit
 from headscope.model.load import Model
 from headscope.model.memory import out_of_memory
 from headscope.model.names import stack_of
+from headscope.model.scope import Forward, around, hooking
 from headscope.model.selfcheck import FAMILY_ERRORS
-from headscope.model.taps import LOCK, TOLERANCE
-
-_Forward = Callable[..., Any]
-Around = Callable[[nn.Module, _Forward, tuple[Any, ...], dict[str, Any]], Any]
-"""What runs in a module's place: gets the module, its own forward, and the arguments."""
+from headscope.model.taps import TOLERANCE
 
 
 class Replay:
@@ -77,7 +74,7 @@ class Replay:
             self._started[attention.layer, attention.call] = max(0, begun - 1)
             return None if visit is None else visit(attention)
 
-        def run(layer: nn.Module, own: _Forward, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        def run(layer: nn.Module, own: Forward, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
             nonlocal begun
             begun += 1
             result = own(*arguments, **named)
@@ -85,7 +82,7 @@ class Replay:
                 self._kept.append(result)
             return result
 
-        with LOCK, around(self._layers, run):
+        with around(self._layers, run):
             return self._run(self.tokens, note, places, grad=grad)
 
     def start_of(self, layer: int, call: int = 0) -> int | None:
@@ -127,12 +124,12 @@ class Replay:
         """Within the block the layer executions before `start` give what they gave in the clean pass."""
         begun = 0
 
-        def run(layer: nn.Module, own: _Forward, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        def run(layer: nn.Module, own: Forward, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
             nonlocal begun
             begun += 1
             return own(*arguments, **named) if begun > start else copied(self._kept[begun - 1], self.tokens, copies)
 
-        with LOCK, around(self._layers if start else [], run):
+        with around(self._layers if start else [], run):
             yield
 
     def _numbered(self, visit: Visit, start: int) -> Visit:
@@ -197,26 +194,6 @@ def _restarts(model: Model) -> bool:
         return False
 
 
-@contextmanager
-def around(layers: Sequence[nn.Module], run: Around) -> Iterator[None]:
-    """Within the block each module's forward goes through `run`, which gets the module and its own forward."""
-    before = [(layer, layer.__dict__.get("forward")) for layer in layers]
-
-    def routed(layer: nn.Module, own: _Forward) -> _Forward:
-        return lambda *arguments, **named: run(layer, own, arguments, named)
-
-    try:
-        for layer in layers:
-            layer.forward = routed(layer, layer.forward)
-        yield
-    finally:
-        for layer, own in before:
-            if own is None:
-                layer.__dict__.pop("forward", None)
-            else:
-                layer.forward = own
-
-
 def copied(kept: Any, tokens: Int[Tensor, "prompt position"], copies: int) -> Any:
     """What a module gave for these prompts, for a batch of copies; it has a row for every prompt, or for every token.
 
@@ -256,14 +233,11 @@ def _unembedding_only(model: Model, places: Tensor) -> Iterator[None]:
     """Within the block the unembedding reads these tokens alone, as one row."""
     head: Any = model.backbone.unembedding
 
-    def gather(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (_at(arguments[0], places)[None], *arguments[1:])
+    def gather(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return (_at(arguments[0], places)[None], *arguments[1:]), named
 
-    handle = head.register_forward_pre_hook(gather)
-    try:
+    with hooking([head], before=gather):
         yield
-    finally:
-        handle.remove()
 
 
 def _unembeds_alone(model: Model) -> bool:

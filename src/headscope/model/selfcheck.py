@@ -26,14 +26,15 @@ from headscope.heads import Support
 from headscope.model.attention import Attention
 from headscope.model.backbone import Backbone
 from headscope.model.hooks import discovering
-from headscope.model.interface import UnknownArgument, implementation, installed
+from headscope.model.interface import UnknownArgument, installed
 from headscope.model.kernels import repeat_heads
 from headscope.model.memory import out_of_memory
 from headscope.model.mixing import NotMixing
 from headscope.model.names import layer_numbers
 from headscope.model.parallel import weight_of
 from headscope.model.proof import NotProven, proven_route
-from headscope.model.taps import LOCK, TOLERANCE, Route, evaluating, forward
+from headscope.model.scope import evaluating, implementation
+from headscope.model.taps import TOLERANCE, Route, forward
 
 _ENCODER = "its tokens attend to later tokens: an encoder, not a decoder-only language model"
 _ELSEWHERE = (
@@ -91,11 +92,6 @@ def selfcheck(model: Backbone) -> Check:
     Raises:
         NonFiniteError: the model's own output holds NaN or infinity.
     """
-    with LOCK:
-        return _checked(model)
-
-
-def _checked(model: Backbone) -> Check:
     failures: list[str] = []
     try:
         tokens = _tokens(model)

@@ -4,13 +4,12 @@
 
 calls `visit` with an `Attention` for each layer in the order of the forward pass. What `visit` returns replaces that
 layer's z. The model is left as it was: attention implementation, hooks, mode, gradients, also after an exception.
+Passes of other threads through the same model do not notice (`headscope.model.scope`).
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,9 +21,10 @@ from headscope.errors import ShapeError, UnsupportedModel
 from headscope.model.attention import Attention
 from headscope.model.backbone import Backbone
 from headscope.model.hooks import hooked
-from headscope.model.interface import UnknownArgument, Visit, implementation, installed
+from headscope.model.interface import UnknownArgument, Visit, installed
 from headscope.model.kernels import Kernel
 from headscope.model.mixing import Site, mixing
+from headscope.model.scope import evaluating, implementation, outside
 
 Path = Literal["interface", "hooks", "module"]
 
@@ -50,11 +50,6 @@ class Route:
 
 class Stop(Exception):
     """Raised by a visit that has seen enough: the forward pass ends there, and `forward` returns None."""
-
-
-LOCK = threading.RLock()
-"""Held while a pass changes its model. One for all models: they may share configs and modules, and a visit may run
-another model, so that two locks could wait for each other."""
 
 
 def forward(
@@ -106,7 +101,8 @@ def forward(
     def counted(attention: Attention) -> Tensor | None:
         nonlocal count
         count += 1
-        replaced = visit(attention)
+        with outside():
+            replaced = visit(attention)
         if replaced is not None and replaced.shape != attention.z.shape:
             raise ShapeError(
                 f"visit returned {list(replaced.shape)} for layer {attention.layer}; it needs the shape of z, "
@@ -117,7 +113,6 @@ def forward(
         return replaced
 
     with ExitStack() as stack:
-        stack.enter_context(LOCK)
         stack.enter_context(evaluating(model))
         stack.enter_context(torch.enable_grad() if grad else torch.no_grad())
         if route.path == "interface":
@@ -137,19 +132,6 @@ def forward(
                 f"this input makes the model call its attention with an argument we do not know ({unknown}); "
                 "use another input or another model."
             ) from unknown
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode within the block; each module's own mode is restored."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}

@@ -30,6 +30,7 @@ from headscope.model.load import Model
 from headscope.model.tokenizer import tokenizing
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.probe import Tokens
+from headscope.probes.repeated import fitting_period
 from headscope.records.codec import encode
 
 PERIOD = 16
@@ -108,7 +109,9 @@ def example(
         UnsupportedModel: the model has no LM head.
         NonFiniteError: a loss is not a number.
     """
-    probe = repeated_tokens(model, n_prompts=1, period=PERIOD, token_ids=_words(model, seed), seed=seed)
+    probe = repeated_tokens(
+        model, n_prompts=1, period=fitting_period(model, PERIOD), token_ids=_words(model, seed), seed=seed
+    )
     (tokens,) = probe.prompts
     first, second = _copies(tokens)
     patterns = _patterns(model, tokens)

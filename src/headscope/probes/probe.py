@@ -6,7 +6,7 @@ reaches a model and cannot change a score.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from headscope.errors import TokenError
-from headscope.model.load import Model
+from headscope.model.load import Model, Source, load
 from headscope.model.tokenizer import tokenizing
 
 # With its underscore the axis binds nothing: prompts of one call may differ in length.
@@ -63,17 +63,18 @@ def probe_tokens(token_ids: Any, *, attention_mask: Any | None = None) -> Probe:
     return Probe(prompts=tuple(rows), controls=None, settings={"kind": "tokens", "n_prompts": len(rows)} | masked)
 
 
-def probe_text(model: Model, text: str | Sequence[str], *, bos: bool = True) -> Probe:
+def probe_text(model: Source, text: str | Sequence[str], *, bos: bool = True) -> Probe:
     """A probe from your own text, as the model's tokenizer reads it. It has no control.
 
     Args:
-        model: A model with a tokenizer.
+        model: What `headscope.load` takes, with a tokenizer.
         text: One prompt, or several.
         bos: Start each prompt with the model's start token, where it has one and the tokenizer adds none.
 
     Raises:
         TokenError: the model has no tokenizer, there is no text, or a text gives no token or is not Unicode.
     """
+    model = load(model)
     if model.tokenizer is None:
         raise TokenError(
             f"{model.id} has no tokenizer, so it cannot read text; give token ids, or load it with tokenizer=."
@@ -101,7 +102,7 @@ def text_ids(model: Model, text: str, *, special: bool = True, bos: bool = True)
     the tokenizer adds none.
 
     Args:
-        model: A model with a tokenizer.
+        model: What `headscope.load` takes, with a tokenizer.
         text: Any, of no tokens too.
         special: Whether the tokenizer may add its special tokens.
         bos: Whether a start token is put in front where neither the text nor the tokenizer gives one.
@@ -115,6 +116,32 @@ def text_ids(model: Model, text: str, *, special: bool = True, bos: bool = True)
     if special and bos and start is not None and (len(row) == 0 or row[0] != start):
         row = np.concatenate([[start], row])
     return row
+
+
+def probe_of(model: Model, given: Any) -> Probe:
+    """What a user gives as a probe, as one.
+
+    Args:
+        model: Whose tokenizer reads text and chats.
+        given: A Probe; text, one or several; token ids as `probe_tokens` takes them; what a tokenizer gives, with its
+            attention mask; or a chat, a list of messages with `role` and `content`, in the tokenizer's template.
+
+    Raises:
+        TokenError: none of these, or it does not fit; see `probe_tokens` and `probe_text`.
+    """
+    if isinstance(given, Probe):
+        return given
+    if isinstance(given, str) or (isinstance(given, (list, tuple)) and given and isinstance(given[0], str)):
+        return probe_text(model, given)
+    if isinstance(given, Mapping) and "input_ids" in given:
+        return probe_tokens(given["input_ids"], attention_mask=given.get("attention_mask"))
+    if isinstance(given, (list, tuple)) and given and isinstance(given[0], Mapping):
+        if model.tokenizer is None or getattr(model.tokenizer, "chat_template", None) is None:
+            raise TokenError(f"{model.id} has no chat template, so it cannot read messages; give text or token ids.")
+        with tokenizing(model.id):
+            ids = model.tokenizer.apply_chat_template(list(given), tokenize=True, return_dict=True)["input_ids"]
+        return probe_tokens(ids)
+    return probe_tokens(given)
 
 
 def check_fits(probe: Probe, model: Model) -> None:

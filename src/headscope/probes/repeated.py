@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from headscope.errors import ArgumentError, ShapeError, TokenError
-from headscope.model.load import Model
+from headscope.model.load import Model, Source, load
 from headscope.probes.probe import Probe, Tokens
 
 N_PROMPTS, PERIOD = 32, 50
@@ -29,10 +29,10 @@ JITTER = 0.25
 
 
 def repeated_tokens(
-    model: Model,
+    model: Source,
     *,
     n_prompts: int = N_PROMPTS,
-    period: int = PERIOD,
+    period: int | None = None,
     n_repeats: int = 2,
     jitter: bool = True,
     bos: bool | Literal["auto"] = "auto",
@@ -42,10 +42,11 @@ def repeated_tokens(
     """Repeated random tokens and their control.
 
     Args:
-        model: Whose vocabulary, special tokens, start token and context are used.
+        model: What `headscope.load` takes: whose vocabulary, special tokens, start token and context are used.
         n_prompts: Prompts to draw, at least 1; intervals need 2, and are about 95% ones from 32 up.
         period: Length of the repeated run in tokens, at least 3: at 2 the induction stripe is the previous-token
-            diagonal. With jitter, its mean over prompts.
+            diagonal. With jitter, its mean over prompts. By default 50, or in a model with a smaller context or
+            vocabulary the longest that fits; `settings["usual_period"]` then says 50.
         n_repeats: Copies of the run, at least 2.
         jitter: Vary prefix, period and gaps from prompt to prompt. False gives `[BOS, r, r]`.
         bos: Start with the model's start token. `auto`: where it has one.
@@ -61,21 +62,23 @@ def repeated_tokens(
         TokenError: an id of `token_ids` that is no whole number or outside the vocabulary, or bos=True for a model
             without a start token.
     """
+    model = load(model)
     if n_prompts < 1:
         raise ArgumentError(f"n_prompts={n_prompts}; it needs at least 1, and 2 for an interval.")
     if n_repeats < 2:
         raise ArgumentError(f"n_repeats={n_repeats}; a repeated probe needs at least 2 copies.")
     if seed < 0:
         raise ArgumentError(f"seed={seed}; it needs a whole number from 0 up.")
+    usual = PERIOD if period is None else period
+    if period is None:
+        period = fitting_period(model, n_repeats=n_repeats, jitter=jitter, bos=bos, token_ids=token_ids)
     if period < 3:
         raise ShapeError(
             f"period={period}; it needs at least 3, since at 2 the induction stripe is the previous-token diagonal."
         )
     start = _start_token(model, bos)
-    spread = max(1, round(period * JITTER)) if jitter else 0
-    # With period 3 a jittered run may not fall below 3 tokens either.
-    shortest, longest = max(3, period - spread), period + spread
-    length = int(start is not None) + spread + n_repeats * longest + (n_repeats - 1) * spread
+    spread, longest, length = _sizes(period, n_repeats, jitter, start is not None)
+    shortest = max(3, period - spread)  # with period 3 a jittered run may not fall below 3 tokens either
     if model.max_tokens is not None and length > model.max_tokens:
         raise ShapeError(
             f"period={period} and n_repeats={n_repeats} give prompts of {length} tokens, but {model.id} reads at most "
@@ -98,6 +101,8 @@ def repeated_tokens(
         "seed": seed,
         "length": length,
     }
+    if period < usual:
+        settings["usual_period"] = usual
 
     def draw(first: int, count: int) -> Probe:
         pairs = []
@@ -114,6 +119,33 @@ def repeated_tokens(
         )
 
     return draw(0, n_prompts)
+
+
+def fitting_period(
+    model: Model,
+    period: int = PERIOD,
+    *,
+    n_repeats: int = 2,
+    jitter: bool = True,
+    bos: bool | Literal["auto"] = "auto",
+    token_ids: Sequence[int] | None = None,
+) -> int:
+    """The longest period up to `period` whose prompts fit the model's context and vocabulary; 3 where none does."""
+    start = _start_token(model, bos) is not None
+    n_pool = len(_pool(model, token_ids))
+
+    def fits(tried: int) -> bool:
+        _, longest, length = _sizes(tried, n_repeats, jitter, start)
+        return 2 * longest <= n_pool and (model.max_tokens is None or length <= model.max_tokens)
+
+    return next((tried for tried in range(period, 3, -1) if fits(tried)), 3)
+
+
+def _sizes(period: int, n_repeats: int, jitter: bool, start: bool) -> tuple[int, int, int]:
+    """Spread of prefix, gaps and period; the longest run; tokens of a prompt."""
+    spread = max(1, round(period * JITTER)) if jitter else 0
+    longest = period + spread
+    return spread, longest, int(start) + spread + n_repeats * longest + (n_repeats - 1) * spread
 
 
 def random_tokens(model: Model, *, n_prompts: int, length: int, seed: int = 0) -> Probe:

@@ -23,7 +23,9 @@ def circuit(
         list[str] | None, typer.Option("--head", help="Explain this head, like L5H1; repeat it. No verification then.")
     ] = None,
     n_prompts: Annotated[int, typer.Option(help="Random prompts to draw, each clean and corrupt.")] = 32,
-    period: Annotated[int, typer.Option(help="Length of the repeated run, at least 3.")] = 24,
+    period: Annotated[
+        int | None, typer.Option(help="Length of the repeated run, at least 3; by default 24, or what fits.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write circuit.json and circuit.svg here.")] = None,
     as_json: options.JSON = False,
     seed: options.SEED = 0,
@@ -37,15 +39,21 @@ def circuit(
     check_out(out)
     loaded = opening.opened()
     from headscope.cli.progress import bars
-    from headscope.evidence.circuit.measure import trace_circuit
+    from headscope.evidence.circuit.measure import PERIOD, trace_circuit
     from headscope.evidence.circuit.terminal import print_circuit
     from headscope.probes import repeated_tokens
+    from headscope.probes.repeated import fitting_period
 
     with bars() as progress:
         found = trace_circuit(
             loaded,
             heads or None,
-            probe=repeated_tokens(loaded, n_prompts=n_prompts, period=period, seed=seed),
+            probe=repeated_tokens(
+                loaded,
+                n_prompts=n_prompts,
+                period=period if period is not None else fitting_period(loaded, PERIOD),
+                seed=seed,
+            ),
             seed=seed,
             progress=progress,
         )

@@ -26,7 +26,9 @@ def scan(
     text: Annotated[Path | None, typer.Option(help="Read this text file instead of random tokens.")] = None,
     tokens: Annotated[Path | None, typer.Option(help="Read these token ids: a JSON list of lists.")] = None,
     n_prompts: Annotated[int, typer.Option(help="Random prompts to draw.")] = 32,
-    period: Annotated[int, typer.Option(help="Length of the repeated run, at least 3.")] = 50,
+    period: Annotated[
+        int | None, typer.Option(help="Length of the repeated run, at least 3; by default 50, or what fits.")
+    ] = None,
     n_repeats: Annotated[int, typer.Option(help="Copies of the run, at least 2.")] = 2,
     jitter: Annotated[bool, typer.Option(help="Vary prefix, period and gap; without it [BOS, r, r].")] = True,
     precision: Annotated[float | None, typer.Option(help="Draw until every interval is mean ± this.")] = None,

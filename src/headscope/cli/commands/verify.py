@@ -29,7 +29,9 @@ def verify(
     ] = False,
     natural: Annotated[Path | None, typer.Option(help="Try removals on this text file too.")] = None,
     n_prompts: Annotated[int, typer.Option(help="Random prompts to choose heads on, and as many held out.")] = 32,
-    period: Annotated[int, typer.Option(help="Length of the repeated run, at least 3.")] = 50,
+    period: Annotated[
+        int | None, typer.Option(help="Length of the repeated run, at least 3; by default 50, or what fits.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write verify.json and verify.parquet here.")] = None,
     as_json: options.JSON = False,
     seed: options.SEED = 0,

@@ -10,8 +10,8 @@
                      delta[h] = mean over all prompts of gradient[h]
                                 + mean over the prompts read of (exact - gradient)[h]
 
-                 with a t interval for the second mean, shrunk by sqrt(1 - read / all) since the prompts are all there
-                 are, and widened for heads and rounds (Bonferroni). A head whose interval lies wholly below the k-th
+                 with a t interval for the second mean, with a finite-population correction sqrt(1 - read / all),
+                 widened for heads and rounds (Bonferroni). A head whose interval lies wholly below the k-th
                  best lower end is out; the others go on to three times as many prompts, at last to all, where their
                  effects are exact. A head that the gradient misjudges has a wide interval and stays in the race.
 
@@ -52,7 +52,7 @@ from headscope.model.memory import in_batches
 from headscope.model.replay import Replay
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.copies import check_repeats
-from headscope.probes.probe import Tokens, check_fits
+from headscope.probes.probe import Tokens, check_fits, probe_of
 from headscope.records.codec import encode
 from headscope.records.common import Estimate, ModelInfo, Provenance
 from headscope.stats import t_quantile
@@ -123,7 +123,7 @@ class HeadEffects:
 def ablate_each(
     model: Source,
     *,
-    probe: Probe | None = None,
+    probe: Any | None = None,
     method: Method = "mean",
     search: Search = "race",
     top: int = TOP,
@@ -159,7 +159,7 @@ def ablate_each(
         raise ArgumentError(f"top={top}; it needs at least 1.")
     if not 0 < confidence < 1:
         raise ArgumentError(f"confidence={confidence}; it needs a number between 0 and 1, like 0.95.")
-    probe = probe if probe is not None else repeated_tokens(model, n_prompts=N_PROMPTS, seed=seed)
+    probe = repeated_tokens(model, n_prompts=N_PROMPTS, seed=seed) if probe is None else probe_of(model, probe)
     check_fits(probe, model)
     queries: Queries = {"second_copy": [one.second for one in check_repeats(probe.prompts)]}
     ablator = Ablator.of(model, probe, method=method, corpus=corpus, seed=seed)

@@ -29,7 +29,7 @@ from headscope.interventions.ablation import Ablator, Method, Queries, losses
 from headscope.model.load import Heads, Model, Source, load
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.copies import copies
-from headscope.probes.probe import Tokens, check_fits
+from headscope.probes.probe import Tokens, check_fits, probe_of
 from headscope.records.codec import encode
 from headscope.records.common import Estimate, ModelInfo, Provenance
 
@@ -93,7 +93,7 @@ def ablate(
     model: Source,
     heads: Heads,
     *,
-    probe: Probe | None = None,
+    probe: Any | None = None,
     method: Method = "mean",
     corpus: Probe | None = None,
     positions: tuple[int, int] | None = None,
@@ -122,7 +122,7 @@ def ablate(
     model = load(model)
     chosen = model.named(heads)
     refuse_all(model, chosen)
-    probe = probe if probe is not None else repeated_tokens(model, n_prompts=N_PROMPTS, seed=seed)
+    probe = repeated_tokens(model, n_prompts=N_PROMPTS, seed=seed) if probe is None else probe_of(model, probe)
     check_fits(probe, model)
     ablator = Ablator.of(model, probe, method=method, corpus=corpus, positions=positions, seed=seed)
     queries = text_queries(probe.prompts)

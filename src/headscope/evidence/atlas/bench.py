@@ -24,10 +24,11 @@ from headscope.detectors import DETECTORS
 from headscope.errors import ShapeError
 from headscope.evidence.atlas.keep import Keep
 from headscope.evidence.atlas.role import NotAsked, Samples
+from headscope.evidence.atlas.shapes import shapes_of
 from headscope.heads import HeadId
 from headscope.interventions.ablation import Ablator, Intervention, Method, Queries, World, losses, same_length
 from headscope.interventions.choices import Choices
-from headscope.interventions.knockout import Knockout, Places, reads_values
+from headscope.interventions.knockout import How, Knockout, Places, reads_values
 from headscope.interventions.patch import Swap
 from headscope.interventions.while_ablated import WhileAblated
 from headscope.model.attention import Attention
@@ -124,6 +125,13 @@ class Bench:
         found = (score >= 0.4) & (score - control >= 0.5 * score)
         return tuple(head for head, yes in zip(self.heads, found, strict=True) if yes)
 
+    @cached_property
+    def shapes(self) -> dict[str, np.ndarray]:
+        """The shape of every head's pattern and the size of what it writes; see `headscope.evidence.atlas.shapes`."""
+        probe = self.probe
+        assert probe.controls is not None
+        return self.kept("shapes", lambda: shapes_of(self.model, self.heads, probe.prompts, probe.controls))
+
     # ---- removals
 
     @cached_property
@@ -166,12 +174,21 @@ class Bench:
 
     # ---- attention on a role's own prompts
 
-    def attention(self, prompts: Sequence[Tokens], places: Mapping[str, Sequence[Places]]) -> dict[str, np.ndarray]:
+    def attention(
+        self,
+        prompts: Sequence[Tokens],
+        places: Mapping[str, Sequence[Places]],
+        *,
+        ablator: Ablator | None = None,
+        without: Sequence[HeadId] = (),
+    ) -> dict[str, np.ndarray]:
         """Attention at places, summed over a query's keys, mean over the queries that have any: [prompt, head] by name.
 
         Args:
             prompts: Token ids, of any lengths.
             places: By name, for each prompt (query, key) pairs [place, 2]; at least one in each prompt.
+            ablator: How heads are ablated the while; None for none.
+            without: Which heads.
         """
         found = {name: np.zeros((len(prompts), len(self.heads))) for name in places}
         column = {head: at for at, head in enumerate(self.heads)}
@@ -188,14 +205,22 @@ class Bench:
                 jobs[name] = tuple(torch.from_numpy(one) for one in (batch, pairs[:, 0], pairs[:, 1], weight))
             seen: dict[tuple[str, int], list[tuple[int, np.ndarray]]] = {}
 
-            def visit(attention: Attention) -> None:
+            substitute = None if ablator is None else ablator.substitutes(part, rows.shape[1])
+
+            def visit(attention: Attention) -> torch.Tensor | None:
                 if attention.call:
-                    return
+                    return None
                 for name, job in jobs.items():
                     batch, query, key, weight = (one.to(attention.z.device) for one in job)
                     at = attention.probabilities(batch, query, key).double() * weight[:, None]
                     sums = at.new_zeros(len(part), at.shape[1]).index_add_(0, batch, at)
                     seen.setdefault((name, attention.layer), []).append((attention.n_heads, sums.cpu().numpy()))
+                gone = [one.head for one in without if one.layer == attention.layer]
+                if ablator is None or substitute is None or not gone:
+                    return None
+                mask = torch.zeros(1, attention.n_heads, dtype=torch.bool, device=attention.z.device)
+                mask[0, gone] = True
+                return ablator.edited(attention, mask, substitute(attention))
 
             self.model.run(rows, visit, stop_at_last=True)
             return seen
@@ -275,7 +300,27 @@ class Bench:
             found[head] = rows[0] - rows[1]
         return found
 
-    def dropped_places(self, head: HeadId, places: Sequence[Places], *, how: Any = "drop") -> dict[str, Samples]:
+    def outcome_without(
+        self,
+        heads: Sequence[HeadId],
+        prompts: Sequence[Tokens],
+        choices: Choices,
+        places: Sequence[Places],
+        *,
+        how: How = "drop",
+    ) -> dict[HeadId, Samples]:
+        """How far `choices`' difference falls when a head no longer reads places of these prompts.
+
+        Empty where the model hides its values.
+        """
+        if not reads_values(self.model):
+            return {}
+        worlds: list[World] = [frozenset(), *(frozenset([head]) for head in heads)]
+        knockout = Knockout(model=self.model, places=places, how=how)
+        rows = losses(knockout, prompts, choices, worlds)["difference"]
+        return {head: rows[0] - row for head, row in zip(heads, rows[1:], strict=True)}
+
+    def dropped_places(self, head: HeadId, places: Sequence[Places], *, how: How = "drop") -> dict[str, Samples]:
         """Change of the held-out prompts' losses when a head no longer reads places of theirs: `second_copy`, ...
 
         Empty where the model hides its values.

@@ -24,7 +24,7 @@ FILE = "atlas.json"
 Status = Literal["unexplained", "held", "idle", "not_tested"]
 """What is known of a head as a whole.
 
-    unexplained   removing it changes the loss on repeated tokens, and it holds no role that was asked
+    unexplained   removing it changes the loss on repeated tokens, and it holds no role that says what it does
     held          it holds a role
     idle          it holds none, and no effect of removing it was found, which does not show that there is none
     not_tested    no intervention was made
@@ -87,6 +87,8 @@ class Finding:
     """Score minus control, paired by prompt."""
     p_score: float
     """That the score is the control's, or chance's where there is no control."""
+    by_score: bool = True
+    """Whether the role asks that the score be significant; not so where the role says what a head does not do."""
     q_score: float | None = None
     """Benjamini-Hochberg's over all heads and roles."""
     measures: dict[str, float]

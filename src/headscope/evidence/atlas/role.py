@@ -12,11 +12,11 @@ from jaxtyping import Float
 from headscope.evidence.atlas.outcome import Judge, judge
 from headscope.evidence.scan.result import THRESHOLD
 from headscope.heads import HeadId
+from headscope.probes.probe import Tokens
 
 if TYPE_CHECKING:
     from headscope.evidence.atlas.bench import Bench
     from headscope.evidence.atlas.result import Finding
-    from headscope.probes.probe import Tokens
 
 Samples = Float[np.ndarray, " prompt"]
 """One value for each prompt, in nats; positive: the head serves the role."""
@@ -42,6 +42,8 @@ class Scored:
     """Further numbers by name, shown beside the score."""
     has_score: np.ndarray | None = None
     """[head] whether the head has the score, for roles with a criterion of their own; by default the rule's."""
+    always: bool = False
+    """`has_score` holds whether or not the score is above chance: for claims about what a head does not do."""
     variants: Mapping[HeadId, str] = field(default_factory=dict)
     """What else to say of a head, like `3 tokens back`."""
     probe: dict[str, Any] = field(default_factory=dict)
@@ -88,6 +90,8 @@ class Role:
     """(query, key) pairs [place, 2] that a head with this role reads on repeated tokens; None where it has none."""
     score_passes: float = 1.0
     """Forward passes of 4,096 tokens that scoring takes, for the estimate of time."""
+    explains: bool = True
+    """Whether holding it says what a head does: not so for where a head rests, or how far it reads."""
     tested: int = 12
     """Heads that are tested at most, best score first."""
     test_passes: float = 0.1

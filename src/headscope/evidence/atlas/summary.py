@@ -35,7 +35,9 @@ def judged(findings: Sequence[Finding], roles: Mapping[str, Role], rule: Rule = 
     for at, one in enumerate(findings):
         tests = {name: replace(test, q_value=q_tests[at, name]) for name, test in one.tests.items()}
         q = float(scores[at])
-        one = replace(one, q_score=q, tests=tests, has_score=one.has_score and q <= rule.false_discovery)
+        one = replace(
+            one, q_score=q, tests=tests, has_score=one.has_score and (q <= rule.false_discovery or not one.by_score)
+        )
         found = roles[one.role].judge(one, rule)
         made.append(replace(one, outcome=found.outcome, variant=found.variant or one.variant, reasons=found.reasons))
     order = {name: at for at, name in enumerate(roles)}
@@ -53,13 +55,19 @@ def summaries(
     known = {role.name: role for role in roles}
     made = []
     for head, mine in of.items():
-        held = sorted((one for one in mine if one.outcome in HELD), key=_strength)
+        held = sorted(
+            (one for one in mine if one.outcome in HELD),
+            key=lambda one: (not known[one.role].explains, *_strength(one)),
+        )
         test = removed.get(head)
         status: Status = "not_tested"
-        if held:
+        explained = any(known[one.role].explains for one in held)
+        if test is not None and sign(test, rule) and not explained:
+            status = "unexplained"
+        elif held:
             status = "held"
         elif test is not None:
-            status = "unexplained" if sign(test, rule) else "idle"
+            status = "idle"
         made.append(
             HeadSummary(
                 head=head,

@@ -54,6 +54,7 @@ from headscope.model.load import Source, load
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.pairs import Contrast, read_pairs
 from headscope.probes.pairs import Kind as PromptKind
+from headscope.probes.repeated import fitting_period
 from headscope.records.common import Estimate, ModelInfo, Provenance
 from headscope.stats import benjamini_hochberg, p_values
 
@@ -265,7 +266,9 @@ class _Search:
     def _induction_scores(self, seed: int) -> dict[HeadId, float]:
         """Each head's induction score; nothing where repeated tokens do not fit the model."""
         try:
-            probe = repeated_tokens(self.model, n_prompts=SCAN_PROMPTS, period=SCAN_PERIOD, seed=seed)
+            probe = repeated_tokens(
+                self.model, n_prompts=SCAN_PROMPTS, period=fitting_period(self.model, SCAN_PERIOD), seed=seed
+            )
         except ShapeError:
             return {}
         found = scan(self.model, probe=probe, detectors=["induction"])

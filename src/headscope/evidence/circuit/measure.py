@@ -53,7 +53,8 @@ from headscope.heads import HeadId
 from headscope.interventions.paths import Paths
 from headscope.model.load import Heads, Model, Source, load
 from headscope.probes import Probe, repeated_tokens
-from headscope.probes.probe import check_fits
+from headscope.probes.probe import check_fits, probe_of
+from headscope.probes.repeated import fitting_period
 from headscope.probes.twins import CONTEXT, twins
 from headscope.records.common import Estimate, ModelInfo, Provenance
 from headscope.stats import p_values
@@ -67,7 +68,7 @@ def trace_circuit(
     receivers: Heads | None = None,
     *,
     verification: Verification | None = None,
-    probe: Probe | None = None,
+    probe: Any | None = None,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Circuit:
@@ -88,7 +89,9 @@ def trace_circuit(
     """
     model = load(model)
     report = progress or (lambda what, done, total: None)
-    probe = probe if probe is not None else repeated_tokens(model, n_prompts=N_PROMPTS, period=PERIOD, seed=seed)
+    if probe is None:
+        probe = repeated_tokens(model, n_prompts=N_PROMPTS, period=fitting_period(model, PERIOD), seed=seed)
+    probe = probe_of(model, probe)
     check_fits(probe, model)
     if verification is not None and (differing := ModelInfo.of(model).unlike(verification.model)):
         raise ArgumentError(f"verification= is of another model ({differing}); give that of {model.id}, or none.")

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from headscope.errors import ModelError
+from headscope.model.scope import around
 
 
 def bare(model: Any) -> Any:
@@ -87,8 +88,5 @@ def _own_forward(model: nn.Module) -> Iterator[None]:
     if own is None or wrapped is None:
         yield
         return
-    model.forward = own
-    try:
+    with around([model], lambda module, outer, given, named: own(*given, **named)):
         yield
-    finally:
-        model.forward = wrapped

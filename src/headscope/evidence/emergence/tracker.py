@@ -41,6 +41,7 @@ from headscope.interventions.ablation import Ablator, losses
 from headscope.model.load import Model, Source, load
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.copies import check_repeats
+from headscope.probes.repeated import fitting_period
 from headscope.records.codec import decode, encode
 from headscope.records.common import Estimate, ModelInfo, Provenance
 
@@ -160,7 +161,9 @@ class Tracker:
             self.model: Model = load(inner, tokenizer=tokenizer)
         self.seed = seed
         if probe is None:
-            probe = repeated_tokens(self.model, n_prompts=N_PROMPTS, period=PERIOD, seed=seed)
+            probe = repeated_tokens(
+                self.model, n_prompts=N_PROMPTS, period=fitting_period(self.model, PERIOD), seed=seed
+            )
         self.probe = probe
 
     def measure(self, *, step: int, full: bool = False) -> Snapshot:

@@ -32,7 +32,7 @@ from headscope.evidence.scan.result import Timing
 from headscope.interventions.ablation import token_losses
 from headscope.model.load import Model, Source, load
 from headscope.model.memory import in_batches
-from headscope.model.taps import LOCK, evaluating
+from headscope.model.scope import evaluating
 from headscope.model.tokenizer import tokenizing
 from headscope.probes.corpus import stdlib_sources
 from headscope.probes.probe import Probe, Tokens, check_fits, probe_tokens
@@ -290,7 +290,7 @@ def _losses(
 
 def _batch_losses(model: Model, windows: Sequence[Tokens]) -> Float[np.ndarray, "window token"]:
     tokens = torch.from_numpy(np.stack(windows)).to(model.device)
-    with LOCK, evaluating(model.module), torch.no_grad():
+    with evaluating(model.module), torch.no_grad():
         logits = model.backbone.logits(model.backbone.call(tokens))
         if not (logits is not None and logits.shape[:-1] == tokens.shape and logits.shape[-1] > int(tokens.max())):
             raise ModelError(

@@ -12,7 +12,6 @@ GPT-2 small: 4 * 768 * 64 = 196,608 per head, 192 more with biases.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +22,7 @@ from headscope.errors import UnsupportedModel
 from headscope.heads import HeadId
 from headscope.model.attention import Attention
 from headscope.model.load import Heads, Model, Source, load
+from headscope.model.scope import hooking
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,11 +151,8 @@ def _shapes(model: Model) -> dict[int, _Shape]:
         shapes[attention.layer] = _Shape(n_heads=n_heads, n_kv=n_kv, half=half, bias=bias)
 
     tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-    with ExitStack() as stack:
-        for name in names.values():
-            for part in model.module.get_submodule(name).modules():
-                if _biases(part):
-                    stack.callback(part.register_forward_hook(lambda done, *_: ran.add(done)).remove)
+    parts = [part for name in names.values() for part in model.module.get_submodule(name).modules() if _biases(part)]
+    with hooking(parts, after=lambda done, *_: ran.add(done)):
         model.run(tokens, visit, stop_at_last=True)
     return dict(sorted(shapes.items()))
 

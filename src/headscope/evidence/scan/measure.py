@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ from headscope.model.kernels import KERNELS, Kernel
 from headscope.model.load import Model, Source, load
 from headscope.model.memory import in_batches
 from headscope.probes import Probe, repeated_tokens
-from headscope.probes.probe import Tokens, check_fits
+from headscope.probes.probe import Tokens, check_fits, probe_of
 from headscope.records.common import Estimate, ModelInfo, Provenance
 from headscope.stats import Interval, mean_intervals
 
@@ -46,7 +46,7 @@ BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 def scan(
     model: Source,
     *,
-    probe: Probe | None = None,
+    probe: Any | None = None,
     detectors: Sequence[Detector | str] | None = None,
     precision: float | None = None,
     seed: int = 0,
@@ -77,18 +77,49 @@ def scan(
         MemoryRanOut: memory runs out with a single prompt.
         NonFiniteError: a score is not a number.
     """
+    return scanned(
+        model, probe=probe, detectors=detectors, precision=precision, seed=seed, kernel=kernel, progress=progress
+    )[0]
+
+
+Watch = Callable[[Attention, Sequence[int]], None]
+"""Sees each layer's attention in the same pass, with the number of the prompt in each of the batch's first rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Samples:
+    """What a scan takes means of."""
+
+    heads: tuple[HeadId, ...]
+    """In the order of the columns."""
+    scores: dict[str, Float[np.ndarray, "prompt head"]]
+    """For each role its score in every prompt; NaN where the prompt has no target for it."""
+
+
+def scanned(
+    model: Source,
+    *,
+    probe: Probe | None = None,
+    detectors: Sequence[Detector | str] | None = None,
+    precision: float | None = None,
+    seed: int = 0,
+    kernel: Kernel | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    watch: Watch | None = None,
+) -> tuple[Scan, Samples]:
+    """A scan and its samples; arguments and errors are those of `scan`."""
     model = load(model)
     chosen = resolve(detectors)
     if precision is not None and not 0 < precision < math.inf:
         raise ArgumentError(f"precision={precision}; it needs a positive number, like 0.02.")
     if kernel is not None and kernel not in KERNELS:
         raise ArgumentError(f"kernel={kernel!r} is not known; use one of {', '.join(KERNELS)}, or None.")
-    probe = probe if probe is not None else repeated_tokens(model, seed=seed)
+    probe = repeated_tokens(model, seed=seed) if probe is None else probe_of(model, probe)
     if precision is not None and probe.more is None:
         raise ArgumentError("precision needs a probe that can draw more prompts; your own tokens or text cannot.")
     check_fits(probe, model)
     started = time.perf_counter()
-    reading = _Reading(model=model, detectors=chosen, kernel=kernel, progress=progress)
+    reading = _Reading(model=model, detectors=chosen, kernel=kernel, progress=progress, watch=watch)
     reading.read(probe)
     while precision is not None and (further := _still_needed(reading, precision)):
         assert probe.more is not None
@@ -98,7 +129,7 @@ def scan(
     settings = dict(probe.settings) | {"n_prompts": reading.n_prompts}
     if precision is not None:
         settings["precision"] = precision
-    return Scan(
+    found = Scan(
         model=ModelInfo.of(model),
         probe=settings,
         roles=tuple(Role(name=one.name, needs_control=one.needs_control) for one in chosen if one.name not in unscored),
@@ -107,6 +138,7 @@ def scan(
         provenance=Provenance.of(model, kernels=reading.kernels, seed=settings.get("seed")),
         timing=Timing(wall_s=time.perf_counter() - started, tokens=reading.tokens),
     )
+    return found, reading.samples(unscored)
 
 
 def prompt_scores(
@@ -152,8 +184,9 @@ class _Reading:
         detectors: tuple[Detector, ...],
         kernel: Kernel | None,
         progress: Callable[[int, int], None] | None,
+        watch: Watch | None = None,
     ) -> None:
-        self.model, self.detectors = model, detectors
+        self.model, self.detectors, self.watch = model, detectors, watch
         self.kernel: Kernel | None = kernel
         self.progress = progress or (lambda done, total: None)
         self.kernels: set[str] = set()
@@ -178,7 +211,7 @@ class _Reading:
             copies = 1 if probe.controls is None else 2
             limit = BATCH_TOKENS.get(self.model.device.type, BATCH_TOKENS["cpu"])
             size = max(1, limit // (length * copies))
-            for batch, result in in_batches(same, size, lambda part: self._run([prompt for _, prompt in part])):
+            for batch, result in in_batches(same, size, self._run):
                 rows.update(zip([index for index, _ in batch], result, strict=True))
                 self.tokens += length * copies * len(batch)
                 self.progress(self.tokens, total)
@@ -194,8 +227,9 @@ class _Reading:
             scored.append(n > 0)
         return _Prompt(tokens, control, np.concatenate(places), np.concatenate(weights), np.asarray(scored))
 
-    def _run(self, prompts: list[_Prompt]) -> list[_Row]:
+    def _run(self, batch: Sequence[tuple[int, _Prompt]]) -> list[_Row]:
         """Scores, control scores and chance of every head in each of these prompts of one length."""
+        index, prompts = [number for number, _ in batch], [prompt for _, prompt in batch]
         device, n_detectors, n_prompts = self.model.device, len(self.detectors), len(prompts)
         rows = [prompt.tokens for prompt in prompts]
         with_control = prompts[0].control is not None
@@ -206,7 +240,7 @@ class _Reading:
         # Room for all results is taken before the pass: a small array that outlives its layer would sit in the middle
         # of a freed block and keep the next large tensor from fitting there.
         found = np.empty((self.model.route.calls, self.model.n_heads, targets.n_groups))
-        luck = np.empty((self.model.route.calls, self.model.n_heads, targets.n_prompt_groups))
+        by_chance = np.empty((self.model.route.calls, self.model.n_heads, targets.n_prompt_groups))
         used = np.zeros((self.model.route.calls, self.model.n_heads), dtype=bool)
         calls: list[tuple[int, int, int]] = []
 
@@ -214,8 +248,10 @@ class _Reading:
             self.kernels.add(attention.kernel)
             at, n_heads = len(calls), attention.n_heads
             found[at, :n_heads] = targets.score(attention).T
-            luck[at, :n_heads] = targets.chance(attention)
+            by_chance[at, :n_heads] = targets.chance(attention)
             used[at, :n_heads] = True
+            if self.watch is not None:
+                self.watch(attention, index)
             calls.append((attention.layer, attention.call, n_heads))
 
         self.model.run(tokens, visit, kernel=self.kernel, stop_at_last=True)
@@ -223,7 +259,7 @@ class _Reading:
         assert self.heads in ([], heads), "every batch shows the same heads"
         self.heads = heads
         scores = found[used].reshape(len(heads), -1, n_prompts, n_detectors)
-        chance = luck[used].reshape(len(heads), n_prompts, n_detectors)
+        chance = by_chance[used].reshape(len(heads), n_prompts, n_detectors)
         return [
             _Row(prompt.scored, scores[:, 0, index], scores[:, 1, index] if with_control else None, chance[:, index])
             for index, prompt in enumerate(prompts)
@@ -233,6 +269,13 @@ class _Reading:
         """Scores [prompt head detector], and those of the controls."""
         controls = [row.controls for row in self._rows if row.controls is not None]
         return np.stack([row.scores for row in self._rows]), np.stack(controls)
+
+    def samples(self, unscored: Container[str]) -> Samples:
+        """Scores in every prompt, of the roles that have any."""
+        scored = np.stack([row.scored for row in self._rows])
+        values = np.where(scored[:, None], np.stack([row.scores for row in self._rows]).clip(max=1.0), np.nan)
+        roles = {one.name: values[:, :, i] for i, one in enumerate(self.detectors) if one.name not in unscored}
+        return Samples(heads=tuple(self.heads), scores=roles)
 
     def scores(self) -> tuple[tuple[HeadScore, ...], dict[str, str]]:
         """One score per head and role that has targets in some prompt, and why the other roles have none."""
@@ -246,7 +289,7 @@ class _Reading:
                 )
                 continue
             values = np.stack([row.scores[:, index] for row in rows])
-            luck = np.mean([row.chance[:, index] for row in rows], axis=0)
+            by_chance = np.mean([row.chance[:, index] for row in rows], axis=0)
             without = [row.controls[:, index] for row in rows if row.controls is not None]
             controls = np.stack(without) if without else None
             if not (np.isfinite(values).all() and (controls is None or np.isfinite(controls).all())):
@@ -266,7 +309,7 @@ class _Reading:
                         detector=detector.name,
                         mean=float(mean[place]),
                         ci95=_bounds(mean, ends, place, 0.0),
-                        chance=float(luck[place]),
+                        chance=float(by_chance[place]),
                         control=None if control is None else float(control[place]),
                         selectivity=selectivity,
                         n_prompts=len(rows),

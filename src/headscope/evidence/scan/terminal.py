@@ -41,6 +41,8 @@ def _probe(scan: Scan) -> str:
     probe = scan.probe
     if probe["kind"] == "repeated_tokens":
         run = f"a run of about {probe['period']}" if probe["jitter"] else f"a run of {probe['period']} at fixed places"
+        if "usual_period" in probe:
+            run += f" (not {probe['usual_period']}, to fit the model)"
         read = (
             f"{probe['n_prompts']} prompts of {probe['length']} random tokens, {run}, {probe['n_repeats']} times, "
             f"seed {probe['seed']}, each with its control"

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -47,8 +48,8 @@ from headscope.evidence.verify.verdict import judge
 from headscope.heads import HeadId
 from headscope.interventions.ablation import Ablator, Method
 from headscope.model.load import Heads, Model, Source, load
-from headscope.probes import Probe, repeated_tokens
-from headscope.probes.probe import check_fits
+from headscope.probes import repeated_tokens
+from headscope.probes.probe import check_fits, probe_of
 from headscope.records.common import Estimate, ModelInfo, Provenance
 
 COMPLEMENT = 0.25
@@ -59,7 +60,7 @@ def verify(
     model: Source,
     heads: Heads | None = None,
     *,
-    probe: Probe | None = None,
+    probe: Any | None = None,
     ablation: Method = "mean",
     search: Search = "race",
     top: int = TOP,
@@ -89,11 +90,10 @@ def verify(
         NonFiniteError: a loss or score is not a number.
     """
     model = load(model)
-    named: tuple[HeadId, ...] | None = None
-    if heads is not None:
-        named = model.named(heads)
+    named = None if heads is None else model.named(heads)
+    if named is not None:
         refuse_all(model, named)
-    probe = probe if probe is not None else repeated_tokens(model, n_prompts=N_PROMPTS, seed=seed)
+    probe = repeated_tokens(model, n_prompts=N_PROMPTS, seed=seed) if probe is None else probe_of(model, probe)
     check_fits(probe, model)
     if probe.more is None or probe.controls is None:
         raise ArgumentError(

@@ -25,7 +25,13 @@ def print_verification(found: Verification, *, top: int) -> None:
     named, rest = found.by_effect()
     shown = named + rest[: max(0, top - len(named))]
     console.print(_table(found, shown, natural=any(one.natural is not None for one in shown)))
-    console.print(Text("Δ: nats per token without the head, minus with it. ~: as the race left it.", style="dim"))
+    console.print(
+        Text(
+            "Δ: nats per token without the head, minus with it. "
+            "~ estimate; this head was eliminated before an exact measurement.",
+            style="dim",
+        )
+    )
     if len(shown) < len(found.heads):
         console.print(
             Text(f"{len(found.heads) - len(shown)} more heads, none with a role; --json has all.", style="dim")

@@ -18,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from headscope.errors import UnsupportedModel, brief
 from headscope.model.backbone import Backbone, stated_context
+from headscope.model.scope import evaluating, hooking
 from headscope.model.sources import Found, Options
-from headscope.model.taps import LOCK, evaluating
 
 N_TOKENS = 5
 """Length of the pass, over ids 0 and 1 alone: any vocabulary and nearly any context has room for it."""
@@ -42,16 +42,13 @@ def backbone(
     for call in [forward] if forward is not None else list(_calls(module)):
         looked = _Looked(ids)
         outputs: dict[nn.Module, Tensor] = {}
-        handles = [part.register_forward_hook(_keep(outputs)) for part in module.modules() if _is_linear(part)]
+        linear = [part for part in module.modules() if _is_linear(part)]
         try:
-            with LOCK, torch.no_grad(), evaluating(module), looked:
+            with torch.no_grad(), evaluating(module), hooking(linear, after=_keep(outputs)), looked:
                 logits = logits_in(call(ids), ids)
         except Exception as error:  # whatever the module's own code raises
             failure = failure or error
             continue
-        finally:
-            for handle in handles:
-                handle.remove()
         if logits is None:
             continue
         return _of(module, call, looked, outputs, logits, max_tokens)
@@ -144,7 +141,7 @@ def _is_linear(part: nn.Module) -> bool:
 
 
 def _keep(outputs: dict[nn.Module, Tensor]) -> Any:
-    def after(part: nn.Module, args: Any, output: Any) -> None:
+    def after(part: nn.Module, args: Any, named: Any, output: Any) -> None:
         if isinstance(output, Tensor):
             outputs[part] = output
 

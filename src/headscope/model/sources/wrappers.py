@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from headscope.errors import ArgumentError, HeadscopeError
 from headscope.model.adapters import library_of
+from headscope.model.scope import evaluating
 from headscope.model.sources import Found, Options, find, module, transformers
-from headscope.model.taps import LOCK, evaluating
 
 
 def found(given: Any, options: Options) -> Found | None:
@@ -71,6 +71,6 @@ def _held(holder: nn.Module, options: Options) -> Found | None:
 def _same(holder: Any, inner: nn.Module) -> bool:
     own = transformers.backbone(inner) if isinstance(inner, PreTrainedModel) else module.backbone(inner)
     ids = torch.tensor([[0, 1, 1, 0, 1], [1, 0, 0, 1, 0]], device=holder.device)
-    with LOCK, torch.no_grad(), evaluating(holder.module):
+    with torch.no_grad(), evaluating(holder.module):
         given, wanted = holder.run(ids), own.run(ids)
     return given.shape == wanted.shape and torch.allclose(given, wanted, rtol=1e-5, atol=1e-5)

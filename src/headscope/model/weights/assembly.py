@@ -29,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from headscope.model.load import Model
-from headscope.model.taps import LOCK, evaluating
+from headscope.model.scope import evaluating
 from headscope.model.weights.norms import Norm, input_norm, output_norm
 from headscope.model.weights.recording import (
     N_POSITIONS,
@@ -104,7 +104,7 @@ def layer_weights(model: Model) -> dict[int, LayerWeights]:
             not linear in one common input of the stream's width (latent attention, gates, values normalised or taken
             from another layer); or what was found does not reproduce them.
     """
-    with LOCK, torch.no_grad(), evaluating(model.module):
+    with torch.no_grad(), evaluating(model.module):
         traces = trace_columns(model)
         tell_factors(model, traces)
         read_gains(model, traces)

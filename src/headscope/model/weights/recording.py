@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from headscope.model.attention import Attention
 from headscope.model.load import Model
 from headscope.model.names import block_of
 from headscope.model.parallel import weight_of, whole_rows
+from headscope.model.scope import hooking
 from headscope.model.taps import TOLERANCE
 
 N_CODES = 64
@@ -92,9 +93,7 @@ def watching(model: nn.Module, after: Callable[[nn.Module, Tensor, Tensor], Tens
         replaced = after(module, given, whole)
         return own(replaced) if replaced is not None and result is output else None
 
-    with ExitStack() as stack:
-        for module in model.modules():
-            stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+    with hooking(model.modules(), after=hook):
         yield
 
 
@@ -139,9 +138,7 @@ def recorded(
             parts = queries_keys_values(model, attention) | {"z": widened(attention.z)}
             record.seen[attention.layer] = len(record.calls), {name: part.clone() for name, part in parts.items()}
 
-    with watching(model.module, after), ExitStack() as stack:
-        for block in blocks:
-            stack.callback(block.register_forward_pre_hook(begin, with_kwargs=True).remove)
+    with watching(model.module, after), hooking(blocks, before=begin):
         model.run(tokens, visit)
     return record
 
@@ -153,10 +150,33 @@ def decoder_layer(model: Model, layer: int) -> nn.Module:
 
 
 def linear_map(call: Call, tolerance: float) -> tuple[Tensor, Tensor] | None:
-    """Matrix [in, out] and bias of a linear layer, whichever way it stores them, if they give what it gave."""
-    stored = weight_of(call.module)
-    if not stored.is_floating_point():
+    """Matrix [in, out] and bias of a linear layer, whichever way it stores them, if they give what it gave.
+
+    Where its weight is not all that it computes (an adapter) or is packed (quantised), it is asked what it gives for
+    each unit vector.
+    """
+    found = _stored_map(call, tolerance)
+    return found if found is not None else _asked_map(call, tolerance)
+
+
+def _asked_map(call: Call, tolerance: float) -> tuple[Tensor, Tensor] | None:
+    x, y = widened(call.given), widened(call.output)
+    unit = torch.eye(x.shape[-1], dtype=call.given.dtype, device=call.given.device)
+    try:
+        shift, rows = (widened(call.module(given)) for given in (torch.zeros_like(unit[:1]), unit))
+    except (RuntimeError, TypeError, ValueError, IndexError):  # it needs more, or takes other shapes
         return None
+    if rows.shape != (x.shape[-1], y.shape[-1]):
+        return None
+    matrix = rows - shift
+    return (matrix, shift[0]) if share_apart(x @ matrix + shift[0], y) <= tolerance else None
+
+
+def _stored_map(call: Call, tolerance: float) -> tuple[Tensor, Tensor] | None:
+    stored = getattr(call.module, "weight", None)
+    if not isinstance(stored, Tensor) or not stored.is_floating_point():
+        return None
+    stored = weight_of(call.module)
     x, y, weight = widened(call.given), widened(call.output), widened(stored)
     biased = isinstance(getattr(call.module, "bias", None), Tensor)
     shift = widened(weight_of(call.module, "bias")) if biased else weight.new_zeros(y.shape[-1])

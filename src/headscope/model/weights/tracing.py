@@ -103,9 +103,12 @@ def _substituted(
     `took` sees each linear layer's input. The tokens do not matter, but where something reads the stream itself.
     """
     head = model.backbone.unembedding
+    # An adapter and the layer that it is around are one linear map, whose output is the adapter's.
+    around = [module for module in model.module.modules() if "base_layer" in module._modules]
+    inner = {part for module in around for part in module.modules() if part is not module}
 
     def after(module: nn.Module, given: Tensor, output: Tensor) -> Tensor | None:
-        if module is head or not is_projection(module):
+        if module is head or module in inner or not is_projection(module):
             return None
         rows = rows_of(given, n_prompts, N_POSITIONS)
         if took is not None and rows is not None:

@@ -13,7 +13,8 @@ from headscope.errors import UnsupportedModel
 from headscope.model.load import Model
 from headscope.model.parallel import weight_of
 from headscope.model.replay import decoder_layers
-from headscope.model.taps import LOCK, TOLERANCE, evaluating
+from headscope.model.scope import evaluating
+from headscope.model.taps import TOLERANCE
 from headscope.model.weights.norms import Norm, read_norm
 from headscope.model.weights.recording import (
     N_CODES,
@@ -52,7 +53,7 @@ def vocabulary(model: Model) -> Vocabulary:
         UnsupportedModel: no LM head; an embedding or unembedding that is not of the stream's width, or not linear; or
             an embedding that is normalised before the first layer.
     """
-    with LOCK, torch.no_grad(), evaluating(model.module):
+    with torch.no_grad(), evaluating(model.module):
         return _vocabulary(model)
 
 

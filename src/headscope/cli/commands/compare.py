@@ -1,0 +1,86 @@
+"""`headscope compare`: what changed between models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from headscope.cli import options
+from headscope.cli.files import check_out, save
+from headscope.errors import ArgumentError
+from headscope.render.plain import say
+
+PLACE = 5
+"""Where the command stands in the help."""
+
+
+@options.opens("device", "allow_pickle", "trust_remote_code")
+def compare(
+    opening: options.Opening,
+    models: Annotated[list[str], typer.Argument(metavar="A B [C ...]", help="`demo`, hub ids, or folders.")],
+    dtype: Annotated[
+        list[str] | None, typer.Option("--dtype", help="auto, float32, ...: one for all models, or one for each.")
+    ] = None,
+    revision: Annotated[
+        list[str] | None, typer.Option("--revision", help="On the hub: one for all models, or one for each.")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Verify every model, and compare verdicts.")] = False,
+    circuit: Annotated[bool, typer.Option("--circuit", help="Trace every model's circuit, and compare paths.")] = False,
+    swap: Annotated[
+        bool, typer.Option("--swap", help="Put heads of one into the other: which carry the difference in loss?")
+    ] = False,
+    n_prompts: Annotated[int, typer.Option(help="Random prompts that all models read.")] = 32,
+    period: Annotated[int, typer.Option(help="Length of the repeated run, at least 3.")] = 50,
+    top: Annotated[int, typer.Option(help="Changed heads to print.", min=1)] = 10,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write compare.json and compare.parquet here.")
+    ] = None,
+    as_json: options.JSON = False,
+    seed: options.SEED = 0,
+) -> None:
+    """What changed between models: heads, roles, and which head is which.
+
+    Example: `headscope compare demo demo --dtype float32 --dtype bfloat16`
+    """
+    if len(models) < 2:
+        raise ArgumentError(f"{len(models)} model was given; compare needs at least two, like: headscope compare A B.")
+    if n_prompts < 2:
+        raise ArgumentError(f"--n-prompts {n_prompts}; differences need intervals, and those at least 2 prompts.")
+    dtypes = _each("--dtype", dtype or ["auto"], models)
+    revisions = _each("--revision", revision or [None], models)
+    check_out(out)
+    loaded = [
+        replace(opening, model=model, dtype=number, revision=at).opened()
+        for model, number, at in zip(models, dtypes, revisions, strict=True)
+    ]
+    from headscope.cli.progress import bars
+    from headscope.evidence.compare.measure import compare as run
+    from headscope.evidence.compare.terminal import print_comparison
+
+    with bars() as progress:
+        found = run(
+            *loaded,
+            verify=verify,
+            circuit=circuit,
+            swap=swap,
+            n_prompts=n_prompts,
+            period=period,
+            seed=seed,
+            progress=progress,
+        )
+    saved = save(found, out)
+    if as_json:
+        say(found.to_json())
+        return
+    print_comparison(found, top=top)
+    if saved:
+        say(f"Results: {saved[0]} and {saved[1]}")
+
+
+def _each(option: str, given: list[Any], models: list[str]) -> list[Any]:
+    if len(given) not in (1, len(models)):
+        raise ArgumentError(f"{len(given)} of {option} for {len(models)} models; give one for all, or one for each.")
+    return given * len(models) if len(given) == 1 else given

@@ -1,0 +1,93 @@
+"""Copy suppression: attends to the token that earlier layers predict, and lowers it.
+
+    score       attention on the tokens after earlier copies, on repeated tokens, of heads whose direct path lowers what
+                they attend to; the control is the same places where nothing repeats
+    zero, mean  how far the second copy's loss falls without the head: it lowers what comes next
+    specific    the same when the head no longer reads those tokens
+    look_alike_anti_induction    the attention lost there when all other heads with a stripe are mean-ablated, beyond
+                half of it: a head that finds the place by itself keeps its attention, one that looks for what they
+                predict loses it
+
+Reference:
+    McDougall et al. 2023, arXiv:2310.04625.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from headscope.errors import UnsupportedModel
+from headscope.evidence.atlas.bench import METHODS, Bench
+from headscope.evidence.atlas.looking import places_of
+from headscope.evidence.atlas.outcome import RULE
+from headscope.evidence.atlas.role import NotAsked, Role, Sample, Scored
+from headscope.evidence.copying import Circuits
+from headscope.evidence.scan.result import THRESHOLD
+from headscope.evidence.verify.evidence import direct
+from headscope.heads import HeadId
+
+KEPT = 0.5
+"""Share of its attention that a copy suppressor may keep without the heads that predict."""
+_PLACES = places_of("induction")
+
+
+def _score(bench: Bench) -> Scored:
+    score, control = bench.repeats["induction"], bench.repeats["induction control"]
+    mean = score.mean(0)
+    has = (mean >= THRESHOLD) & (mean - control.mean(0) >= RULE.lost_on_control * mean)
+    try:
+        circuits = Circuits(bench.model, seed=bench.seed)
+    except UnsupportedModel as error:
+        raise NotAsked(f"its weights cannot be read head by head ({str(error).rstrip('.')})") from error
+    size = np.zeros(len(bench.heads))
+    for at, head in enumerate(bench.heads):
+        if has[at]:
+            copying = circuits.copying([head])
+            size[at] = copying.direct.mean
+            has[at] = direct(copying) == "suppresses"
+    return Scored(
+        heads=bench.heads,
+        score=score,
+        chance=bench.repeats["induction chance"],
+        control=control,
+        measures={"direct copying": np.broadcast_to(size, score.shape)},
+        has_score=has,
+        probe=dict(bench.probe.settings),
+    )
+
+
+def _test(bench: Bench, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
+    prompts = bench.held_out.prompts
+    places = [_PLACES(prompt) for prompt in prompts]
+    clean = bench.attention(prompts, {"stripe": places})["stripe"]
+    found: dict[HeadId, dict[str, Sample]] = {}
+    for head in heads:
+        found[head] = {method: Sample(values=-bench.removal(head, f"{method} second_copy")) for method in METHODS}
+        dropped = bench.dropped_places(head, places)
+        if dropped:
+            found[head]["specific"] = Sample(values=-dropped["second_copy"])
+        others = [one for one in bench.induction_heads if one != head]
+        without = bench.attention(prompts, {"stripe": places}, ablator=bench.copy_ablators["mean"], without=others)[
+            "stripe"
+        ]
+        at = scored.heads.index(head)
+        lost = (1 - KEPT) * clean[:, at] - without[:, at]
+        found[head]["look_alike_anti_induction"] = Sample(values=lost)
+    return found
+
+
+ROLE = Role(
+    name="copy_suppression",
+    order=120,
+    letter="X",
+    colour="#d55e00",
+    sentence="attends to the token that earlier layers predict, and lowers it",
+    look_alike="anti-induction, which finds the same place by itself: without the induction heads a copy suppressor "
+    "loses its attention there",
+    score=_score,
+    test=_test,
+    score_passes=0.0,
+    test_passes=1.5,
+)

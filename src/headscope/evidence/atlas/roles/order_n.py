@@ -1,0 +1,117 @@
+"""Order-n induction: attends to the continuation whose last two tokens match, not to one that matches the last alone.
+
+    prompt      x A B ... y A C ... x A     the order of both balanced, random tokens between
+    score       attention from the last token to B; the control is C, which follows the same last token
+    chance      half of what the head gives to both
+    zero, mean  drop of logit(B) - logit(C)
+    specific    the same drop when the head no longer reads B
+    transfer    the same drop when the head's z at the last token is that of the twin that ends with y A
+
+An induction head of order 1 looks at both alike and moves neither logit against the other. Recency and primacy average
+out over the two orders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from headscope.errors import TokenError
+from headscope.evidence.atlas.bench import Bench
+from headscope.evidence.atlas.role import NotAsked, Role, Sample, Scored, Tokens
+from headscope.heads import HeadId
+from headscope.interventions.choices import Choices
+from headscope.probes.probe import Probe
+from headscope.probes.repeated import random_tokens
+
+FILLER = 18
+"""Random tokens, before, between and after the two statements."""
+NAMED = 5
+"""x, y, A, B, C."""
+
+
+class _Prompts:
+    """Prompts, their twins, the places of B and C, and a corpus."""
+
+    def __init__(self, bench: Bench) -> None:
+        start = 0 if bench.model.bos_token_id is None else 1
+        length = start + FILLER + 8
+        if bench.model.max_tokens is not None and length > bench.model.max_tokens:
+            raise NotAsked(f"its prompts have {length} tokens and the model reads at most {bench.model.max_tokens}")
+        needed = start + FILLER + NAMED
+        try:
+            drawn = random_tokens(bench.model, n_prompts=2 * bench.n_prompts, length=needed, seed=bench.seed).prompts
+        except TokenError as error:
+            raise NotAsked(str(error).rstrip(".")) from error
+        if any(len(np.unique(one)) < needed for one in drawn):
+            raise NotAsked(f"its prompts need {needed} different tokens")
+        made = [_made(tokens, start, index, bench.seed) for index, tokens in enumerate(drawn)]
+        mine, rest = made[: bench.n_prompts], made[bench.n_prompts :]
+        self.prompts = tuple(one[0] for one in mine)
+        self.twins = tuple(one[1] for one in mine)
+        self.matching = tuple(np.asarray([[length - 1, one[2]]]) for one in mine)
+        self.other = tuple(np.asarray([[length - 1, one[3]]]) for one in mine)
+        self.choices = Choices(
+            first=np.asarray([one[0][one[2]] for one in mine]), second=np.asarray([one[0][one[3]] for one in mine])
+        )
+        self.corpus = Probe(
+            prompts=tuple(one[0] for one in rest), controls=None, settings={"kind": "order n, other prompts"}
+        )
+
+
+def _made(tokens: Tokens, start: int, index: int, seed: int) -> tuple[Tokens, Tokens, int, int]:
+    """Prompt, twin, and where B and C are."""
+    random = np.random.default_rng([seed, index])
+    head, filler, (x, y, a, b, c) = tokens[:start], tokens[start : start + FILLER], tokens[start + FILLER :]
+    cuts = np.sort(random.integers(1, FILLER, 2))
+    before, between, after = np.split(filler, cuts)
+    statements = [np.asarray([x, a, b]), np.asarray([y, a, c])]
+    if index % 2:
+        statements.reverse()
+    body = np.concatenate([head, before, statements[0], between, statements[1], after])
+    prompt, twin = (np.concatenate([body, [one, a]]) for one in (x, y))
+    return prompt, twin, int(np.flatnonzero(body == b)[0]), int(np.flatnonzero(body == c)[0])
+
+
+def _score(bench: Bench) -> Scored:
+    prompts = _Prompts(bench)
+    found = bench.kept(
+        "order_n", lambda: bench.attention(prompts.prompts, {"match": prompts.matching, "other": prompts.other})
+    )
+    return Scored(
+        heads=bench.heads,
+        score=found["match"],
+        chance=(found["match"] + found["other"]).mean(0) / 2,
+        control=found["other"],
+        probe={"kind": "order_n", "n_prompts": bench.n_prompts, "n": 2, "filler": FILLER, "seed": bench.seed},
+    )
+
+
+def _test(bench: Bench, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
+    prompts = _Prompts(bench)
+    drops = bench.outcome_drops(heads, prompts.prompts, prompts.choices, corpus=prompts.corpus)
+    specific = bench.outcome_without(heads, prompts.prompts, prompts.choices, prompts.matching)
+    moved = bench.moved(heads, prompts.prompts, prompts.twins, prompts.choices)
+    found: dict[HeadId, dict[str, Sample]] = {}
+    for head in heads:
+        found[head] = {name: Sample(values=values) for name, values in drops[head].items()}
+        if head in specific:
+            found[head]["specific"] = Sample(values=specific[head])
+        found[head]["transfer"] = Sample(values=moved[head])
+    return found
+
+
+ROLE = Role(
+    name="order_n",
+    order=110,
+    letter="N",
+    colour="#117733",
+    label="order-n induction",
+    sentence="attends to the continuation whose last two tokens match, over one that matches the last alone",
+    look_alike="induction of order 1, which looks at both alike; recency and primacy, by balancing the order",
+    score=_score,
+    test=_test,
+    score_passes=0.3,
+    test_passes=1.0,
+)

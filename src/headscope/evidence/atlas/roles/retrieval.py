@@ -1,0 +1,77 @@
+"""Retrieval: attends to the value of the entity that is asked for, among values that all stand in one context.
+
+    score       attention from the last token to the asked entity's value (`headscope.evidence.atlas.asking`)
+    chance      1 / 5: a head that looks at every value alike, as induction does
+    control     the same place when an entity is asked that has no statement
+    zero, mean  drop of logit(asked value) - logit(another's value)
+    specific    the same drop when the head no longer reads the asked value
+    transfer    the same drop when the head's z at the last token is that of a twin which asks for the other entity
+    look_alike_induction    the transfer while all other induction heads are mean-ablated
+
+Heads for the last or the n-th value score 1 / 5, and the same on the control.
+
+Reference:
+    Wu et al. 2024, arXiv:2404.15574, whose scores count literal copying, so that induction heads score highest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from headscope.evidence.atlas.asking import N_ENTITIES, asking
+from headscope.evidence.atlas.bench import Bench
+from headscope.evidence.atlas.role import Role, Sample, Scored
+from headscope.heads import HeadId
+
+
+def _score(bench: Bench) -> Scored:
+    asked = asking(bench)
+
+    def read() -> dict[str, np.ndarray]:
+        found = bench.attention(asked.prompts, {"score": asked.answer, "others": asked.others})
+        return found | {"control": bench.attention(asked.absent, {"control": asked.answer})["control"]}
+
+    found = bench.kept("asking", read)
+    return Scored(
+        heads=bench.heads,
+        score=found["score"],
+        chance=np.full(len(bench.heads), 1 / N_ENTITIES),
+        control=found["control"],
+        measures={"other values": found["others"]},
+        probe={"kind": "asking", "n_prompts": bench.n_prompts, "n_entities": N_ENTITIES, "seed": bench.seed},
+    )
+
+
+def _test(bench: Bench, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
+    asked = asking(bench)
+    drops = bench.outcome_drops(heads, asked.prompts, asked.choices, corpus=asked.corpus)
+    specific = bench.outcome_without(heads, asked.prompts, asked.choices, asked.answer)
+    moved = bench.moved(heads, asked.prompts, asked.twins, asked.choices)
+    found: dict[HeadId, dict[str, Sample]] = {}
+    for head in heads:
+        found[head] = {name: Sample(values=values) for name, values in drops[head].items()}
+        if head in specific:
+            found[head]["specific"] = Sample(values=specific[head])
+        found[head]["transfer"] = Sample(values=moved[head])
+    others = bench.induction_heads
+    if others:
+        alone = bench.moved(heads, asked.prompts, asked.twins, asked.choices, without=others, corpus=asked.corpus)
+        for head in heads:
+            found[head]["look_alike_induction"] = Sample(values=alone[head])
+    return found
+
+
+ROLE = Role(
+    name="retrieval",
+    order=100,
+    letter="Q",
+    colour="#332288",
+    sentence="attends to the value of the entity that is asked for",
+    look_alike="induction, which looks at every value alike: the transfer must survive the ablation of all its heads",
+    score=_score,
+    test=_test,
+    score_passes=0.5,
+    test_passes=1.2,
+)

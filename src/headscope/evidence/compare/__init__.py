@@ -1,0 +1,1 @@
+"""What differs between models: heads, roles, verdicts and edges, side by side."""

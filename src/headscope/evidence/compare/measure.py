@@ -1,0 +1,367 @@
+"""What changed between models: every head's score for every role, side by side.
+
+    1. probe      the same prompts for all models that share a vocabulary, so that differences are paired by prompt;
+                  for another vocabulary prompts of its own, made alike, and differences between means
+    2. scan       every model, with rows of every head's pattern kept from the same pass
+    3. match      which head is which: by pattern (`headscope.evidence.compare.matching`), then by number
+    4. changes    for each head and role the difference to its counterpart, with its interval, and q over all of them
+    5. further    verdicts (`verify`), circuits (`circuit`) and the swap test (`swap`), where they are asked for
+
+    difference  second model minus first: mean over prompts, of paired differences where both read the same
+    changed     q <= 0.05 (Benjamini-Hochberg, over all heads and roles) and |difference| >= 0.02
+
+A head's counterpart is the head of most agreement, where patterns agree by at least 0.5 and beyond shuffled ones
+(q <= 0.05). A head that agrees with none keeps its number, in a layer whose other heads keep theirs; in one whose heads
+changed places it is left without, unless one head of the layer is left on either side.
+
+Cost: a scan of each model, and rows of patterns: under a tenth more. All models are in memory at once.
+
+It misleads as attention does: a head may attend as before and write something else, which `verify` sees and a scan does
+not. And a change may follow from one in an earlier layer, which changes what later heads read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from headscope.errors import ArgumentError
+from headscope.evidence.circuit.measure import trace_circuit
+from headscope.evidence.circuit.result import Circuit
+from headscope.evidence.compare.finding import finding
+from headscope.evidence.compare.later import edge_changes, said, verdict_changes
+from headscope.evidence.compare.matching import Agreement, Patterns, agreement, matches
+from headscope.evidence.compare.result import (
+    RULE,
+    Comparison,
+    HeadChange,
+    HeadRoles,
+    How,
+    Likeness,
+    Match,
+    PairChange,
+    RoleChange,
+    Side,
+    Status,
+)
+from headscope.evidence.compare.swap import refuse_other_shapes, swap_test
+from headscope.evidence.scan.measure import Samples, scanned
+from headscope.evidence.scan.result import Scan, Timing
+from headscope.evidence.verify.measure import verify as judge
+from headscope.evidence.verify.result import Verification
+from headscope.heads import HeadId
+from headscope.model.load import Model, Source, load
+from headscope.probes import Probe, repeated_tokens
+from headscope.probes.probe import check_fits
+from headscope.probes.repeated import N_PROMPTS, PERIOD
+from headscope.records.common import Estimate
+from headscope.stats import benjamini_hochberg, p_values, two_sample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Read:
+    """One model, read."""
+
+    label: str
+    model: Model
+    probe: Probe
+    scan: Scan
+    samples: Samples
+    patterns: Patterns
+    shares: str | None
+    """Why it reads the first model's prompts; None where it reads its own."""
+    verified: Verification | None
+    traced: Circuit | None
+
+
+def compare(
+    a: Source,
+    b: Source,
+    *more: Source,
+    verify: bool = False,
+    circuit: bool = False,
+    swap: bool = False,
+    probe: Probe | None = None,
+    n_prompts: int = N_PROMPTS,
+    period: int = PERIOD,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Comparison:
+    """What changed from model a to model b, and to further ones.
+
+    Args:
+        a: What `headscope.load` takes, or gives. The others are compared with it.
+        b: Another model or checkpoint.
+        more: Further ones.
+        verify: Verify every model too, and compare verdicts.
+        circuit: Trace every model's circuit too, and compare its paths; this verifies as well.
+        swap: Put heads of one model into the other: which carry the difference in loss?
+        probe: What all models read; by default repeated random tokens.
+        n_prompts: Of the default probe.
+        period: Of the default probe.
+        seed: Of the default probe.
+        progress: Called with (what is being done, done, of).
+
+    Returns:
+        A `Comparison`, best read through `.finding`, `.changed`, `.pairs[0]["L1H3"]` or `.to_frame()`.
+
+    Raises:
+        ArgumentError: more than 26 models; for `verify`, a probe that cannot draw more prompts.
+        ShapeError: for `swap`, prompts without a repetition.
+        TokenError: a prompt of `probe` does not fit a model's vocabulary or context.
+        NonFiniteError: a score is not a number.
+    """
+    if len(more) > 24:
+        raise ArgumentError(f"{len(more) + 2} models were given; compare takes 2 to 26: use a sweep for more.")
+    started = time.perf_counter()
+    report = progress or (lambda what, done, total: None)
+    models = [load(one) for one in (a, b, *more)]
+    shared = [_shared(models[0], one) for one in models]
+
+    def drawn(model: Model, token_ids: list[int] | None = None) -> Probe:
+        return repeated_tokens(model, n_prompts=n_prompts, period=period, token_ids=token_ids, seed=seed)
+
+    if probe is None:
+        together = [one for one, why in zip(models, shared, strict=True) if why]
+        common = drawn(models[0], _common_ids(together))
+    else:
+        common, shared = probe, ["the prompts were given" for _ in models]
+    read = []
+    for index, (model, why) in enumerate(zip(models, shared, strict=True)):
+        own = common if why else drawn(model)
+        check_fits(own, model)
+        label, patterns = chr(ord("A") + index), Patterns()
+        says = f"scanning {label}"
+        scan, samples = scanned(
+            model, probe=own, watch=patterns.watch, progress=lambda done, total, says=says: report(says, done, total)
+        )
+        verified = traced = None
+        if verify or circuit:
+            verified = judge(model, probe=own, seed=seed, progress=progress)
+        if circuit:
+            traced = trace_circuit(model, verification=verified, seed=seed, progress=progress)
+        read.append(
+            _Read(
+                label=label,
+                model=model,
+                probe=own,
+                scan=scan,
+                samples=samples,
+                patterns=patterns,
+                shares=why,
+                verified=verified,
+                traced=traced,
+            )
+        )
+    alike = {
+        (one.label, two.label): agreement(one.patterns, two.patterns)
+        for one, two in combinations(read, 2)
+        if one.shares and two.shares
+    }
+    nearest = [
+        Likeness(a=one.label, b=two.label, similarity=_similarity(alike[one.label, two.label], one, two))
+        for one, two in combinations(read, 2)
+        if (one.label, two.label) in alike
+    ]
+    return Comparison(
+        sides=tuple(_side(one) for one in read),
+        pairs=tuple(_pair(read[0], one, alike.get((read[0].label, one.label)), swap, seed) for one in read[1:]),
+        nearest=tuple(sorted(nearest, key=lambda one: (-round(one.similarity, 6), one.a, one.b))),
+        rule=RULE,
+        timing=Timing(wall_s=time.perf_counter() - started, tokens=sum(one.scan.timing.tokens for one in read)),
+    )
+
+
+# ---- what the models read
+
+
+def _shared(first: Model, other: Model) -> str | None:
+    """Why two models can read the same prompts; None where they cannot."""
+    if first is other:
+        return "one vocabulary"
+    one, two = first.tokenizer, other.tokenizer
+    if one is None or two is None:
+        same = first.n_embeddings == other.n_embeddings and first.bos_token_id == other.bos_token_id
+        return "vocabularies of one size, without a tokenizer that could tell them apart" if same else None
+    if first.bos_token_id != other.bos_token_id:
+        return None
+    ours, theirs = one.get_vocab(), two.get_vocab()
+    if ours == theirs:
+        return "one vocabulary"
+    few, many = sorted((ours, theirs), key=len)
+    return (
+        "one vocabulary contains the other" if all(many.get(text) == number for text, number in few.items()) else None
+    )
+
+
+def _common_ids(models: Sequence[Model]) -> list[int] | None:
+    """The ids to draw from that all models have and none takes for special; None where the first's own are these."""
+    pools = []
+    for model in models:
+        known = model.n_predicted if model.tokenizer is None else min(model.n_predicted, len(model.tokenizer))
+        pools.append(set(range(known)) - set(model.special_token_ids))
+    common = set.intersection(*pools)
+    return None if common == pools[0] else sorted(common)
+
+
+# ---- two models
+
+
+def _side(one: _Read) -> Side:
+    scores: dict[HeadId, dict[str, float]] = {}
+    for score in one.scan.scores:
+        scores.setdefault(score.head, {})[score.detector] = score.mean
+    return Side(
+        label=one.label,
+        model=one.scan.model,
+        provenance=one.scan.provenance,
+        probe=dict(one.scan.probe),
+        heads=tuple(HeadRoles(head=head, scores=found) for head, found in scores.items()),
+        roles={role.name: tuple(score.head for score in one.scan.heads(role.name)) for role in one.scan.roles},
+    )
+
+
+def _similarity(found: Agreement, one: _Read, two: _Read) -> float:
+    """Mean similarity of matched heads."""
+    heads, others = one.patterns.heads, two.patterns.heads
+    matched = matches(found, heads, others)
+    return float(np.mean([found.similarity[heads.index(a), others.index(b)] for a, b in matched.items()]))
+
+
+def _pair(one: _Read, two: _Read, found: Agreement | None, swap: bool, seed: int) -> PairChange:
+    heads, others = list(one.samples.heads), list(two.samples.heads)
+    counterparts = _counterparts(heads, others, found)
+    roles = [role for role in one.samples.scores if role in two.samples.scores]
+    tests = [(head, role) for head in counterparts for role in roles]
+    estimates, p = {}, []
+    for head, role in tests:
+        x = one.samples.scores[role][:, heads.index(head)]
+        y = two.samples.scores[role][:, others.index(counterparts[head][0])]
+        estimates[head, role], value = _difference(x, y, paired=found is not None)
+        p.append(value)
+    q = dict(zip(tests, benjamini_hochberg(np.asarray(p)), strict=True))
+    has = {side.label: {(score.head, role) for role in roles for score in side.scan.heads(role)} for side in (one, two)}
+    chosen = [others.index(counterparts[head][0]) if head in counterparts else 0 for head in heads]
+    alike = None if found is None else found.q_values(np.asarray(chosen))
+    changes = []
+    for head in heads:
+        if head not in counterparts:
+            changes.append(HeadChange(head=head, counterpart=None, how=None, match=None, roles=()))
+            continue
+        other, how = counterparts[head]
+        made = []
+        for role in roles:
+            difference = estimates[head, role]
+            changed = bool(q[head, role] <= RULE.false_discovery and abs(difference.mean) >= RULE.difference)
+            before, after = (head, role) in has[one.label], (other, role) in has[two.label]
+            made.append(
+                RoleChange(
+                    role=role,
+                    a=float(np.nanmean(one.samples.scores[role][:, heads.index(head)])),
+                    b=float(np.nanmean(two.samples.scores[role][:, others.index(other)])),
+                    difference=difference,
+                    q_value=float(q[head, role]),
+                    changed=changed,
+                    status=_status(before, after, changed),
+                )
+            )
+        match = None
+        if found is not None and alike is not None:
+            match = _match(found, alike, heads.index(head), others.index(other))
+        changes.append(HeadChange(head=head, counterpart=other, how=how, match=match, roles=tuple(made)))
+    taken = {other for other, _ in counterparts.values()}
+    differ = _unlike(one.scan, two.scan)
+    unmatched = tuple(other for other in others if other not in taken)
+    names = {head: other for head, (other, _) in counterparts.items()}
+    verdicts = edges = swapped = None
+    if one.verified is not None and two.verified is not None:
+        verdicts = verdict_changes(one.verified, two.verified, names)
+    if one.traced is not None and two.traced is not None:
+        edges = edge_changes(one.traced, two.traced, names)
+    if swap:
+        refuse_other_shapes(one.model, two.model, paired=found is not None, names=names)
+        swapped = swap_test(one.model, two.model, one.probe.prompts, heads, seed=seed)
+    return PairChange(
+        a=one.label,
+        b=two.label,
+        paired=found is not None,
+        why=two.shares or "another vocabulary or start token: each model read prompts of its own",
+        differ=differ,
+        similarity=None if found is None else _similarity(found, one, two),
+        heads=tuple(changes),
+        unmatched=unmatched,
+        finding=finding((one.label, two.label), changes, unmatched, differ, also=said(verdicts, edges), swap=swapped),
+        verdicts=verdicts,
+        edges=edges,
+        swap=swapped,
+    )
+
+
+def _status(before: bool, after: bool, changed: bool) -> Status:
+    if changed and before != after:
+        return "lost" if before else "gained"
+    return "kept" if before else "none"
+
+
+def _difference(x: np.ndarray, y: np.ndarray, *, paired: bool) -> tuple[Estimate, float]:
+    """Second minus first and its p; where both read the same prompts over their differences."""
+    if paired:
+        apart = (y - x)[np.isfinite(x) & np.isfinite(y)]
+        return Estimate.of(apart), float(p_values(apart))
+    mean, ci95, p = two_sample(x[np.isfinite(x)], y[np.isfinite(y)])
+    return Estimate(mean=mean, ci95=ci95), p
+
+
+def _match(found: Agreement, q: np.ndarray, head: int, other: int) -> Match:
+    rest = np.delete(found.agreement[head], other)
+    return Match(
+        similarity=float(found.similarity[head, other]),
+        agreement=float(found.agreement[head, other]),
+        q_value=float(q[head]),
+        next_best=float(rest.max()) if len(rest) else None,
+    )
+
+
+def _counterparts(
+    heads: Sequence[HeadId], others: Sequence[HeadId], found: Agreement | None
+) -> dict[HeadId, tuple[HeadId, How]]:
+    """Each head's counterpart and how it was found."""
+    if found is None:
+        return {head: (head, "number") for head in heads if head in others} if list(heads) == list(others) else {}
+    at = {head: index for index, head in enumerate(heads)}
+    to = {other: index for index, other in enumerate(others)}
+    matched = matches(found, heads, others)
+    order = np.asarray([to[matched[head]] if head in matched else 0 for head in heads])
+    q = found.q_values(order)
+    made: dict[HeadId, tuple[HeadId, How]] = {}
+    for head, other in matched.items():
+        sure = found.agreement[at[head], to[other]] >= RULE.agreement and q[at[head]] <= RULE.false_discovery
+        if sure:
+            made[head] = (other, "number" if other == head else "pattern")
+    taken = {other for other, _ in made.values()}
+    for layer in sorted({head.layer for head in heads}):
+        here = [head for head in heads if head.layer == layer]
+        there = [other for other in others if other.layer == layer]
+        known = [head for head in here if head in made]
+        kept = sum(made[head][0] == head for head in known)
+        left = [head for head in here if head not in made]
+        free = [other for other in there if other not in taken]
+        if here == there and 2 * kept >= len(known):
+            made |= {head: (head, "number") for head in left if head in free}
+        elif len(left) == len(free) == 1 and len(here) > 1:
+            made[left[0]] = (free[0], "last")
+    return made
+
+
+def _unlike(one: Scan, two: Scan) -> tuple[str, ...]:
+    """What is known to differ beside the weights."""
+    pairs = [
+        *((name, getattr(one.model, name), getattr(two.model, name)) for name in ("id", "revision", "family")),
+        *((name, getattr(one.model, name), getattr(two.model, name)) for name in ("n_layers", "n_heads", "n_kv_heads")),
+        *((name, getattr(one.provenance, name), getattr(two.provenance, name)) for name in ("dtype", "device")),
+    ]
+    return tuple(f"{name} {ours}, {theirs}" for name, ours, theirs in pairs if ours != theirs)

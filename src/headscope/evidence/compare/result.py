@@ -1,0 +1,380 @@
+"""What a comparison holds: the models side by side, what changed between each pair, and the document."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from headscope.errors import ArgumentError
+from headscope.evidence.scan.result import Timing
+from headscope.heads import HeadId
+from headscope.records.codec import decode, encode
+from headscope.records.common import Estimate, ModelInfo, Provenance
+from headscope.records.files import read_document, write_whole
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = "headscope.compare/1"
+
+Status = Literal["gained", "lost", "kept", "none"]
+"""What became of a role: only the second model's head has it, only the first's, both, or neither."""
+How = Literal["number", "pattern", "last"]
+"""How a head found its counterpart: it bears its number, attends as it does, or is the last left of its layer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareRule:
+    """Every number that names a change."""
+
+    difference: float = 0.02
+    """Least change of a score: what rounding or another number format does is smaller."""
+    false_discovery: float = 0.05
+    """Largest q-value, over all heads and roles of a pair of models."""
+    agreement: float = 0.5
+    """Least agreement of patterns for a head to be taken for one of another number."""
+    delta_loss_nats: float = 0.01
+    """Least difference of loss for the swap test to ask which heads carry it."""
+    share: float = 0.1
+    """Least share of that difference that a head must carry, both ways."""
+
+
+RULE = CompareRule()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadRoles:
+    """One head's scores in one model."""
+
+    head: HeadId
+    """Which."""
+    scores: dict[str, float]
+    """Attention by role, mean over prompts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """One of the models."""
+
+    label: str
+    """`A`, `B`, ... in the order given."""
+    model: ModelInfo
+    """Which model."""
+    provenance: Provenance
+    """How it was measured."""
+    probe: dict[str, Any]
+    """How its prompts were made."""
+    heads: tuple[HeadRoles, ...]
+    """Every head."""
+    roles: dict[str, tuple[HeadId, ...]]
+    """Heads found for each role, best first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """How alike a head and its counterpart attend, on the same prompts."""
+
+    similarity: float
+    """Mean over rows of sum sqrt(p_a p_b): 1 where both patterns are equal."""
+    agreement: float
+    """The same above chance, as a share of what could be: about 0 by chance, near 1 for equal patterns."""
+    q_value: float
+    """That they attend alike no more than shuffled patterns do."""
+    next_best: float | None
+    """The largest agreement with another head; None where there is no other."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleChange:
+    """One head's score for one role, in both models."""
+
+    role: str
+    """Which role."""
+    a: float
+    """In the first model."""
+    b: float
+    """In the second."""
+    difference: Estimate
+    """Second minus first; paired by prompt where both read the same."""
+    q_value: float
+    """Benjamini-Hochberg's over all heads and roles of this pair of models."""
+    changed: bool
+    """Whether the difference is significant and as large as the rule asks."""
+    status: Status
+    """What became of the role; a head gains or loses one only where its score changed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadChange:
+    """One head of the first model beside its counterpart in the second."""
+
+    head: HeadId
+    """In the first model."""
+    counterpart: HeadId | None
+    """In the second; None where none could be told."""
+    how: How | None
+    """How that was found."""
+    match: Match | None
+    """How alike they attend; None where the models did not read the same prompts, or there is no counterpart."""
+    roles: tuple[RoleChange, ...]
+    """Every role that both were scored for; empty without a counterpart."""
+
+    @property
+    def changed(self) -> tuple[RoleChange, ...]:
+        """The roles whose score changed, the largest difference first."""
+        return tuple(sorted((one for one in self.roles if one.changed), key=lambda one: -abs(one.difference.mean)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerdictChange:
+    """One head's verdict in both models."""
+
+    head: HeadId
+    """In the first model."""
+    counterpart: HeadId
+    """In the second."""
+    a: str
+    """Verdict in the first."""
+    b: str
+    """Verdict in the second."""
+    changed: bool
+    """Whether they differ."""
+    delta_a: Estimate | None
+    """What removing it does to the loss of the first, in nats."""
+    delta_b: Estimate | None
+    """To that of the second."""
+    apart: bool
+    """Whether the intervals of the two do not meet; False where one is not known."""
+    reasons_a: tuple[str, ...]
+    """Why it is called so in the first."""
+    reasons_b: tuple[str, ...]
+    """And in the second."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeChange:
+    """One path of the circuit in both models, by the first model's names."""
+
+    sender: HeadId
+    """Who writes."""
+    receiver: HeadId
+    """Who reads."""
+    input: str
+    """Through its key or query: `k`, `q`."""
+    share_a: float | None
+    """Share of the stripe in the first model; None where the path was not named there."""
+    share_b: float | None
+    """In the second."""
+    status: Status
+    """`gained`, `lost` or `kept`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetSwap:
+    """What swapping some heads' z does, as shares of the difference in loss."""
+
+    heads: tuple[HeadId, ...]
+    """Which."""
+    restores: Estimate
+    """The first model's z in the second undoes this share."""
+    transfers: Estimate
+    """The second model's z in the first brings this share."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadSwap:
+    """One head swapped."""
+
+    head: HeadId
+    """Which."""
+    restores: Estimate
+    """As of `SetSwap`."""
+    transfers: Estimate
+    """As of `SetSwap`."""
+    q_value: float
+    """The larger of both directions'."""
+    carries: bool
+    """Whether both shares are as large as the rule asks, significantly."""
+    adds: Estimate | None
+    """What it restores beside the carriers of earlier layers; None where there is none."""
+    source: bool
+    """Whether it carries the difference by itself, and does not only pass on what an earlier carrier changed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwapTest:
+    """Which heads carry the difference in loss."""
+
+    loss_a: Estimate
+    """Loss on the second copy, nats, of the first model."""
+    loss_b: Estimate
+    """Of the second."""
+    difference: Estimate
+    """Second minus first, paired."""
+    asked: bool
+    """Whether they differ enough to ask."""
+    reason: str
+    """Why, or why not."""
+    heads: tuple[HeadSwap, ...]
+    """Every head, in order."""
+    everything: SetSwap | None
+    """All heads swapped: what attention carries in all."""
+    sources: SetSwap | None
+    """All sources together; None where no head is one."""
+    random: tuple[SetSwap, ...]
+    """As many other heads, drawn at random."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairChange:
+    """What differs between two of the models."""
+
+    a: str
+    """Label of the first."""
+    b: str
+    """Label of the second."""
+    paired: bool
+    """Whether both read the same prompts."""
+    why: str
+    """Why, or why not."""
+    differ: tuple[str, ...]
+    """What is known to differ beside the weights, like `dtype float32, bfloat16`."""
+    similarity: float | None
+    """Mean similarity of matched heads; None where the models did not read the same prompts."""
+    heads: tuple[HeadChange, ...]
+    """Every head of the first model."""
+    unmatched: tuple[HeadId, ...]
+    """Heads of the second model that are nobody's counterpart."""
+    finding: str
+    """In one sentence."""
+    verdicts: tuple[VerdictChange, ...] | None = None
+    """Heads whose verdict differs, or with a role in either model; None where nothing was verified."""
+    edges: tuple[EdgeChange, ...] | None = None
+    """Paths of either circuit; None where none was traced."""
+    swap: SwapTest | None = None
+    """Which heads carry the difference in loss; None where it was not asked for."""
+
+    @property
+    def changed(self) -> tuple[HeadChange, ...]:
+        """Heads with a changed score, the largest difference first."""
+        found = [one for one in self.heads if one.changed]
+        return tuple(sorted(found, key=lambda one: (-abs(one.changed[0].difference.mean), one.head)))
+
+    @property
+    def moved(self) -> tuple[HeadChange, ...]:
+        """Heads whose counterpart bears another number."""
+        return tuple(one for one in self.heads if one.counterpart not in (None, one.head))
+
+    def __getitem__(self, head: HeadId | str) -> HeadChange:
+        wanted = head if isinstance(head, HeadId) else HeadId.parse(head)
+        for one in self.heads:
+            if one.head == wanted:
+                return one
+        raise ArgumentError(f"{wanted} is not in the first model, which has {len(self.heads)} heads.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Likeness:
+    """How alike two of the models attend."""
+
+    a: str
+    """Label of the one."""
+    b: str
+    """Label of the other."""
+    similarity: float
+    """Mean similarity of matched heads, 1 for equal patterns."""
+
+
+COLUMNS = (
+    *("a", "b", "layer", "head", "call", "counterpart", "role", "score_a", "score_b"),
+    *("difference", "ci_low", "ci_high", "q_value", "changed", "status", "model"),
+)
+"""Of `Comparison.to_frame`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Comparison:
+    """What changed between models."""
+
+    sides: tuple[Side, ...]
+    """The models."""
+    pairs: tuple[PairChange, ...]
+    """The first model beside each other one."""
+    nearest: tuple[Likeness, ...]
+    """All pairs that read the same prompts, most alike first."""
+    rule: CompareRule
+    """The numbers that name a change."""
+    timing: Timing
+    """What it cost, all models together."""
+
+    @property
+    def model(self) -> ModelInfo:
+        """The first model, with which the others are compared."""
+        return self.sides[0].model
+
+    @property
+    def changed(self) -> tuple[HeadChange, ...]:
+        """Changed heads of the first pair, the largest difference first."""
+        return self.pairs[0].changed
+
+    @property
+    def finding(self) -> str:
+        """The first pair's finding."""
+        return self.pairs[0].finding
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document `headscope.compare/1`, JSON-ready."""
+        return {"schema": SCHEMA, **encode(self)}
+
+    def to_json(self) -> str:
+        """The document as text."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per pair of models, head and role: `COLUMNS`; `model` is the first model's id."""
+        import pandas as pd
+
+        rows = [
+            (
+                *(pair.a, pair.b, one.head.layer, one.head.head, one.head.call),
+                *(str(one.counterpart), role.role, role.a, role.b, role.difference.mean),
+                *(role.difference.ci95 or (None, None)),
+                *(role.q_value, role.changed, role.status, self.model.id),
+            )
+            for pair in self.pairs
+            for one in pair.heads
+            for role in one.roles
+        ]
+        return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"ci_low": "float64", "ci_high": "float64"})
+
+    def save(self, folder: str | Path) -> tuple[Path, Path]:
+        """Write `compare.json` and `compare.parquet` into a folder, which is made if need be. Returns both paths."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        document, table = folder / "compare.json", folder / "compare.parquet"
+        write_whole(document, (self.to_json() + "\n").encode())
+        write_whole(table, self.to_frame().to_parquet(index=False))
+        return document, table
+
+    @classmethod
+    def load(cls, path: str | Path) -> Comparison:
+        """Read `compare.json`, or the folder that holds it.
+
+        Raises:
+            ArgumentError: there is no such file, or it is not a comparison.
+        """
+        return cls.from_dict(read_document(path, "compare.json"))
+
+    @classmethod
+    def from_dict(cls, document: dict[str, Any]) -> Comparison:
+        """The result that `to_dict` wrote.
+
+        Raises:
+            ArgumentError: the document is not a `headscope.compare/1`.
+        """
+        return decode(cls, document, schema=SCHEMA)
+
+    def __repr__(self) -> str:
+        return f"Comparison({', '.join(one.model.id for one in self.sides)}: {self.finding})"

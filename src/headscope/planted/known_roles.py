@@ -1,0 +1,257 @@
+"""Models in which each head's role in the atlas is known: built by hand, as `headscope.planted.handbuilt` builds.
+
+Heads are named, and a model holds those that are asked for, with what they need; all together make the model of every
+role. Three layers: heads that move tokens, heads that read what these moved, heads that read predictions.
+
+    layer 0   previous_token, two_back, three_back, four_back     move the token so far back to a place of its own
+              bias            rests on the start token and writes a constant that the loss needs
+              dormant         rests on the start token, which has no code, and writes nothing
+              small           writes little beside a loud head of its layer, and has an effect
+              delimiter       attends to the nearest earlier delimiter and moves which one it is to `segment`
+    layer 1   induction       attends after the earlier copy, copies
+              order_2         attends where the last two tokens match, copies
+              retrieval       attends to the value of the entity that is asked for, copies
+              last_value      attends to the most recent value of an asking prompt: a decoy
+              nth_value       attends to one place of an asking prompt: a decoy
+              segments        attends after an earlier copy in a segment of the same delimiter, copies
+              delimiter_sink  attends to the nearest earlier delimiter and writes nothing
+    layer 2   copy_suppression    attends to the token that layer 1 predicts, and lowers it
+              anti_induction      attends after the earlier copy, and lowers what is there: its look-alike
+
+Gains are those of `handbuilt`: a match has all but 1e-4 of the attention.
+
+Misleading as: a picture of learned heads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import GPT2LMHeadModel
+
+from headscope.errors import ArgumentError
+from headscope.heads import HeadId
+from headscope.planted.basis import Space, digit_code, position_code
+from headscope.planted.handbuilt import COPY_GAIN, MATCH_GAIN, POSITION_GAIN, Plan, PlannedHead, assemble
+
+DIGITS = 2
+BACKS = {"before": 1, "before_2": 2, "asked": 3, "entity": 4}
+"""Subspaces that layer 0 fills, and from how far back."""
+MOVERS = {"previous_token": "before", "two_back": "before_2", "three_back": "asked", "four_back": "entity"}
+NEEDS: dict[str, tuple[str, ...]] = {
+    "induction": ("previous_token",),
+    "order_2": ("previous_token", "two_back"),
+    "retrieval": ("three_back", "four_back"),
+    "copy_suppression": ("induction", "previous_token"),
+    "anti_induction": ("previous_token",),
+    "delimiter": ("segments", "previous_token"),
+    "segments": ("delimiter", "previous_token"),
+}
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("previous_token", "two_back", "three_back", "four_back", "bias", "dormant", "small", "delimiter"),
+    ("induction", "order_2", "retrieval", "last_value", "nth_value", "segments", "delimiter_sink"),
+    ("copy_suppression", "anti_induction"),
+)
+NAMES: tuple[str, ...] = tuple(name for layer in LAYERS for name in layer)
+SUPPRESSION = 0.3
+"""Of what induction writes, what the suppressing heads take off."""
+TILT = 6.0
+"""How far positions raise the logit of the start token, which never comes next; the bias head takes it off again."""
+LOUD = 96.0
+"""Frobenius norm of the loud head's OV."""
+SMALL_GAIN = 0.5
+"""What the small head writes, in units of a token's code; beside it the layer holds loud heads."""
+NTH_VALUE = 10
+"""Position of the second value of an asking prompt with a start token."""
+LAST_VALUE = 4
+"""How far before the last token of an asking prompt the most recent value is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Known:
+    """A model, and its heads by name."""
+
+    model: GPT2LMHeadModel
+    """In evaluation mode, float32; prompts begin with token 0."""
+    heads: Mapping[str, HeadId]
+    """Where each named head is; heads that fill layers up have no name."""
+    delimiters: tuple[int, ...]
+    """Ids of the tokens that count as delimiters."""
+
+
+def known_roles(
+    names: Sequence[str], *, seed: int = 0, n_heads: int = 4, vocab_size: int = 64, n_positions: int = 96
+) -> Known:
+    """Build a model that holds these heads and what they need.
+
+    Args:
+        names: See this module's text.
+        seed: Of the rotations and of the order of heads.
+        n_heads: Least heads in a layer.
+        vocab_size: Tokens, the start token (id 0) included.
+        n_positions: Longest prompt.
+
+    Raises:
+        ArgumentError: an unknown name.
+    """
+    if unknown := sorted(set(names) - set(NAMES)):
+        raise ArgumentError(f"known_roles: {unknown[0]!r} is not known; use {', '.join(NAMES)}.")
+    wanted = {*names, *(need for name in names for need in NEEDS.get(name, ()))}
+    wanted |= {need for name in wanted for need in NEEDS.get(name, ())}
+    random = torch.Generator().manual_seed(seed)
+    code = torch.nn.functional.pad(digit_code(vocab_size - 1, DIGITS), (0, 0, 1, 0))
+    offsets = {"here": 0, **{f"back_{back}": back for back in (1, 2, 3, 4)}}
+    places = {name: position_code(n_positions, DIGITS, back) for name, back in offsets.items()}
+    width, place = code.shape[1], places["here"].shape[1]
+    tokens = dict.fromkeys(["token", "embedded", *BACKS, "segment", "junk"], width)
+    space = Space.of({**tokens, "start": 1, "tilt": 1, "mark": 1, "late": 1, **dict.fromkeys(places, place)})
+    layers = [[name for name in layer if name in wanted] for layer in LAYERS]
+    n_heads = max(n_heads, *map(len, layers), len(layers[0]) + 1)
+    inside = max(2 * width + 1, width + place + 1, place + 3, math.ceil((space.n_directions + 1) / n_heads))
+    plan = _Draws(Plan(space=space, d_head=8 * math.ceil(inside / 8), n_digits=DIGITS, random=random), places["here"])
+    built: list[list[PlannedHead]] = []
+    heads: dict[str, HeadId] = {}
+    for layer, here in enumerate(layers):
+        filled = [(name, plan.head(name)) for name in here]
+        loud = "small" in here
+        filled += [("", plan.loud() if loud else plan.parts.none()) for _ in range(n_heads - len(filled))]
+        filled = [filled[one] for one in torch.randperm(n_heads, generator=random).tolist()]
+        built.append([head for _, head in filled])
+        heads |= {name: HeadId(layer, one) for one, (name, _) in enumerate(filled) if name}
+    delimiters = tuple(range(vocab_size - 3, vocab_size))
+    embedding = torch.zeros(vocab_size, space.n_directions, dtype=torch.float64)
+    embedding[:, space["token"]] = embedding[:, space["embedded"]] = code
+    embedding[0, space["start"]] = 1.0
+    embedding[list(delimiters), space["mark"]] = 1.0
+    positions = torch.zeros(n_positions, space.n_directions, dtype=torch.float64)
+    for name, values in places.items():
+        positions[:, space[name]] = values
+    positions[:, space["late"]] = torch.arange(n_positions, dtype=torch.float64)[:, None] / n_positions
+    unembedding = torch.zeros(vocab_size, space.n_directions, dtype=torch.float64)
+    unembedding[:, space["token"]] = code
+    unembedding[:, space["embedded"]] = -code
+    unembedding[0, space["tilt"]] = 1.0
+    positions[:, space["tilt"]] = TILT if "bias" in wanted else 0.0
+    return Known(model=assemble(built, embedding, positions, unembedding, random), heads=heads, delimiters=delimiters)
+
+
+@dataclass(frozen=True, slots=True)
+class _Draws:
+    """Draws up heads by name."""
+
+    parts: Plan
+    places: torch.Tensor
+
+    def head(self, name: str) -> PlannedHead:
+        plan = self.parts
+        copy = plan.write("token", "token", COPY_GAIN)
+        nothing = plan.write("token", "token", 0.0)
+        if name in MOVERS:
+            to = MOVERS[name]
+            pattern = plan.pattern((f"back_{BACKS[to]}", "here", POSITION_GAIN), rest_gain=POSITION_GAIN)
+            return plan.head("none", pattern, plan.write("embedded", to, 1.0))
+        match name:
+            case "bias":
+                return self._constant(self._resting(), "start", "tilt")
+            case "dormant":
+                return plan.head("none", self._resting(), plan.write("token", "junk", 1.0))
+            case "small":
+                pattern = plan.pattern(("here", "here", POSITION_GAIN))
+                return plan.head("none", pattern, plan.write("token", "token", -SMALL_GAIN))
+            case "induction":
+                return plan.head("none", self._pair("embedded", "before"), copy)
+            case "order_2":
+                # Both must match: one alone stays half a match below the rest.
+                pattern = plan.pattern(
+                    ("embedded", "before", MATCH_GAIN), ("before", "before_2", MATCH_GAIN), rest_gain=0.0
+                )
+                return plan.head("none", self._rests(pattern, 2 * DIGITS - 0.5), copy)
+            case "retrieval":
+                return plan.head("none", self._pair("asked", "entity"), copy)
+            case "last_value":
+                pattern = plan.pattern((f"back_{LAST_VALUE}", "here", POSITION_GAIN), rest_gain=POSITION_GAIN)
+                return plan.head("none", pattern, copy)
+            case "nth_value":
+                return plan.head("none", self._at(NTH_VALUE), copy)
+            case "delimiter":
+                return plan.head("none", self._marked(), plan.write("embedded", "segment", 1.0))
+            case "segments":
+                pattern = plan.pattern(("embedded", "before", MATCH_GAIN), ("segment", "segment", MATCH_GAIN))
+                return plan.head("none", self._rests(pattern, 2 * DIGITS - 0.5), copy)
+            case "delimiter_sink":
+                return plan.head("none", self._marked(), nothing)
+            case "copy_suppression":
+                return plan.head("none", self._predicted(), self._lowers())
+            case "anti_induction":
+                return plan.head("none", self._pair("embedded", "before"), self._lowers())
+        raise AssertionError(name)
+
+    def loud(self) -> PlannedHead:
+        """A random head that writes much where nothing reads."""
+        return self.parts._random_head("noise", ov_norm=LOUD)
+
+    def _pair(self, query: str, key: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.parts.pattern((query, key, MATCH_GAIN), rest_gain=MATCH_GAIN)
+
+    def _rests(
+        self, pattern: tuple[torch.Tensor, torch.Tensor, torch.Tensor], digits: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The pattern with the start token worth so many digits of a match."""
+        q, q_bias, k = pattern
+        inner = int(k[self.parts.space["start"]].abs().argmax())
+        q_bias = q_bias.clone()
+        q_bias[inner] = MATCH_GAIN * digits
+        return q, q_bias, k
+
+    def _resting(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self._rests(self.parts.pattern(), float(DIGITS))
+
+    def _constant(
+        self, pattern: tuple[torch.Tensor, torch.Tensor, torch.Tensor], source: str, target: str
+    ) -> PlannedHead:
+        """Takes off the tilt along one direction, by what it reads of another."""
+        plan = self.parts
+        v = torch.zeros(plan.space.n_directions, plan.d_head, dtype=torch.float64)
+        o = torch.zeros(plan.d_head, plan.space.n_directions, dtype=torch.float64)
+        v[plan.space[source], 0] = 1.0
+        o[0, plan.space[target]] = -TILT
+        return plan.head("none", pattern, (v, o))
+
+    def _at(self, position: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Attends to one position, and rests where it is not there yet."""
+        plan = self.parts
+        q, q_bias, k = plan.pattern(rest_gain=0.0)
+        q_bias, k = q_bias.clone(), k.clone()
+        width = plan.space.width("here")
+        inner = torch.arange(1, 1 + width)
+        k[torch.arange(width) + plan.space["here"].start, inner] = 1.0
+        q_bias[inner] = POSITION_GAIN * self.places[position]
+        q_bias[0] = POSITION_GAIN * (DIGITS - 0.5)
+        return q, q_bias, k
+
+    def _marked(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Attends to the latest key with a mark; the start token where there is none."""
+        plan = self.parts
+        q, q_bias, k = plan.pattern(rest_gain=0.0)
+        q_bias, k = q_bias.clone(), k.clone()
+        n = len(self.places)
+        k[plan.space["mark"], 1] = 1.0
+        k[plan.space["late"], 2] = 1.0
+        # Ten per position; a mark outweighs them all, and the start token all but a mark.
+        q_bias[0], q_bias[1], q_bias[2] = 11.0 * n, 22.0 * n, 10.0 * n
+        return q, q_bias, k
+
+    def _predicted(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Compares what was written to `token` beyond the embedding with each key's embedded token."""
+        plan = self.parts
+        q, q_bias, k = plan.pattern(("token", "embedded", MATCH_GAIN / COPY_GAIN), rest_gain=MATCH_GAIN)
+        width = plan.space.width("token")
+        inner = torch.arange(width)
+        q[inner + plan.space["embedded"].start, inner] = -MATCH_GAIN / COPY_GAIN
+        return q, q_bias, k
+
+    def _lowers(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.parts.write("embedded", "token", -SUPPRESSION * COPY_GAIN)

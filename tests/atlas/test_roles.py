@@ -1,0 +1,143 @@
+"""Each role on a model built for it: the head is named with the right outcome, and every look-alike is refused."""
+
+from __future__ import annotations
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+import headscope as hs
+from headscope.errors import ArgumentError
+from headscope.evidence.atlas.outcome import HELD
+from headscope.planted.known_roles import NAMES, known_roles
+
+N = 6
+VOCABULARY = 64
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 20))]
+
+
+def tokenizer():
+    """Words of two characters, and the last three ids are a comma, a full stop and a semicolon."""
+    words = {f"w{one}": one for one in range(VOCABULARY - 3)} | {
+        text: VOCABULARY - 3 + at for at, text in enumerate(",.;")
+    }
+    made = Tokenizer(models.WordLevel(words, unk_token="w1"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="w0", unk_token="w1")
+
+
+def found(names, roles, seed, n_prompts=N):
+    """For each role the outcome of every head that has its score, by the head's name; and the atlas."""
+    built = known_roles(names, seed=seed)
+    atlas = hs.atlas(hs.load(built.model, tokenizer=tokenizer()), roles, n_prompts=n_prompts)
+    name_of = {head: name for name, head in built.heads.items()}
+    outcomes = {
+        role.name: {
+            name_of.get(one.head, str(one.head)): one.outcome
+            for one in atlas.findings
+            if one.role == role.name and one.outcome != "null"
+        }
+        for role in atlas.roles
+    }
+    variants = {(one.role, name_of.get(one.head)): one.variant for one in atlas.findings}
+    return outcomes, variants, atlas
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_retrieval_is_told_from_induction_and_from_places(seed):
+    outcomes, _, atlas = found(["retrieval", "induction", "last_value", "nth_value"], "retrieval", seed)
+    assert outcomes["retrieval"] == {"retrieval": "primary"}
+    (head,) = atlas.with_role("retrieval")
+    assert head.score.mean > 0.99
+    assert head.tests["look_alike_induction"].estimate.mean > 1
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_induction_of_order_two_is_told_from_order_one(seed):
+    outcomes, _, _ = found(["order_2", "induction"], "order_n", seed)
+    assert outcomes["order_n"] == {"order_2": "primary"}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_copy_suppression_is_told_from_anti_induction(seed):
+    outcomes, _, _ = found(["copy_suppression", "anti_induction"], ["copy_suppression", "induction"], seed)
+    assert outcomes["copy_suppression"] == {"copy_suppression": "primary", "anti_induction": "correlate"}
+    assert outcomes["induction"] == {
+        "induction": "primary",
+        "copy_suppression": "interferer",
+        "anti_induction": "interferer",
+    }
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_carrier_is_told_from_a_second_sink(seed):
+    outcomes, variants, _ = found(["delimiter", "delimiter_sink"], "delimiter", seed, n_prompts=16)
+    assert outcomes["delimiter"] == {"delimiter": "primary", "delimiter_sink": "correlate"}
+    assert variants["delimiter", "delimiter"] == "carrier"
+    assert variants["delimiter", "delimiter_sink"] == "second_sink"
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_dormant_is_told_from_a_constant_and_from_small_but_active(seed):
+    outcomes, variants, atlas = found(["dormant", "bias", "small", "induction"], ["sink", "local"], seed)
+    assert outcomes["sink"]["dormant"] == "primary"
+    assert variants["sink", "dormant"] == "dormant"
+    assert outcomes["sink"]["bias"] == "secondary"
+    assert variants["sink", "bias"] == "bias"
+    assert outcomes["sink"]["small"] == "correlate"
+    assert variants["sink", "small"] == "active"
+    assert variants["sink", "induction"] == "active_dormant"
+    # The small head reads itself alone and has an effect: local. What rests on the first token is not.
+    assert outcomes["local"]["small"] == "primary"
+    assert not {"dormant", "bias", "induction"} & set(outcomes["local"])
+    # Where a head rests, and how far it reads, do not say what it does.
+    induction = next(one for one in atlas.heads if one.removed.estimate.mean > 1 and "sink" in one.roles)
+    assert induction.status == "unexplained"
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_movers_are_positional_and_local(seed):
+    outcomes, variants, _ = found(["retrieval"], ["positional", "local", "previous_token"], seed)
+    assert outcomes["positional"] == {"three_back": "primary", "four_back": "primary"}
+    assert variants["positional", "four_back"] == "4 back"
+    assert outcomes["local"] == {"three_back": "primary", "four_back": "primary"}
+    assert outcomes["previous_token"] == {}
+
+
+TRUTH = {
+    "induction": {"induction", "order_2", "retrieval", "segments", "copy_suppression", "anti_induction"},
+    "previous_token": {"previous_token"},
+    "retrieval": {"retrieval"},
+    "order_n": {"order_2"},
+    "copy_suppression": {"copy_suppression"},
+}
+"""Who may hold a role: on repeats whatever finds the place after the earlier copy does induction, too."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_in_the_model_of_every_role_none_is_missed_and_none_invented(seed):
+    outcomes, _, _ = found(NAMES, list(TRUTH), seed)
+    for role, truth in TRUTH.items():
+        held = {name for name, outcome in outcomes[role].items() if outcome in HELD}
+        assert held <= truth, role
+        assert role == "induction" or held == truth, role
+
+
+def test_a_role_that_cannot_be_asked_says_why():
+    built = known_roles(["dormant"])
+    atlas = hs.atlas(built.model, ["delimiter", "sink"], quick=True, n_prompts=4)
+    assert "no tokenizer" in atlas.not_asked["delimiter"]
+    with pytest.raises(ArgumentError, match="delimiter was not asked of"):
+        atlas.with_role("delimiter")
+
+
+def test_a_random_model_has_no_role():
+    config = GPT2Config(vocab_size=80, n_positions=96, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
+    atlas = hs.atlas(GPT2LMHeadModel(config).eval(), n_prompts=4, quick=True)
+    assert not any(one.has_score for one in atlas.findings)
+
+
+def test_an_unknown_planted_head_is_refused():
+    with pytest.raises(ArgumentError, match="'mover' is not known"):
+        known_roles(["mover"])

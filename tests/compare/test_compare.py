@@ -1,0 +1,258 @@
+"""Comparing models: what was changed is found, what was not is not, and each head finds its counterpart."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from pytest import approx
+
+import headscope as hs
+from headscope.errors import ArgumentError
+from headscope.evidence.compare.matching import Agreement, Patterns, agreement, matches
+from headscope.heads import HeadId
+from headscope.planted.handbuilt import handbuilt
+from headscope.planted.reparametrised import CHANGES, reparametrised
+from headscope.stats import two_sample
+
+SMALL = {"n_prompts": 8, "period": 12}
+
+
+@pytest.fixture(scope="module")
+def built():
+    return handbuilt(vocab_size=64, n_positions=64, n_digits=1, decoys=("duplicate_token",), seed=1)
+
+
+@pytest.fixture(scope="module")
+def changed(built):
+    """The same model, whose induction head looks where the duplicate-token head of another layer would: at itself."""
+    model, head = copy.deepcopy(built.model), built.heads("induction")[0]
+    c_attn = model.transformer.h[head.layer].attn.c_attn
+    d_head = model.config.n_embd // model.config.n_head
+    with torch.no_grad():
+        mine = slice(head.head * d_head, (head.head + 1) * d_head)
+        c_attn.weight[:, mine] = 0.0  # queries alone: every key has the same score
+        c_attn.bias[mine] = 0.0
+    return model, head
+
+
+def test_a_change_of_one_head_is_found_and_nothing_else(built, changed):
+    model, head = changed
+    found = hs.compare(built.model, model, **SMALL)
+    assert [one.head for one in found.changed] == [head]
+    roles = {one.role: one for one in found.changed[0].changed}
+    assert roles["induction"].status == "lost"
+    assert roles["induction"].difference.mean == approx(roles["induction"].b - roles["induction"].a)
+    assert str(head) in found.finding
+    assert "lost induction" in found.finding
+
+
+def test_the_two_directions_are_each_others_negative(built, changed):
+    there, back = (hs.compare(*pair, **SMALL) for pair in ((built.model, changed[0]), (changed[0], built.model)))
+    first, second = (one.changed[0].changed[0] for one in (there, back))
+    assert first.difference.mean == approx(-second.difference.mean)
+    assert (first.status, second.status) == ("lost", "gained")
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_same_function_has_not_changed(built, change):
+    other, where = reparametrised(built.model, change, seed=2)
+    pair = hs.compare(built.model, other, **SMALL).pairs[0]
+    assert pair.changed == ()
+    assert {one.head: one.counterpart for one in pair.heads if one.counterpart is not None and one.match} == where
+
+
+def test_a_model_beside_itself_has_not_changed(built):
+    found = hs.compare(built.model, built.model, **SMALL)
+    assert found.changed == ()
+    assert found.pairs[0].moved == ()
+    assert all(role.difference.mean == 0 and role.q_value == 1 for one in found.pairs[0].heads for role in one.roles)
+    assert found.pairs[0].similarity == approx(1.0, abs=1e-5)
+
+
+def test_scores_are_those_of_a_scan(built, changed):
+    found, probe = hs.compare(built.model, changed[0], **SMALL), hs.repeated_tokens(hs.load(built.model), **SMALL)
+    scan = hs.scan(changed[0], probe=probe)
+    expected = {(one.head, one.detector): one.mean for one in scan.scores}
+    for one in found.pairs[0].heads:
+        for role in one.roles:
+            assert role.b == approx(expected[one.counterpart, role.role], abs=1e-6)
+
+
+def test_the_document_reads_back_and_the_frame_names_the_model(built, changed, tmp_path):
+    found = hs.compare(built.model, changed[0], **SMALL)
+    again = hs.Comparison.load(found.save(tmp_path)[0].parent)
+    assert again == found
+    assert again.to_dict() == json.loads(found.to_json())
+    frame = found.to_frame()
+    assert len(frame) == sum(len(one.roles) for one in found.pairs[0].heads)
+    assert frame.columns[-1] == "model"
+    assert set(frame["model"]) == {found.model.id}
+
+
+def test_three_models_name_the_nearest_pair(built, changed):
+    found = hs.compare(built.model, changed[0], built.model, **SMALL)
+    assert [(pair.a, pair.b) for pair in found.pairs] == [("A", "B"), ("A", "C")]
+    assert (found.nearest[0].a, found.nearest[0].b) == ("A", "C")
+    assert len(found.nearest) == 3
+
+
+def test_models_of_other_vocabularies_read_their_own_prompts(built):
+    other = handbuilt(vocab_size=80, n_positions=64, n_digits=1, decoys=("duplicate_token",), seed=1)
+    found = hs.compare(built.model, other.model, **SMALL)
+    pair = found.pairs[0]
+    assert not pair.paired
+    assert pair.similarity is None
+    assert found.nearest == ()
+    assert "prompts of its own" in pair.why
+
+
+def test_too_many_models_are_refused(built):
+    with pytest.raises(ArgumentError, match="takes 2 to 26"):
+        hs.compare(*[built.model] * 27)
+
+
+# ---- verdicts, paths, the swap test
+
+
+def silenced(built, head: HeadId):
+    """A copy in which one head writes nothing."""
+    model = copy.deepcopy(built.model)
+    d_model, d_head = model.config.n_embd, model.config.n_embd // model.config.n_head
+    values = model.transformer.h[head.layer].attn.c_attn
+    with torch.no_grad():
+        mine = slice(2 * d_model + head.head * d_head, 2 * d_model + (head.head + 1) * d_head)
+        values.weight[:, mine] = 0.0
+        values.bias[mine] = 0.0
+    return model
+
+
+def test_the_swap_test_tells_the_source_from_the_head_that_passes_it_on(built):
+    source, later = built.heads("previous_token")[0], built.heads("induction")[0]
+    found = hs.compare(built.model, silenced(built, source), swap=True, **SMALL)
+    # Without the sender the induction head loses its stripe: that is the one change of attention, and it follows.
+    assert [one.head for one in found.changed] == [later]
+    swap = found.pairs[0].swap
+    assert swap is not None
+    assert swap.asked
+    assert swap.sources is not None
+    assert swap.everything is not None
+    assert swap.difference.mean == approx(swap.loss_b.mean - swap.loss_a.mean)
+    assert {one.head for one in swap.heads if one.carries} == {source, later}
+    assert [one.head for one in swap.heads if one.source] == [source] == list(swap.sources.heads)
+    for share in (swap.sources.restores, swap.sources.transfers, swap.everything.restores, swap.everything.transfers):
+        assert share.mean == approx(1.0, abs=0.01)
+    assert swap.random
+    for draw in swap.random:
+        assert abs(draw.restores.mean) < 0.05
+        assert abs(draw.transfers.mean) < 0.05
+
+
+def test_a_head_that_writes_nothing_attends_as_before_and_its_verdict_changes(built):
+    head = built.heads("induction")[0]
+    found = hs.compare(built.model, silenced(built, head), verify=True, circuit=True, **SMALL)
+    assert found.changed == ()
+    pair = found.pairs[0]
+    assert pair.verdicts is not None
+    assert pair.edges is not None
+    changed = [one for one in pair.verdicts if one.changed]
+    assert [(one.head, one.a, one.b, one.apart) for one in changed] == [(head, "induction", "attends_only", True)]
+    assert changed[0].reasons_a
+    assert changed[0].reasons_b
+    sender = built.heads("previous_token")[0]
+    assert [(one.sender, one.receiver, one.input, one.status) for one in pair.edges] == [(sender, head, "k", "lost")]
+    assert hs.Comparison.from_dict(json.loads(found.to_json())) == found
+
+
+def test_models_of_one_loss_leave_the_swap_test_nothing_to_ask(built):
+    other, _ = reparametrised(built.model, "v_o", seed=2)
+    swap = hs.compare(built.model, other, swap=True, **SMALL).pairs[0].swap
+    assert swap is not None
+    assert not swap.asked
+    assert swap.heads == ()
+
+
+def test_heads_that_changed_places_cannot_be_swapped(built):
+    other, _ = reparametrised(built.model, "heads", seed=2)
+    with pytest.raises(ArgumentError, match="bear other numbers"):
+        hs.compare(built.model, other, swap=True, **SMALL)
+
+
+# ---- matching
+
+
+class Rows(Patterns):
+    """Patterns that were given."""
+
+    def __init__(self, patterns: np.ndarray) -> None:
+        self._given = np.sqrt(patterns).astype(np.float32)
+
+    def prompts(self):
+        return [self._given]
+
+
+def rows_of(random: np.random.Generator, n_heads: int, length: int = 9) -> np.ndarray:
+    """[head, query, key] for queries 1 .. length - 1: sharp and random."""
+    drawn = random.exponential(size=(n_heads, length - 1, length)) ** 3
+    drawn *= np.tril(np.ones((length, length)))[1:]
+    return drawn / drawn.sum(2, keepdims=True)
+
+
+def test_chance_and_its_spread_are_those_of_shuffled_keys():
+    random = np.random.default_rng(0)
+    x, y = rows_of(random, 2), rows_of(random, 3)
+    found = agreement(Rows(x), Rows(y))
+    similarity = np.einsum("aqk,bqk->ab", np.sqrt(x), np.sqrt(y)) / 8
+    assert found.similarity == approx(similarity, abs=1e-5)
+    draws = []
+    for _ in range(4000):
+        shuffled = y.copy()
+        for query in range(8):  # query + 1 keys after the first
+            order = 1 + random.permutation(query + 1)
+            shuffled[:, query, 1 : query + 2] = y[:, query, order]
+        draws.append(np.einsum("aqk,bqk->ab", np.sqrt(x), np.sqrt(shuffled)) / 8)
+    mean, spread = np.mean(draws, 0), np.std(draws, 0)
+    # 4,000 draws: the mean to 5 / sqrt(4000) = 8% of the spread, the spread to 5 / sqrt(8000) = 6%
+    assert np.abs((similarity - found.z * spread) - mean) == approx(
+        0.0, abs=0.08 * spread.max() + 0.06 * spread.max() * np.abs(found.z).max()
+    )
+    assert found.agreement == approx((similarity - mean) / (1 - mean + 0.02), abs=0.02)
+
+
+def test_a_head_that_rests_or_spreads_agrees_with_nothing():
+    rest = np.zeros((1, 8, 9))
+    rest[:, :, 0] = 1.0
+    even = np.tril(np.ones((9, 9)))[1:][None]
+    even = even / even.sum(2, keepdims=True)
+    for rows in (rest, even):
+        found = agreement(Rows(rows), Rows(rows))
+        assert found.similarity[0, 0] == approx(1.0, abs=1e-5)
+        assert found.agreement[0, 0] == approx(0.0, abs=1e-3)
+        assert found.z[0, 0] == 0.0
+
+
+def test_a_head_keeps_its_number_unless_another_agrees_more():
+    heads = [HeadId(0, 0), HeadId(0, 1)]
+    worth = np.asarray([[0.90, 0.92], [0.92, 0.90]])  # changing places gains 0.02 a head, less than 0.05
+    same = Agreement(similarity=worth, agreement=worth, z=worth)
+    assert matches(same, heads, heads) == {one: one for one in heads}
+    worth = np.asarray([[0.1, 0.9], [0.9, 0.1]])
+    other = Agreement(similarity=worth, agreement=worth, z=worth)
+    assert matches(other, heads, heads) == {heads[0]: heads[1], heads[1]: heads[0]}
+
+
+def test_two_samples_are_compared_by_welch():
+    from scipy.stats import ttest_ind
+
+    random = np.random.default_rng(0)
+    first, second = random.normal(size=12), random.normal(0.5, 2.0, size=20)
+    expected = ttest_ind(second, first, equal_var=False)
+    mean, ends, p = two_sample(first, second)
+    assert (mean, p) == (approx(second.mean() - first.mean()), approx(expected.pvalue))
+    assert ends == approx(tuple(expected.confidence_interval(0.95)))
+    assert two_sample(first[:1], second)[1:] == (None, 1.0)
+    assert two_sample(np.zeros(3), np.zeros(4)) == (0.0, (0.0, 0.0), 1.0)
+    assert two_sample(np.zeros(3), np.ones(4))[2] == 0.0
