@@ -115,6 +115,72 @@ def test_too_many_models_are_refused(built):
         hs.compare(*[built.model] * 27)
 
 
+# ---- verdicts, paths, the swap test
+
+
+def silenced(built, head: HeadId):
+    """A copy in which one head writes nothing."""
+    model = copy.deepcopy(built.model)
+    d_model, d_head = model.config.n_embd, model.config.n_embd // model.config.n_head
+    values = model.transformer.h[head.layer].attn.c_attn
+    with torch.no_grad():
+        mine = slice(2 * d_model + head.head * d_head, 2 * d_model + (head.head + 1) * d_head)
+        values.weight[:, mine] = 0.0
+        values.bias[mine] = 0.0
+    return model
+
+
+def test_the_swap_test_tells_the_source_from_the_head_that_passes_it_on(built):
+    source, later = built.heads("previous_token")[0], built.heads("induction")[0]
+    found = hs.compare(built.model, silenced(built, source), swap=True, **SMALL)
+    # Without the sender the induction head loses its stripe: that is the one change of attention, and it follows.
+    assert [one.head for one in found.changed] == [later]
+    swap = found.pairs[0].swap
+    assert swap is not None
+    assert swap.asked
+    assert swap.sources is not None
+    assert swap.everything is not None
+    assert swap.difference.mean == approx(swap.loss_b.mean - swap.loss_a.mean)
+    assert {one.head for one in swap.heads if one.carries} == {source, later}
+    assert [one.head for one in swap.heads if one.source] == [source] == list(swap.sources.heads)
+    for share in (swap.sources.restores, swap.sources.transfers, swap.everything.restores, swap.everything.transfers):
+        assert share.mean == approx(1.0, abs=0.01)
+    assert swap.random
+    for draw in swap.random:
+        assert abs(draw.restores.mean) < 0.05
+        assert abs(draw.transfers.mean) < 0.05
+
+
+def test_a_head_that_writes_nothing_attends_as_before_and_its_verdict_changes(built):
+    head = built.heads("induction")[0]
+    found = hs.compare(built.model, silenced(built, head), verify=True, circuit=True, **SMALL)
+    assert found.changed == ()
+    pair = found.pairs[0]
+    assert pair.verdicts is not None
+    assert pair.edges is not None
+    changed = [one for one in pair.verdicts if one.changed]
+    assert [(one.head, one.a, one.b, one.apart) for one in changed] == [(head, "induction", "attends_only", True)]
+    assert changed[0].reasons_a
+    assert changed[0].reasons_b
+    sender = built.heads("previous_token")[0]
+    assert [(one.sender, one.receiver, one.input, one.status) for one in pair.edges] == [(sender, head, "k", "lost")]
+    assert hs.Comparison.from_dict(json.loads(found.to_json())) == found
+
+
+def test_models_of_one_loss_leave_the_swap_test_nothing_to_ask(built):
+    other, _ = reparametrised(built.model, "v_o", seed=2)
+    swap = hs.compare(built.model, other, swap=True, **SMALL).pairs[0].swap
+    assert swap is not None
+    assert not swap.asked
+    assert swap.heads == ()
+
+
+def test_heads_that_changed_places_cannot_be_swapped(built):
+    other, _ = reparametrised(built.model, "heads", seed=2)
+    with pytest.raises(ArgumentError, match="bear other numbers"):
+        hs.compare(built.model, other, swap=True, **SMALL)
+
+
 # ---- matching
 
 

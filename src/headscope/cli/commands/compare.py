@@ -27,6 +27,11 @@ def compare(
     revision: Annotated[
         list[str] | None, typer.Option("--revision", help="On the hub: one for all models, or one for each.")
     ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Verify every model, and compare verdicts.")] = False,
+    circuit: Annotated[bool, typer.Option("--circuit", help="Trace every model's circuit, and compare paths.")] = False,
+    swap: Annotated[
+        bool, typer.Option("--swap", help="Put heads of one into the other: which carry the difference in loss?")
+    ] = False,
     n_prompts: Annotated[int, typer.Option(help="Random prompts that all models read.")] = 32,
     period: Annotated[int, typer.Option(help="Length of the repeated run, at least 3.")] = 50,
     top: Annotated[int, typer.Option(help="Changed heads to print.", min=1)] = 10,
@@ -56,7 +61,16 @@ def compare(
     from headscope.evidence.compare.terminal import print_comparison
 
     with bars() as progress:
-        found = run(*loaded, n_prompts=n_prompts, period=period, seed=seed, progress=progress)
+        found = run(
+            *loaded,
+            verify=verify,
+            circuit=circuit,
+            swap=swap,
+            n_prompts=n_prompts,
+            period=period,
+            seed=seed,
+            progress=progress,
+        )
     saved = save(found, out)
     if as_json:
         say(found.to_json())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from headscope.evidence.compare.result import HeadChange, RoleChange
+from headscope.evidence.compare.result import HeadChange, RoleChange, SwapTest
 from headscope.heads import HeadId
 
 NAMED = 3
@@ -12,7 +12,13 @@ NAMED = 3
 
 
 def finding(
-    labels: tuple[str, str], heads: Sequence[HeadChange], unmatched: Sequence[HeadId], differ: Sequence[str]
+    labels: tuple[str, str],
+    heads: Sequence[HeadChange],
+    unmatched: Sequence[HeadId],
+    differ: Sequence[str],
+    *,
+    also: Sequence[str] = (),
+    swap: SwapTest | None = None,
 ) -> str:
     """The pair's finding, with its numbers."""
     from_, to = labels
@@ -25,8 +31,9 @@ def finding(
     if changed:
         named = "; ".join(_said(one, one.changed[0]) for one in changed[:NAMED])
         more = f"; and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
-        heads_ = "head attends" if len(changed) == 1 else "heads attend"
-        parts.append(f"{len(changed)} of {len(compared)} {heads_} differently in {to}: {named}{more}")
+        count = "1 head" if len(changed) == 1 else f"{len(changed)} heads"
+        attend = "attends" if len(changed) == 1 else "attend"
+        parts.append(f"{count} of {len(compared)} {attend} differently in {to}: {named}{more}")
     else:
         largest = max(((one, role) for one in compared for role in one.roles), key=lambda pair: _size(pair[1]))
         parts.append(
@@ -40,6 +47,9 @@ def finding(
     alone = len(heads) - len(compared)
     if alone or unmatched:
         parts.append(f"without a counterpart are {alone} heads of {from_} and {len(unmatched)} of {to}")
+    parts += also
+    if swap is not None:
+        parts.append(_carried(swap))
     formats = [one for one in differ if one.startswith("dtype ")]
     parts += [f"the models differ in {one}" for one in formats]
     return ". ".join(part[0].upper() + part[1:] for part in parts) + "."
@@ -56,3 +66,18 @@ def _size(role: RoleChange) -> float:
 
 def _words(role: str) -> str:
     return role.replace("_", " ")
+
+
+def _carried(swap: SwapTest) -> str:
+    if not swap.asked:
+        return f"the swap test asks nothing: {swap.reason}"
+    apart = f"the loss on repetition differs by {swap.difference.mean:+.3f} nats"
+    if swap.sources is None:
+        return f"{apart}, and no single head carries it"
+    names = ", ".join(map(str, swap.sources.heads[:NAMED]))
+    chance = max((one.restores.mean for one in swap.random), default=None)
+    control = "" if chance is None else f"; random heads restore at most {max(0.0, chance):.0%}"
+    return (
+        f"{apart}: swapping {names} restores {swap.sources.restores.mean:.0%} of it and transfers "
+        f"{swap.sources.transfers.mean:.0%}{control}"
+    )

@@ -5,6 +5,7 @@
     2. scan       every model, with rows of every head's pattern kept from the same pass
     3. match      which head is which: by pattern (`headscope.evidence.compare.matching`), then by number
     4. changes    for each head and role the difference to its counterpart, with its interval, and q over all of them
+    5. further    verdicts (`verify`), circuits (`circuit`) and the swap test (`swap`), where they are asked for
 
     difference  second model minus first: mean over prompts, of paired differences where both read the same
     changed     q <= 0.05 (Benjamini-Hochberg, over all heads and roles) and |difference| >= 0.02
@@ -29,7 +30,10 @@ from itertools import combinations
 import numpy as np
 
 from headscope.errors import ArgumentError
+from headscope.evidence.circuit.measure import trace_circuit
+from headscope.evidence.circuit.result import Circuit
 from headscope.evidence.compare.finding import finding
+from headscope.evidence.compare.later import edge_changes, said, verdict_changes
 from headscope.evidence.compare.matching import Agreement, Patterns, agreement, matches
 from headscope.evidence.compare.result import (
     RULE,
@@ -44,8 +48,11 @@ from headscope.evidence.compare.result import (
     Side,
     Status,
 )
+from headscope.evidence.compare.swap import refuse_other_shapes, swap_test
 from headscope.evidence.scan.measure import Samples, scanned
 from headscope.evidence.scan.result import Scan, Timing
+from headscope.evidence.verify.measure import verify as judge
+from headscope.evidence.verify.result import Verification
 from headscope.heads import HeadId
 from headscope.model.load import Model, Source, load
 from headscope.probes import Probe, repeated_tokens
@@ -61,17 +68,23 @@ class _Read:
 
     label: str
     model: Model
+    probe: Probe
     scan: Scan
     samples: Samples
     patterns: Patterns
     shares: str | None
     """Why it reads the first model's prompts; None where it reads its own."""
+    verified: Verification | None
+    traced: Circuit | None
 
 
 def compare(
     a: Source,
     b: Source,
     *more: Source,
+    verify: bool = False,
+    circuit: bool = False,
+    swap: bool = False,
     probe: Probe | None = None,
     n_prompts: int = N_PROMPTS,
     period: int = PERIOD,
@@ -84,6 +97,9 @@ def compare(
         a: What `headscope.load` takes, or gives. The others are compared with it.
         b: Another model or checkpoint.
         more: Further ones.
+        verify: Verify every model too, and compare verdicts.
+        circuit: Trace every model's circuit too, and compare its paths; this verifies as well.
+        swap: Put heads of one model into the other: which carry the difference in loss?
         probe: What all models read; by default repeated random tokens.
         n_prompts: Of the default probe.
         period: Of the default probe.
@@ -94,7 +110,8 @@ def compare(
         A `Comparison`, best read through `.finding`, `.changed`, `.pairs[0]["L1H3"]` or `.to_frame()`.
 
     Raises:
-        ArgumentError: more than 26 models.
+        ArgumentError: more than 26 models; for `verify`, a probe that cannot draw more prompts.
+        ShapeError: for `swap`, prompts without a repetition.
         TokenError: a prompt of `probe` does not fit a model's vocabulary or context.
         NonFiniteError: a score is not a number.
     """
@@ -104,22 +121,42 @@ def compare(
     report = progress or (lambda what, done, total: None)
     models = [load(one) for one in (a, b, *more)]
     shared = [_shared(models[0], one) for one in models]
-    drawn = {"n_prompts": n_prompts, "period": period, "seed": seed}
+
+    def drawn(model: Model, token_ids: list[int] | None = None) -> Probe:
+        return repeated_tokens(model, n_prompts=n_prompts, period=period, token_ids=token_ids, seed=seed)
+
     if probe is None:
         together = [one for one, why in zip(models, shared, strict=True) if why]
-        common = repeated_tokens(models[0], token_ids=_common_ids(together), **drawn)
+        common = drawn(models[0], _common_ids(together))
     else:
         common, shared = probe, ["the prompts were given" for _ in models]
     read = []
     for index, (model, why) in enumerate(zip(models, shared, strict=True)):
-        own = common if why else repeated_tokens(model, **drawn)
+        own = common if why else drawn(model)
         check_fits(own, model)
         label, patterns = chr(ord("A") + index), Patterns()
         says = f"scanning {label}"
         scan, samples = scanned(
             model, probe=own, watch=patterns.watch, progress=lambda done, total, says=says: report(says, done, total)
         )
-        read.append(_Read(label=label, model=model, scan=scan, samples=samples, patterns=patterns, shares=why))
+        verified = traced = None
+        if verify or circuit:
+            verified = judge(model, probe=own, seed=seed, progress=progress)
+        if circuit:
+            traced = trace_circuit(model, verification=verified, seed=seed, progress=progress)
+        read.append(
+            _Read(
+                label=label,
+                model=model,
+                probe=own,
+                scan=scan,
+                samples=samples,
+                patterns=patterns,
+                shares=why,
+                verified=verified,
+                traced=traced,
+            )
+        )
     alike = {
         (one.label, two.label): agreement(one.patterns, two.patterns)
         for one, two in combinations(read, 2)
@@ -132,7 +169,7 @@ def compare(
     ]
     return Comparison(
         sides=tuple(_side(one) for one in read),
-        pairs=tuple(_pair(read[0], one, alike.get((read[0].label, one.label))) for one in read[1:]),
+        pairs=tuple(_pair(read[0], one, alike.get((read[0].label, one.label)), swap, seed) for one in read[1:]),
         nearest=tuple(sorted(nearest, key=lambda one: (-round(one.similarity, 6), one.a, one.b))),
         rule=RULE,
         timing=Timing(wall_s=time.perf_counter() - started, tokens=sum(one.scan.timing.tokens for one in read)),
@@ -195,7 +232,7 @@ def _similarity(found: Agreement, one: _Read, two: _Read) -> float:
     return float(np.mean([found.similarity[heads.index(a), others.index(b)] for a, b in matched.items()]))
 
 
-def _pair(one: _Read, two: _Read, found: Agreement | None) -> PairChange:
+def _pair(one: _Read, two: _Read, found: Agreement | None, swap: bool, seed: int) -> PairChange:
     heads, others = list(one.samples.heads), list(two.samples.heads)
     counterparts = _counterparts(heads, others, found)
     roles = [role for role in one.samples.scores if role in two.samples.scores]
@@ -212,9 +249,12 @@ def _pair(one: _Read, two: _Read, found: Agreement | None) -> PairChange:
     alike = None if found is None else found.q_values(np.asarray(chosen))
     changes = []
     for head in heads:
-        other, how = counterparts.get(head, (None, None))
+        if head not in counterparts:
+            changes.append(HeadChange(head=head, counterpart=None, how=None, match=None, roles=()))
+            continue
+        other, how = counterparts[head]
         made = []
-        for role in roles if other is not None else ():
+        for role in roles:
             difference = estimates[head, role]
             changed = bool(q[head, role] <= RULE.false_discovery and abs(difference.mean) >= RULE.difference)
             before, after = (head, role) in has[one.label], (other, role) in has[two.label]
@@ -230,12 +270,21 @@ def _pair(one: _Read, two: _Read, found: Agreement | None) -> PairChange:
                 )
             )
         match = None
-        if found is not None and alike is not None and other is not None:
+        if found is not None and alike is not None:
             match = _match(found, alike, heads.index(head), others.index(other))
         changes.append(HeadChange(head=head, counterpart=other, how=how, match=match, roles=tuple(made)))
     taken = {other for other, _ in counterparts.values()}
     differ = _unlike(one.scan, two.scan)
     unmatched = tuple(other for other in others if other not in taken)
+    names = {head: other for head, (other, _) in counterparts.items()}
+    verdicts = edges = swapped = None
+    if one.verified is not None and two.verified is not None:
+        verdicts = verdict_changes(one.verified, two.verified, names)
+    if one.traced is not None and two.traced is not None:
+        edges = edge_changes(one.traced, two.traced, names)
+    if swap:
+        refuse_other_shapes(one.model, two.model, paired=found is not None, names=names)
+        swapped = swap_test(one.model, two.model, one.probe.prompts, heads, seed=seed)
     return PairChange(
         a=one.label,
         b=two.label,
@@ -245,7 +294,10 @@ def _pair(one: _Read, two: _Read, found: Agreement | None) -> PairChange:
         similarity=None if found is None else _similarity(found, one, two),
         heads=tuple(changes),
         unmatched=unmatched,
-        finding=finding((one.label, two.label), changes, unmatched, differ),
+        finding=finding((one.label, two.label), changes, unmatched, differ, also=said(verdicts, edges), swap=swapped),
+        verdicts=verdicts,
+        edges=edges,
+        swap=swapped,
     )
 
 

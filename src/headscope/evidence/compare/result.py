@@ -128,6 +128,106 @@ class HeadChange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VerdictChange:
+    """One head's verdict in both models."""
+
+    head: HeadId
+    """In the first model."""
+    counterpart: HeadId
+    """In the second."""
+    a: str
+    """Verdict in the first."""
+    b: str
+    """Verdict in the second."""
+    changed: bool
+    """Whether they differ."""
+    delta_a: Estimate | None
+    """What removing it does to the loss of the first, in nats."""
+    delta_b: Estimate | None
+    """To that of the second."""
+    apart: bool
+    """Whether the intervals of the two do not meet; False where one is not known."""
+    reasons_a: tuple[str, ...]
+    """Why it is called so in the first."""
+    reasons_b: tuple[str, ...]
+    """And in the second."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeChange:
+    """One path of the circuit in both models, by the first model's names."""
+
+    sender: HeadId
+    """Who writes."""
+    receiver: HeadId
+    """Who reads."""
+    input: str
+    """Through its key or query: `k`, `q`."""
+    share_a: float | None
+    """Share of the stripe in the first model; None where the path was not named there."""
+    share_b: float | None
+    """In the second."""
+    status: Status
+    """`gained`, `lost` or `kept`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetSwap:
+    """What swapping some heads' z does, as shares of the difference in loss."""
+
+    heads: tuple[HeadId, ...]
+    """Which."""
+    restores: Estimate
+    """The first model's z in the second undoes this share."""
+    transfers: Estimate
+    """The second model's z in the first brings this share."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadSwap:
+    """One head swapped."""
+
+    head: HeadId
+    """Which."""
+    restores: Estimate
+    """As of `SetSwap`."""
+    transfers: Estimate
+    """As of `SetSwap`."""
+    q_value: float
+    """The larger of both directions'."""
+    carries: bool
+    """Whether both shares are as large as the rule asks, significantly."""
+    adds: Estimate | None
+    """What it restores beside the carriers of earlier layers; None where there is none."""
+    source: bool
+    """Whether it carries the difference by itself, and does not only pass on what an earlier carrier changed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwapTest:
+    """Which heads carry the difference in loss."""
+
+    loss_a: Estimate
+    """Loss on the second copy, nats, of the first model."""
+    loss_b: Estimate
+    """Of the second."""
+    difference: Estimate
+    """Second minus first, paired."""
+    asked: bool
+    """Whether they differ enough to ask."""
+    reason: str
+    """Why, or why not."""
+    heads: tuple[HeadSwap, ...]
+    """Every head, in order."""
+    everything: SetSwap | None
+    """All heads swapped: what attention carries in all."""
+    sources: SetSwap | None
+    """All sources together; None where no head is one."""
+    random: tuple[SetSwap, ...]
+    """As many other heads, drawn at random."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PairChange:
     """What differs between two of the models."""
 
@@ -149,6 +249,12 @@ class PairChange:
     """Heads of the second model that are nobody's counterpart."""
     finding: str
     """In one sentence."""
+    verdicts: tuple[VerdictChange, ...] | None = None
+    """Heads whose verdict differs, or with a role in either model; None where nothing was verified."""
+    edges: tuple[EdgeChange, ...] | None = None
+    """Paths of either circuit; None where none was traced."""
+    swap: SwapTest | None = None
+    """Which heads carry the difference in loss; None where it was not asked for."""
 
     @property
     def changed(self) -> tuple[HeadChange, ...]:

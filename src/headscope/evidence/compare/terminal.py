@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from headscope.evidence.compare.result import Comparison, HeadChange, PairChange, RoleChange
+from headscope.evidence.compare.result import Comparison, HeadChange, PairChange, RoleChange, SwapTest
+from headscope.heads import ranking
 from headscope.render.plain import console as terminal
 
 
@@ -51,6 +52,40 @@ def _pair(console: Console, pair: PairChange, top: int) -> None:
                 style="dim",
             )
         )
+
+    for verdict in pair.verdicts or ():
+        if verdict.changed:
+            console.print(f"[bold]{verdict.head}[/bold] {_words(verdict.a)}, now {_words(verdict.b)}")
+            for label, reasons in ((pair.a, verdict.reasons_a), (pair.b, verdict.reasons_b)):
+                console.print(Text(f"  {label}: {'; '.join(reasons)}", style="dim"))
+    for edge in pair.edges or ():
+        if edge.status != "kept":
+            console.print(f"{edge.sender} -> {edge.input} of {edge.receiver}: {edge.status}")
+    if pair.swap is not None and pair.swap.asked:
+        console.print()
+        console.print(_swapped(pair.swap, top))
+
+
+def _swapped(swap: SwapTest, top: int) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("swapped", "restores", "transfers", "q", "what"):
+        table.add_column(name, justify="left" if name in ("swapped", "what") else "right")
+    ranked = sorted(swap.heads, key=lambda one: ranking(one.restores.mean, one.head))
+    for one in ranked[:top]:
+        what = "source" if one.source else "passes it on" if one.carries else ""
+        table.add_row(
+            *(str(one.head), f"{one.restores.mean:.2f}", f"{one.transfers.mean:.2f}", f"{one.q_value:.1g}", what),
+            style="" if one.carries else "dim",
+        )
+    sets = [("all heads", swap.everything), ("sources", swap.sources), *(("random", one) for one in swap.random)]
+    for name, some in sets:
+        if some is not None:
+            table.add_row(name, f"{some.restores.mean:.2f}", f"{some.transfers.mean:.2f}", "", "", style="dim")
+    return table
+
+
+def _words(verdict: str) -> str:
+    return verdict.replace("_", " ")
 
 
 def _changes(changed: tuple[HeadChange, ...]) -> Table:

@@ -1,0 +1,93 @@
+"""Verdicts and edges of two models, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from headscope.evidence.circuit.result import Circuit
+from headscope.evidence.compare.result import EdgeChange, Status, VerdictChange
+from headscope.evidence.verify.result import Verification
+from headscope.heads import HeadId
+from headscope.records.common import Estimate
+
+
+def verdict_changes(
+    one: Verification, two: Verification, counterparts: Mapping[HeadId, HeadId]
+) -> tuple[VerdictChange, ...]:
+    """Heads whose verdict differs, or that have a role in either model."""
+    of_two = {found.head: found for found in two.heads}
+    made = []
+    for before in one.heads:
+        after = of_two.get(counterparts.get(before.head, HeadId(-1, -1)))
+        if after is None:
+            continue
+        role = one.meaning(before.verdict).has_role or two.meaning(after.verdict).has_role
+        if before.verdict == after.verdict and not role:
+            continue
+        made.append(
+            VerdictChange(
+                head=before.head,
+                counterpart=after.head,
+                a=before.verdict,
+                b=after.verdict,
+                changed=before.verdict != after.verdict,
+                delta_a=before.delta_loss_nats,
+                delta_b=after.delta_loss_nats,
+                apart=_apart(before.delta_loss_nats, after.delta_loss_nats),
+                reasons_a=before.reasons,
+                reasons_b=after.reasons,
+            )
+        )
+    return tuple(made)
+
+
+def edge_changes(one: Circuit, two: Circuit, counterparts: Mapping[HeadId, HeadId]) -> tuple[EdgeChange, ...]:
+    """Every edge of either model, by the first model's names; of heads that both have."""
+    back = {other: head for head, other in counterparts.items()}
+    before = {(edge.sender, edge.receiver, edge.input): edge for edge in one.edges}
+    after = {
+        (back[edge.sender], back[edge.receiver], edge.input): edge
+        for edge in two.edges
+        if edge.sender in back and edge.receiver in back
+    }
+    made = []
+    for place in sorted({*before, *after}):
+        sender, receiver, through = place
+        ours, theirs = before.get(place), after.get(place)
+        status: Status = "kept" if ours and theirs else "lost" if ours else "gained"
+        made.append(
+            EdgeChange(
+                sender=sender,
+                receiver=receiver,
+                input=through,
+                share_a=None if ours is None else ours.share,
+                share_b=None if theirs is None else theirs.share,
+                status=status,
+            )
+        )
+    return tuple(made)
+
+
+def _apart(one: Estimate | None, two: Estimate | None) -> bool:
+    """Whether two intervals do not meet."""
+    if one is None or two is None or one.ci95 is None or two.ci95 is None:
+        return False
+    return one.ci95[1] < two.ci95[0] or two.ci95[1] < one.ci95[0]
+
+
+def said(verdicts: Sequence[VerdictChange] | None, edges: Sequence[EdgeChange] | None) -> list[str]:
+    """What changed of both, in words."""
+    parts = []
+    if verdicts is not None:
+        changed = [one for one in verdicts if one.changed]
+        named = "; ".join(f"{one.head} {_words(one.a)}, now {_words(one.b)}" for one in changed[:3])
+        count = f"{len(changed)} verdict{'' if len(changed) == 1 else 's'} changed"
+        parts.append(f"{count}: {named}" if changed else "no verdict changed")
+    if edges is not None:
+        gained, lost = ([one for one in edges if one.status == status] for status in ("gained", "lost"))
+        parts.append(f"{len(gained)} edges gained, {len(lost)} lost")
+    return parts
+
+
+def _words(verdict: str) -> str:
+    return verdict.replace("_", " ")
