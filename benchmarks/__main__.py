@@ -28,6 +28,7 @@ QUICK: Mapping[str, tuple[str, ...]] = {
     "peers": ("--rounds", "3"),
     "start": (),
     "ablate": (),
+    "atlas": (),
     "composition": ("--rounds", "2"),
     "path_patching": ("--rounds", "1"),
     "page": (),

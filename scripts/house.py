@@ -39,6 +39,7 @@ UPWARD: dict[tuple[str, str], str] = {
 ADDITIONS: dict[str, tuple[str, ...]] = {
     "command": ("src/headscope/cli/commands/NAME.py",),
     "role": ("src/headscope/evidence/atlas/roles/NAME.py",),
+    "source": ("src/headscope/model/sources/NAME.py",),
     "evidence": ("src/headscope/evidence/NAME/", "web/src/sections/NAME.tsx"),
 }
 """The files that each kind of addition takes; `tests/test_house.py` adds a toy of each."""
