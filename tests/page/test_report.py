@@ -123,7 +123,8 @@ def test_the_finding_quotes_the_results(results, made):
     assert sentence.startswith(f"In demo, {len(team.heads)} heads (")
     assert all(str(head) in sentence for head in team.heads)
     assert f"rises by {team.delta_loss_nats.mean:.2f} nats [{low:.2f}, {high:.2f}]" in sentence
-    assert sentence.endswith("; L0H4 tells them where to look.")
+    # L0H3 costs as much as the previous-token head, and no role that is known explains it.
+    assert "; L0H4 tells them where to look; without L0H3, whose role is not known, that loss changes by +6" in sentence
     assert any("random head" in one for one in made["finding"]["details"])
 
 

@@ -45,7 +45,7 @@ export function TokenLoss({ report, theme }: { report: Report; theme: Theme }): 
             }
           />
           {!loss.ablated && "; no head is called induction, so there is no set to take out"}. Nats. The first token of
-          the second copy is foretold by nothing. One prompt, to look at; the finding rests on{" "}
+          the second copy cannot be predicted from context. One prompt, to look at; the finding rests on{" "}
           {report.verify.controls.held_out_prompts} others.
         </>
       }

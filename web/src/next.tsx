@@ -123,7 +123,7 @@ function weight(one: Option): number {
 /** What switching off does to the loss of the whole text, as a sentence. */
 export function LossChange({ reading, without }: { reading: Reading; without: string | null }): JSX.Element {
   const { mean_clean: clean, delta_loss_nats: delta } = reading;
-  if (clean === null) return <p>One token: nothing is foretold.</p>;
+  if (clean === null) return <p>One token: nothing is predictable.</p>;
   return (
     <p>
       Loss of the text: {fixed(clean, 2)} nats a token

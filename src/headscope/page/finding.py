@@ -38,7 +38,7 @@ def finding(scan: Scan, verification: Verification, circuit: Circuit | None) -> 
     sentence = (
         f"In {name}, {_count(team.heads)} ({_names(team.heads)}) {does} induction: without "
         f"{'it' if len(team.heads) == 1 else 'them'} the loss on the second copy of repeated random tokens rises by "
-        f"{_nats(team.delta_loss_nats, sign='')}{_senders(circuit)}."
+        f"{_nats(team.delta_loss_nats, sign='')}{_senders(circuit)}{_largest_unknown(verification)}."
     )
     details = (*_controls(verification, team), *_relation(team), *_circuit(circuit), *_unknown(verification))
     return Finding(sentence=sentence, details=details)
@@ -49,19 +49,27 @@ def _nothing(name: str, scan: Scan, verification: Verification) -> Finding:
     if found:
         heads = [score.head for score in found]
         whose = f"{_count(heads)} ({_names(heads)}) {'attends' if len(heads) == 1 else 'attend'} like one"
-        sentence = f"In {name}, no head does induction: {whose}, but the second copy does not depend on that."
+        sentence = f"In {name}, no head does induction: {whose}, but the second copy does not depend on that"
     else:
         best = max((score.mean for score in scan.scores if score.detector == "induction"), default=None)
         score = "" if best is None else f"; the highest induction score is {best:.2f}"
-        sentence = f"In {name}, no head does induction{score}."
+        sentence = f"In {name}, no head does induction{score}"
     clean = verification.clean
     return Finding(
-        sentence=sentence,
+        sentence=f"{sentence}{_largest_unknown(verification)}.",
         details=(
             f"Its loss is {clean['second_copy'].mean:.2f} nats on the second copy and "
             f"{clean['first_copy'].mean:.2f} on the first.",
         ),
     )
+
+
+def _largest_unknown(verification: Verification) -> str:
+    """The head without a known role that matters most."""
+    heads = [one for one in verification.of("matters") if one.delta_loss_nats is not None]
+    if not heads or (delta := heads[0].delta_loss_nats) is None:
+        return ""
+    return f"; without {heads[0].head}, whose role is not known, that loss changes by {delta.mean:+.2f} nats"
 
 
 def _unknown(verification: Verification) -> tuple[str, ...]:
