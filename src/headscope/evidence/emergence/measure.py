@@ -97,7 +97,7 @@ class Emergence:
         return tuple((step, max(values.values(), key=lambda one: one.mean)) for step, values in found if values)
 
     def to_frame(self) -> pd.DataFrame:
-        """Tidy: step, layer, head, call, measure, mean, ci_low, ci_high. Losses have no layer and head.
+        """Tidy: step, layer, head, call, measure, mean, ci_low, ci_high, model. Losses have no layer and head.
 
         `k_composition` is that of the reading head with the earlier head that it reads most of. It has no interval, nor
         has `copying_eigenvalue`.
@@ -107,7 +107,7 @@ class Emergence:
         rows = [row for point in self.points for row in _rows(point.snapshot)]
         whole = dict.fromkeys(("step", "layer", "head", "call"), "Int64")
         real = dict.fromkeys(("mean", "ci_low", "ci_high"), "float64")
-        return pd.DataFrame(rows, columns=list(COLUMNS)).astype(whole | real)
+        return pd.DataFrame(rows, columns=list(COLUMNS)).astype(whole | real).assign(model=self.model.id)
 
     def to_dict(self) -> dict[str, Any]:
         """The document `headscope.emergence/1`, JSON-ready."""
