@@ -1,4 +1,4 @@
-"""What a comparison finds: planted changes over seeds, false changes where nothing changed, number formats, and its cost.
+"""What a comparison finds: planted changes, false changes where nothing changed, number formats, and its cost.
 
 python -m benchmarks.compare --seeds 20 --json
 

@@ -111,7 +111,9 @@ def asked(root):
         "behavior": [[bad, model], [str(root / f"{bad}.jsonl"), model]],
         "check": [[model], [bad], [model, "--dtype", bad]],
         "params": [[model], [bad]],
-        "compare": [[model, model, *few, "--out", f"{root}/compare{bad}"], [model, bad], [model, model, "--dtype", bad]],
+        "compare": [
+            [model, model, *few, "--out", f"{root}/compare{bad}"], [model, bad], [model, model, "--dtype", bad],
+        ],
     }  # fmt: skip
 
 

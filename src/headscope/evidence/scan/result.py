@@ -140,7 +140,7 @@ class Scan:
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per head and role: layer, head, call, detector, mean, ci_low, ci_high, chance, control, ..., model."""
+        """One row per head and role: layer, head, call, detector, mean, ci_low, ci_high, chance, ..., model."""
         import pandas as pd
 
         frame = pd.DataFrame([_row(score) for score in self.scores], columns=list(COLUMNS))
