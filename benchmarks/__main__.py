@@ -28,6 +28,7 @@ QUICK: Mapping[str, tuple[str, ...]] = {
     "peers": ("--rounds", "3"),
     "start": (),
     "ablate": (),
+    "atlas": (),
     "composition": ("--rounds", "2"),
     "path_patching": ("--rounds", "1"),
     "page": (),
@@ -37,7 +38,7 @@ QUICK: Mapping[str, tuple[str, ...]] = {
     "families": (),
     "cuda": (),
 }
-LONG: Mapping[str, tuple[str, ...]] = {"train": (), "behavior": (), "one_layer": ()}
+LONG: Mapping[str, tuple[str, ...]] = {"coverage": (), "train": (), "behavior": (), "one_layer": ()}
 
 
 def run(name: str, arguments: tuple[str, ...]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pytest import approx
 import headscope as hs
 from benchmarks.behavior import SHUFFLED_PAIRS, shuffled
 from headscope.errors import ArgumentError, TokenError
+from headscope.evidence.behavior import search
 from headscope.evidence.behavior.disproof import overlap_p
 from headscope.evidence.behavior.measure import Bench, Meter, by_group
 from headscope.evidence.behavior.search import _Search
@@ -147,11 +148,12 @@ def test_the_whole_search_reads_less_than_a_fifth_of_ablating_every_head_on_ever
 
 
 def test_forwards_are_counted_as_they_run(planted, monkeypatch):
-    # Every prompt that enters the model counts, apart from those of the load's own check.
+    # Every prompt that enters the model counts; the random ids by which its weights are found do not, as at loading.
     from headscope.model import taps
 
     model, contrast = planted("deferring"), some(World.of(0).praise())
-    hs.behavior(contrast, model)  # what a model is tried for once is tried
+    weights = search.Circuits(model, seed=0)
+    monkeypatch.setattr(search, "Circuits", lambda model, seed: weights)
     read = 0
     own = taps.forward
 
@@ -308,3 +310,27 @@ def test_too_few_facts_are_refused_however_many_pairs(planted):
     pairs = [replace(pair, id="one") for pair in World.of(0).facts().pairs[:40]]
     with pytest.raises(ArgumentError, match="40 pairs are about 1 different ids, and 8 are needed"):
         hs.behavior(Contrast(name="one fact", pairs=tuple(pairs)), planted("deferring"))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_repeats_of_eight_facts_localise_nothing_in_a_random_model(planted, seed):
+    # The facts on which a random model happens to defer, each eight times: 64 pairs, 8 independent draws. Where each
+    # pair counted, the same facts chose heads and confirmed them: `diffuse`, with seven heads that carry it.
+    trained, facts = planted("deferring"), World.of(0).facts()
+    torch.manual_seed(seed)
+    random = type(trained.hf)(trained.hf.config).eval()
+    with torch.no_grad():
+        for weight in random.parameters():
+            if weight.ndim == 2:
+                weight.copy_(torch.randn_like(weight) * 1.5 / weight.shape[1] ** 0.5)  # heads that look somewhere
+    model = hs.load(random, tokenizer=trained.tokenizer)
+    claim, twin, neutral = (answers(model, facts, kind) for kind in ("prompt", "twin", "neutral"))
+    defers = torch.where((claim > 0) & (neutral < 0), torch.minimum(claim - twin, claim - neutral), -1.0)
+    best = defers.argsort(descending=True)[:8].tolist()
+    eight = [replace(facts.pairs[one], id=f"fact {number}") for number, one in enumerate(best)]
+    found = hs.behavior(Contrast(name="often", pairs=tuple(eight * 8)), model, seed=seed)
+    assert defers.sort(descending=True).values[7] > 0
+    assert found.score.claim_minus_twin.ci95[0] > 0, "in these facts the effect is real"
+    assert found.conclusion == "no localised heads found"
+    assert not any(head.carries for head in found.heads)
+    assert any("64 pairs are about 8 ids" in one for one in found.reasons)

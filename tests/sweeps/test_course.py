@@ -8,7 +8,8 @@ import pytest
 
 from headscope.errors import ArgumentError, NonFiniteError
 from headscope.evidence.emergence.change import phase_change
-from headscope.sweeps.plan import SETTINGS, Job
+from headscope.evidence.kinds import sweepable
+from headscope.sweeps.plan import Job
 from headscope.sweeps.run import Failure, Outcome, failed
 from headscope.sweeps.store import Store
 
@@ -20,9 +21,9 @@ def rise(step):
     return 0.02 + 0.88 / (1 + math.exp(-3 * (math.log(step + 1) - math.log(65))))
 
 
-def job(model, revision, content=""):
-    content = f"{model} {revision} {content}"
-    return Job(model=model, revision=revision, content=content, what="scan", settings=SETTINGS["scan"], dtype="auto")
+def job(model, revision, content="", **settings):
+    content, settings = f"{model} {revision} {content}", sweepable()["scan"].settings | settings
+    return Job(model=model, revision=revision, content=content, what="scan", settings=settings, dtype="auto")
 
 
 def put(store, one, score):
@@ -45,6 +46,16 @@ def store(tmp_path):
     made.put(failed(job("org/run", "step9999"), Failure.of(NonFiniteError("why"))))
     put(made, job("org/run", "main"), 0.9)
     return made
+
+
+def test_a_curve_is_of_one_period_and_says_which(store):
+    # One head has 0.24 on runs of 50 and 0.588 on runs of 24: points of both would be a rise that never was.
+    assert store.emergence("org/run").period == sweepable()["scan"].settings["period"] == 50
+    assert "runs of about 50 tokens" in repr(store.emergence("org/run"))
+    put(store, job("org/run", "step8000", period=24), 0.9)
+    with pytest.raises(ArgumentError, match=r"runs of different lengths \(24, 50\)"):
+        store.emergence("org/run")
+    assert store.emergence("/runs/first").period == 50
 
 
 @pytest.mark.parametrize("model", ["org/run", "/runs/first"])

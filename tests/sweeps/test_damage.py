@@ -12,11 +12,12 @@ import pytest
 
 import headscope as hs
 from headscope.errors import ArgumentError, NonFiniteError
-from headscope.sweeps.plan import SETTINGS, Job
+from headscope.evidence.kinds import sweepable
+from headscope.sweeps.plan import Job
 from headscope.sweeps.run import Failure, Outcome, failed
 from headscope.sweeps.store import Store
 
-A = Job(model="a", revision=None, content="c", what="circuit", settings=SETTINGS["circuit"], dtype="auto")
+A = Job(model="a", revision=None, content="c", what="circuit", settings=sweepable()["circuit"].settings, dtype="auto")
 B = replace(A, model="b")
 JOBS = (A, B)
 

@@ -11,8 +11,9 @@ import pytest
 
 import headscope as hs
 from headscope.errors import ArgumentError, NonFiniteError
+from headscope.evidence.kinds import sweepable
 from headscope.render.maps import colour
-from headscope.sweeps.plan import SETTINGS, Job
+from headscope.sweeps.plan import Job
 from headscope.sweeps.run import Failure, Outcome, failed
 from headscope.sweeps.store import Store
 
@@ -22,7 +23,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 def put(store, model, shape, *, family="llama", size=1000, revision=None, score=0.1, content="c", finished="1", seed=0):
     """A scan in which head (l, h) scores `score`, but the last of the last layer 0.9."""
     n_layers, n_heads = shape
-    settings = SETTINGS["scan"] | {"seed": seed}
+    settings = sweepable()["scan"].settings | {"seed": seed}
     job = Job(
         model=model,
         revision=revision,
@@ -52,7 +53,9 @@ def store(tmp_path):
     put(made, "org/small", (2, 2), revision="step1000")
     put(made, "org/small", (2, 2), revision="step512")
     put(made, "other", (3, 2), family="gpt2", size=5_000_000_000)
-    bad = Job(model="x/broken", revision="v1", content="c", what="scan", settings=SETTINGS["scan"], dtype="auto")
+    bad = Job(
+        model="x/broken", revision="v1", content="c", what="scan", settings=sweepable()["scan"].settings, dtype="auto"
+    )
     made.put(failed(bad, Failure.of(NonFiniteError("why"))))
     return made
 

@@ -9,6 +9,7 @@ Nothing is measured: the store's scans are read. `headscope.emergence` measures 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ class Course:
     """Hub id, or the folder that holds the checkpoints."""
     detector: str
     """Which role."""
+    period: int | None
+    """Length of the repeated run that all scans read: another length gives the same head another score."""
     steps: tuple[int, ...]
     """In order."""
     best: tuple[HeadId, ...]
@@ -45,7 +48,8 @@ class Course:
     def __repr__(self) -> str:
         found = self.change.found
         what = "no phase change" if found is None else f"phase change at step {found.step.mean:.0f}"
-        return f"Course({self.model}: {self.detector} over {len(self.steps)} steps, {what})"
+        on = "" if self.period is None else f", runs of about {self.period} tokens,"
+        return f"Course({self.model}: {self.detector}{on} over {len(self.steps)} steps, {what})"
 
 
 def course(store: Store, model: str, *, detector: str = "induction") -> Course:
@@ -64,6 +68,13 @@ def course(store: Store, model: str, *, detector: str = "induction") -> Course:
     by_job: dict[Any, Any] = dict(iter(frame[frame["detector"] == detector].groupby("job")))
     found: dict[int, tuple[HeadId, Estimate]] = {}
     missing: dict[str, str] = {}
+    periods = {json.loads(job["settings"]).get("period") for job in own}
+    if len(periods) > 1:
+        lengths = ", ".join(sorted(map(str, periods)))
+        raise ArgumentError(
+            f"the scans of {model!r} in the store {store.path!r} read runs of different lengths ({lengths}), "
+            "whose scores are not one curve; keep each period in a store of its own."
+        )
     for job in own:
         name = str(_of(job, model))
         step = step_of(name)
@@ -89,6 +100,7 @@ def course(store: Store, model: str, *, detector: str = "induction") -> Course:
     return Course(
         model=model,
         detector=detector,
+        period=next(iter(periods)),
         steps=tuple(steps),
         best=tuple(found[step][0] for step in steps),
         scores=tuple(scores),

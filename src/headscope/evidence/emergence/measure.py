@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "headscope.emergence/1"
 KEPT = "headscope.emergence_checkpoint/1"
-COLUMNS = ("step", "layer", "head", "call", "measure", "mean", "ci_low", "ci_high")
+COLUMNS = ("step", "layer", "head", "call", "measure", "mean", "ci_low", "ci_high", "period")
 THIN = 24
 """Heads drawn behind the strongest."""
 
@@ -97,15 +97,22 @@ class Emergence:
         return tuple((step, max(values.values(), key=lambda one: one.mean)) for step, values in found if values)
 
     def to_frame(self) -> pd.DataFrame:
+<<<<<<< HEAD
         """Tidy: step, layer, head, call, measure, mean, ci_low, ci_high, model. Losses have no layer and head.
+=======
+        """Tidy: step, layer, head, call, measure, mean, ci_low, ci_high, period. Losses have no layer and head.
+
+        `period` is the length of the repeated run: one head's score differs from that of `hs.scan` where it does.
+>>>>>>> main
 
         `k_composition` is that of the reading head with the earlier head that it reads most of. It has no interval, nor
         has `copying_eigenvalue`.
         """
         import pandas as pd
 
-        rows = [row for point in self.points for row in _rows(point.snapshot)]
-        whole = dict.fromkeys(("step", "layer", "head", "call"), "Int64")
+        period = self.settings.get("period")
+        rows = [(*row, period) for point in self.points for row in _rows(point.snapshot)]
+        whole = dict.fromkeys(("step", "layer", "head", "call", "period"), "Int64")
         real = dict.fromkeys(("mean", "ci_low", "ci_high"), "float64")
         return pd.DataFrame(rows, columns=list(COLUMNS)).astype(whole | real).assign(model=self.model.id)
 
@@ -355,11 +362,12 @@ _TITLES = {
 
 def _panels(result: Emergence) -> Iterator[CurvePanel]:
     """One panel for each measure of heads, one for the losses, one for the in-context-learning score."""
+    runs = f"; runs of about {result.settings['period']} tokens" if "period" in result.settings else ""
     for measure, (title, unit) in _TITLES.items():
         if result.curve(measure):
             yield CurvePanel(
                 title=title,
-                unit=f"{unit}; bold: the strongest head",
+                unit=f"{unit}; bold: the strongest head{runs if measure in ROLES else ''}",
                 curves=(_drawn("strongest head", result.curve(measure)),),
                 behind=_heads(result, measure),
                 change=result.changes[measure].found if measure in result.changes else None,

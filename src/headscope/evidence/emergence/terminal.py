@@ -43,8 +43,10 @@ def print_emergence(result: Emergence) -> None:
 def _table(result: Emergence) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("step", justify="right")
+    period = result.settings["period"]
     for role in ROLES:
-        table.add_column(role.replace("_", " "), justify="right")
+        title = role.replace("_", " ")
+        table.add_column(f"{title}, run {period}" if role == "induction" else title, justify="right")
     curves = {name: dict(result.curve(name)) for name in _COLUMNS}
     shown = {name: title for name, title in _COLUMNS.items() if curves[name]}
     for title in shown.values():
