@@ -97,13 +97,9 @@ class Emergence:
         return tuple((step, max(values.values(), key=lambda one: one.mean)) for step, values in found if values)
 
     def to_frame(self) -> pd.DataFrame:
-<<<<<<< HEAD
-        """Tidy: step, layer, head, call, measure, mean, ci_low, ci_high, model. Losses have no layer and head.
-=======
-        """Tidy: step, layer, head, call, measure, mean, ci_low, ci_high, period. Losses have no layer and head.
+        """Tidy: step, layer, head, call, measure, mean, ci_low, ci_high, period, model. Losses have no layer and head.
 
         `period` is the length of the repeated run: one head's score differs from that of `hs.scan` where it does.
->>>>>>> main
 
         `k_composition` is that of the reading head with the earlier head that it reads most of. It has no interval, nor
         has `copying_eigenvalue`.
