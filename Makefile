@@ -29,7 +29,7 @@ demo: .venv/.core
 	$(OFFLINE) $(BIN)/headscope scan demo --out results/demo
 	$(OFFLINE) $(BIN)/headscope report demo --out results/demo/report.html
 
-test: .venv/.dev browser
+test: .venv/.dev browser web/node_modules/.made
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_FLAGS)
 
 # Where none can be had, this says why, and the tests that open a page are skipped; with CI=true a skip fails.

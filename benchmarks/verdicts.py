@@ -38,7 +38,7 @@ SCALES = (0.02, 0.15, 0.5, 1.0)
 """Standard deviations of random weights: attention from even to sharp."""
 
 
-def verified(model: Any, *, seed: int) -> hs.Verification:
+def verified(model: Any, *, seed: int = 0) -> hs.Verification:
     """A model on six short prompts."""
     loaded = hs.load(model)
     return hs.verify(loaded, probe=hs.repeated_tokens(loaded, n_prompts=6, period=12, seed=seed), seed=seed)

@@ -28,6 +28,7 @@ RANKS: dict[str, int] = {
     "planted": 6,
     **dict.fromkeys(["sweeps", "page", "explore"], 7),
     **dict.fromkeys(["cli", "lesson"], 8),
+    "__main__": 9,
 }
 """A part may import parts of a lower rank, and its equals as long as no circle arises."""
 
@@ -39,6 +40,7 @@ UPWARD: dict[tuple[str, str], str] = {
 ADDITIONS: dict[str, tuple[str, ...]] = {
     "command": ("src/headscope/cli/commands/NAME.py",),
     "role": ("src/headscope/evidence/atlas/roles/NAME.py",),
+    "source": ("src/headscope/model/sources/NAME.py",),
     "evidence": ("src/headscope/evidence/NAME/", "web/src/sections/NAME.tsx"),
 }
 """The files that each kind of addition takes; `tests/test_house.py` adds a toy of each."""

@@ -72,6 +72,33 @@ ROLE = Role(
 '''
 
 
+SOURCE = '''\
+"""Toys."""
+
+from headscope.model.backbone import Backbone
+from headscope.model.sources import Found
+
+PLACE = 99
+
+
+def found(given, options):
+    """A toy."""
+    if given != "a toy":
+        return None
+    backbone = Backbone(
+        module=None,
+        call=None,
+        family="toy",
+        embedding=None,
+        unembedding=None,
+        n_embeddings=2,
+        n_predicted=2,
+        max_tokens=None,
+    )
+    return Found(backbone=backbone, tokenizer=None, name="toy")
+'''
+
+
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory):
     """The package with the toys in it."""
@@ -80,6 +107,7 @@ def copied(tmp_path_factory):
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "demo_model", "bundle"))
     (package / "cli" / "commands" / "toy.py").write_text(COMMAND)
     (package / "evidence" / "atlas" / "roles" / "toy.py").write_text(ROLE)
+    (package / "model" / "sources" / "toy.py").write_text(SOURCE)
     (package / "evidence" / "toy").mkdir()
     (package / "evidence" / "toy" / "__init__.py").write_text("")
     (package / "evidence" / "toy" / "kind.py").write_text(KIND)
@@ -121,6 +149,12 @@ def test_a_role_of_the_atlas_is_one_file(copied):
         "print([role.name for role in atlas.roles], heads == built.heads('positional'))"
     )
     assert run(copied, code) == "['toy'] True"
+
+
+def test_a_source_of_models_is_one_file(copied):
+    assert len(ADDITIONS["source"]) == 1
+    code = "from headscope.model.sources import Options, find; print(find('a toy', Options()).name)"
+    assert run(copied, code) == "toy"
 
 
 def test_the_map_of_the_code_is_the_one_in_the_docs():

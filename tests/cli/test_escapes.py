@@ -112,7 +112,9 @@ def asked(root):
         "check": [[model], [bad], [model, "--dtype", bad]],
         "params": [[model], [bad]],
         "compare": [
-            [model, model, *few, "--out", f"{root}/compare{bad}"], [model, bad], [model, model, "--dtype", bad],
+            [model, model, *few, "--out", f"{root}/compare{bad}"],
+            [model, bad],
+            [model, model, "--dtype", bad],
         ],
     }  # fmt: skip
 

@@ -10,19 +10,13 @@ import torch
 from pytest import approx
 
 import headscope as hs
+from benchmarks.verdicts import CHECKED, verified
 from headscope.errors import ArgumentError
 from headscope.evidence import head_types
 from headscope.evidence.head_types import HEAD_TYPES, HeadType
-from headscope.planted.misleading import CASES, misleading
+from headscope.planted.misleading import misleading
 from headscope.planted.reparametrised import CHANGES, reparametrised
 from headscope.records.common import Estimate
-
-CHECKED = [(case, 4) for case in CASES] + [("busy_neighbour", 6)]
-
-
-def verified(model, *, seed=0):
-    loaded = hs.load(model)
-    return hs.verify(loaded, probe=hs.repeated_tokens(loaded, n_prompts=6, period=12, seed=seed), seed=seed)
 
 
 def check(case, n_heads, seed):
@@ -40,16 +34,9 @@ def check(case, n_heads, seed):
     return built, found
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))  # `python -m benchmarks.verdicts --only planted,same` tries 20 and more
 @pytest.mark.parametrize(("case", "n_heads"), CHECKED)
 def test_no_single_number_misleads(case, n_heads, seed):
-    check(case, n_heads, seed)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3, 20))
-@pytest.mark.parametrize(("case", "n_heads"), CHECKED)
-def test_no_single_number_misleads_for_any_of_twenty_seeds(case, n_heads, seed):
     check(case, n_heads, seed)
 
 

@@ -12,6 +12,7 @@ import torch
 from pytest import approx
 
 import headscope as hs
+from benchmarks.verdicts import verified
 from headscope.evidence.circuit.measure import trace_circuit
 from headscope.evidence.circuit.sets import smallest
 from headscope.evidence.circuit.terminal import print_circuit
@@ -226,6 +227,18 @@ def test_a_prompt_that_takes_nothing_asks_nothing(capsys):
     assert (receiver.asked, receiver.unexplained, found.edges) == (False, None, ())
     print_circuit(found)
     assert "they cannot ask who carries it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("wiring", "verdict"), [("two_token", "induction"), ("pointer", "induction"), ("one_further", "matters")]
+)
+def test_what_verify_says_of_a_receiver(wiring, verdict):
+    # The head that looks one key further has no stripe: that it matters is said, and that its role is not known.
+    truth = wired(wiring)
+    found = verified(truth.model)
+    assert found[truth.receiver].verdict == verdict
+    assert found[truth.receiver].delta_loss_nats.mean > 1
+    assert [one.head for one in found.of("induction")] == ([truth.receiver] if verdict == "induction" else [])
 
 
 # ---- other weights, one function

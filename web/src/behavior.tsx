@@ -4,7 +4,7 @@ import type { JSX } from "preact";
 import type { Theme } from "./colours";
 import { type Behavior, type BehaviorScore, type Estimate, name } from "./data";
 import { Points, type Row } from "./effects";
-import { Figure } from "./figure";
+import { Figure, Scroll } from "./figure";
 import type { Rows } from "./save";
 import { fixed, interval, percent, shown, signed, tidy, words } from "./text";
 
@@ -91,7 +91,7 @@ function Strength({ result, id, theme }: Drawing): JSX.Element | null {
     >
       <div class="columns">
         <Points rows={rows} least={[-0.1, 0.1]} theme={theme} />
-        <div class="scroll">
+        <Scroll label="The scores">
           <table>
             <thead>
               <tr>
@@ -114,7 +114,7 @@ function Strength({ result, id, theme }: Drawing): JSX.Element | null {
               ))}
             </tbody>
           </table>
-        </div>
+        </Scroll>
       </div>
     </Figure>
   );
@@ -164,7 +164,7 @@ function Carriers({ result, id, theme, onOpen }: Drawing): JSX.Element | null {
         <Points rows={rows} least={[-0.05, 0.05]} theme={theme} />
       </Figure>
       {heads.length > 0 && (
-        <div class="scroll" tabIndex={0} role="region" aria-label="The heads">
+        <Scroll label="The heads">
           <table class="roles">
             <thead>
               <tr>
@@ -196,7 +196,7 @@ function Carriers({ result, id, theme, onOpen }: Drawing): JSX.Element | null {
               ))}
             </tbody>
           </table>
-        </div>
+        </Scroll>
       )}
     </>
   );
@@ -271,7 +271,7 @@ function Items({ result, id, theme }: Drawing): JSX.Element | null {
       ]}
       caption="The numbers are the log probability of the claimed answer minus that of the true one, in nats, by kind of prompt; above 0 the model prefers what is claimed."
     >
-      <div class="scroll" tabIndex={0} role="region" aria-label="The pairs">
+      <Scroll label="The pairs">
         <table class="items">
           <thead>
             <tr>
@@ -304,7 +304,7 @@ function Items({ result, id, theme }: Drawing): JSX.Element | null {
             ))}
           </tbody>
         </table>
-      </div>
+      </Scroll>
     </Figure>
   );
 }

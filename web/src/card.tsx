@@ -5,6 +5,7 @@ import { NOT_ASKED, route, setText, together } from "./circuit";
 import { onTop, rgb, type Theme, verdictColour } from "./colours";
 import { type Heads, name, type Report, type TokenRow, type VerdictMeaning } from "./data";
 import { Effects } from "./effects";
+import { Scroll } from "./figure";
 import { Pattern } from "./pattern";
 import { fixed, interval, percent, shown, signed, tidy, words } from "./text";
 
@@ -87,7 +88,7 @@ export function Card(props: {
           {verdict && <Effects key={`${head}-effects`} head={verdict} id={head} theme={theme} />}
           <section>
             <h3>Attention, over {String(report.scan.probe["n_prompts"] ?? "all")} prompts</h3>
-            <div class="scroll">
+            <Scroll label="Attention by role">
               <table>
                 <thead>
                   <tr>
@@ -108,7 +109,7 @@ export function Card(props: {
                   ))}
                 </tbody>
               </table>
-            </div>
+            </Scroll>
           </section>
           <section>
             <h3>What it copies</h3>
@@ -173,7 +174,7 @@ function TokenTable(props: { title: string; first: string; then: string; rows: T
   return (
     <section>
       <h3>{props.title}</h3>
-      <div class="scroll">
+      <Scroll label={props.title}>
         <table class="token-table">
           <thead>
             <tr>
@@ -202,7 +203,7 @@ function TokenTable(props: { title: string; first: string; then: string; rows: T
             ))}
           </tbody>
         </table>
-      </div>
+      </Scroll>
     </section>
   );
 }

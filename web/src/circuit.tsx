@@ -130,7 +130,7 @@ export function CircuitGraph(props: {
                 class="node"
                 tabIndex={0}
                 role="button"
-                aria-label={`${id}, ${note}: open its card`}
+                aria-label={`${id} ${note}: open its card`}
                 onClick={() => props.onOpen(id)}
                 onKeyDown={(event) => {
                   if (event.key === "Enter" || event.key === " ") {

@@ -51,8 +51,24 @@ const DARK: Theme = {
   box: "#222c39",
 };
 
-/** The reader's theme, followed as it changes. */
+/** Whether the page is being printed. */
+export function usePrinting(): boolean {
+  const [printing, set] = useState(false);
+  useEffect(() => {
+    const [begin, end] = [() => set(true), () => set(false)];
+    addEventListener("beforeprint", begin);
+    addEventListener("afterprint", end);
+    return () => {
+      removeEventListener("beforeprint", begin);
+      removeEventListener("afterprint", end);
+    };
+  }, []);
+  return printing;
+}
+
+/** The reader's theme, followed as it changes; on paper the light one. */
 export function useTheme(): Theme {
+  const printing = usePrinting();
   const query = matchMedia("(prefers-color-scheme: dark)");
   const [dark, set] = useState(query.matches);
   useEffect(() => {
@@ -60,7 +76,7 @@ export function useTheme(): Theme {
     query.addEventListener("change", follow);
     return () => query.removeEventListener("change", follow);
   }, []);
-  return dark ? DARK : LIGHT;
+  return dark && !printing ? DARK : LIGHT;
 }
 
 /** From paper (0) to ink (1); below 0 towards orange. */

@@ -1,7 +1,7 @@
 /* The frame of a figure: a title, the drawing, its numbers as a table, and both as files. */
 
 import type { ComponentChildren, JSX } from "preact";
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import type { Theme } from "./colours";
 import { csv, type Rows, save, standalone } from "./save";
 
@@ -122,8 +122,15 @@ export function useWidth(start: number): [{ current: HTMLDivElement | null }, nu
 /** A drawing that a plotting library made. */
 export function Drawn({ make, deps }: { make: () => Element; deps: unknown[] }): JSX.Element {
   const ref = useRef<HTMLDivElement>(null);
-  useEffect(() => {
-    ref.current?.replaceChildren(make());
+  // Before the next frame, so that what is printed is drawn for paper.
+  useLayoutEffect(() => {
+    const block = ref.current;
+    if (!block) return;
+    const drawing = make();
+    drawing.setAttribute("aria-hidden", "true");
+    block.replaceChildren(drawing);
+    const title = block.closest("figure")?.querySelector("h3")?.textContent;
+    block.setAttribute("aria-label", `${title ?? "A drawing"}, drawn; the numbers follow`);
   }, deps);
-  return <div ref={ref} class="drawn" />;
+  return <div ref={ref} class="drawn" role="img" />;
 }

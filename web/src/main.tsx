@@ -5,9 +5,10 @@ import { useEffect, useMemo, useState } from "preact/hooks";
 import { Behaviors } from "./behavior";
 import { Card, Verdict } from "./card";
 import { CircuitGraph } from "./circuit";
-import { useTheme } from "./colours";
+import { usePrinting, useTheme } from "./colours";
 import { checked, held, Heads, type HeadVerdict, MOSAIC, type Model, type Mosaic, name, type Report } from "./data";
 import { Emergence } from "./emergence";
+import { Scroll } from "./figure";
 import { type About, Server, type Step, token } from "./live";
 import { TokenLoss } from "./loss";
 import { HeadMap } from "./map";
@@ -30,11 +31,13 @@ const PARTS: Part[] = [
     class: "columns heads",
     draw: ({ report, heads, ranked, theme, head, open }) => (
       <>
-        <HeadMap report={report} heads={heads} theme={theme} selected={head} onOpen={open} />
         <div>
-          <h3>Heads with a role or an effect</h3>
+          <h2>Heads that matter</h2>
+          <p class="soft">By what the second copy's loss does without each, whether it has a role or not.</p>
           <RoleTable ranked={ranked} heads={heads} theme={theme} selected={head} onOpen={open} />
         </div>
+        <HeadMap report={report} heads={heads} theme={theme} selected={head} onOpen={open} />
+        <EveryHead heads={heads} />
       </>
     ),
   },
@@ -180,7 +183,9 @@ function Top({ model, parts, stay = false }: { model: Model; parts: { id: string
       <a class="skip" href={`#${parts[0]?.id}`}>
         To the content
       </a>
-      <p class="brand">headscope</p>
+      <h1 class="brand">
+        headscope<span class="hidden"> of {tidy(model.id)}</span>
+      </h1>
       <p class="soft">
         <bdi>{tidy(model.id)}</bdi> · {model.family} · {model.n_layers} layers of {model.n_heads} heads
       </p>
@@ -243,10 +248,10 @@ function RoleTable(props: {
 }): JSX.Element {
   const named = props.ranked.filter((one) => props.heads.meaning(one.verdict).has_role);
   const [all, setAll] = useState(false);
-  if (!named.length) return <p class="soft">None has one.</p>;
+  if (!named.length) return <p>None: no head has a role, and the loss depends on no single one.</p>;
   return (
     <>
-      <div class="scroll">
+      <Scroll label="Heads that matter">
         <table class="roles">
           <thead>
             <tr>
@@ -258,8 +263,8 @@ function RoleTable(props: {
             </tr>
           </thead>
           <tbody>
-            {named.slice(0, all ? undefined : LISTED).map((one) => (
-              <tr class={name(one) === props.selected ? "on" : ""}>
+            {named.map((one, i) => (
+              <tr class={`${name(one) === props.selected ? "on" : ""}${i < LISTED || all ? "" : " more"}`}>
                 <th scope="row">
                   <button type="button" class="link" onClick={() => props.onOpen(name(one))}>
                     {name(one)}
@@ -275,13 +280,35 @@ function RoleTable(props: {
             ))}
           </tbody>
         </table>
-      </div>
+      </Scroll>
       {named.length > LISTED && (
         <button type="button" onClick={() => setAll(!all)}>
           {all ? "Fewer" : `${named.length - LISTED} more`}
         </button>
       )}
     </>
+  );
+}
+
+/** On paper: each head of the model with its verdict and effect, since no card can be opened there. */
+function EveryHead({ heads }: { heads: Heads }): JSX.Element | null {
+  if (!usePrinting()) return null;
+  return (
+    <div class="every">
+      <h3>Every head: verdict, and loss without it in nats</h3>
+      <ul>
+        {heads.names.map((one) => {
+          const verdict = heads.verdicts.get(one);
+          const delta = verdict?.delta_loss_nats;
+          return (
+            <li>
+              {one} {verdict ? heads.meaning(verdict.verdict).label : "not judged"}
+              {delta ? ` ${signed(delta.mean)}` : ""}
+            </li>
+          );
+        })}
+      </ul>
+    </div>
   );
 }
 

@@ -2,7 +2,7 @@
 
 import * as Plot from "@observablehq/plot";
 import type { JSX } from "preact";
-import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import { css, onTop, rgb, shade, type Theme, verdictColour } from "./colours";
 import type { Heads, Report } from "./data";
 import { Figure, useWidth } from "./figure";
@@ -40,7 +40,7 @@ export function HeadMap(props: {
   const rows = report.model.n_layers;
   const size = Math.max(9, Math.min(46, Math.floor((width - LEFT - 2) / columns)));
 
-  useEffect(() => {
+  useLayoutEffect(() => {
     const every = Math.max(1, Math.ceil(18 / size));
     const plot = Plot.plot({
       width: LEFT + columns * size + 2,
@@ -90,7 +90,7 @@ export function HeadMap(props: {
     });
   }, [cells, size]);
 
-  useEffect(() => {
+  useLayoutEffect(() => {
     const svg = drawing.current;
     if (!svg) return;
     for (const rect of svg.querySelectorAll(".active, .selected")) rect.classList.remove("active", "selected");

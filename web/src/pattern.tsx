@@ -1,7 +1,7 @@
 /* One head's attention on the example: the matrix on a canvas of its own, and the prompt coloured by one query's row. */
 
 import type { ComponentChildren, JSX } from "preact";
-import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import { css, onTop, shade, type Theme } from "./colours";
 import { type Heads, place, type Report, type Token } from "./data";
 import { Figure, useWidth } from "./figure";
@@ -47,7 +47,7 @@ export function Pattern(props: { report: Report; heads: Heads; head: string; the
       at={at}
       onAt={setAt}
     >
-      <p class="prompt" aria-label="The prompt, coloured by the attention of the chosen token">
+      <p class="prompt" role="group" aria-label="The prompt, coloured by the attention of the chosen token">
         {example.tokens.map((token, i) => (
           <span
             class={`chip${i === at[0] ? " query" : ""}${within(i, example.first) || within(i, example.second) ? " copy" : ""}`}
@@ -91,7 +91,7 @@ export function Matrix(props: {
   const side = cell * n;
   const [query, key] = props.at;
 
-  useEffect(() => {
+  useLayoutEffect(() => {
     const context = canvas.current?.getContext("2d");
     if (!context || !canvas.current) return;
     const scale = devicePixelRatio || 1;
@@ -139,7 +139,7 @@ export function Matrix(props: {
           {props.stripe.length > 0 && (
             <>
               {" "}
-              Between the <span style={{ color: theme.mark }}>coloured lines</span> lies the induction stripe: the token
+              Between the <span style={{ color: theme.ablated }}>coloured lines</span> lies the induction stripe: the token
               after the earlier copy of the present one.
             </>
           )}

@@ -4,6 +4,7 @@ import type { JSX } from "preact";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import type { Theme } from "./colours";
 import { decoded, name, type Token } from "./data";
+import { Scroll } from "./figure";
 import type { About, Answers, Asked, Look, Reading, Server, Writes } from "./live";
 import { Keys, Losses } from "./loss";
 import { LossChange, Next } from "./next";
@@ -341,7 +342,7 @@ function Looks(props: {
       <h3>
         Who looks from {token(props.from)} to {token(props.to)}?
       </h3>
-      <div class="scroll">
+      <Scroll label="Who looks there">
         <table>
           <thead>
             <tr>
@@ -367,7 +368,7 @@ function Looks(props: {
             ))}
           </tbody>
         </table>
-      </div>
+      </Scroll>
       {props.looks.length > LISTED && (
         <button type="button" onClick={() => setAll(!all)}>
           {all ? "Fewer" : `${props.looks.length - LISTED} more`}
@@ -396,7 +397,7 @@ function Wrote(props: {
       {writes.reason !== null ? (
         <p class="soft">Not known: {tidy(writes.reason)}</p>
       ) : (
-        <div class="scroll">
+        <Scroll label="What heads write">
           <table class="token-table">
             <thead>
               <tr>
@@ -422,7 +423,7 @@ function Wrote(props: {
               ))}
             </tbody>
           </table>
-        </div>
+        </Scroll>
       )}
       {writes.heads.length > rows.length || all ? (
         <button type="button" onClick={() => setAll(!all)}>

@@ -1,7 +1,7 @@
 """`headscope`: one file per command, and what happens to errors.
 
 Exit codes: 0 it ran, or its reader had enough; 1 a defect of ours; 2 the user must change something (one line on
-stderr).
+stderr), the system included: a full disk, a closed stdout, a folder that is gone; 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, NoReturn
+from io import TextIOWrapper
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from headscope import __version__
 from headscope.cli.commands import commands
-from headscope.errors import HeadscopeError
+from headscope.errors import STOPPED, HeadscopeError, brief
 from headscope.render.plain import say, shown
 
 
@@ -76,6 +77,7 @@ def root(
 def main() -> None:
     """Run the command line."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _open_streams()
     try:
         try:
             app()
@@ -86,14 +88,46 @@ def main() -> None:
         say(f"headscope: {error}", err=True)
         sys.exit(2)
     except BrokenPipeError:
-        _reader_left()
+        _silence()
+        sys.exit(0)
+    except OSError as error:
+        _silence()
+        say(f"headscope: {_refused(error)}", err=True)
+        sys.exit(2)
     except SystemExit as end:
         # Typer and rich answer a reader that left, like `head -1`, with exit code 1, which here means a defect.
-        if not isinstance(end.__context__, BrokenPipeError):
-            raise
-        _reader_left()
+        if isinstance(end.__context__, BrokenPipeError):
+            _silence()
+            sys.exit(0)
+        # Typer makes an exit of Ctrl-C, and says nothing; a command that says what it keeps exits without a cause.
+        if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):
+            say(STOPPED, err=True)
+        raise
 
 
-def _reader_left() -> NoReturn:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
-    sys.exit(0)
+def _open_streams() -> None:
+    """Refuse a closed stdout; what a stream cannot write, like a line of boxes on an ASCII terminal, as escapes."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdout is None:
+        say("headscope: stdout is closed, so no result could be shown; send it somewhere, like > /dev/null.", err=True)
+        sys.exit(2)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _refused(error: OSError) -> str:
+    """What the system refused, and what to do."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return "the working folder is no longer there; go to another with cd, and run this again."
+    where = "" if error.filename is None else f"{brief(repr(error.filename))}: "
+    what = error.strerror or brief(error)
+    return f"{where}{what}; mend that and run this again. What was saved before is kept."
+
+
+def _silence() -> None:
+    """What is still to be written to stdout goes nowhere, or the interpreter complains at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from headscope.model.attention import Attention
 from headscope.model.backbone import Backbone
-from headscope.model.mixing import Seen, Site, Watch, fitted_scale, mixing, owning
+from headscope.model.mixing import Watch, mixing, owning
 from headscope.model.names import layer_numbers, stack_of
+from headscope.model.product import Seen, Site, fitted_scale
 from headscope.model.scope import evaluating
 from headscope.model.taps import TOLERANCE, Route, Stop
 

@@ -29,9 +29,9 @@ from headscope.model.hooks import discovering
 from headscope.model.interface import UnknownArgument, installed
 from headscope.model.kernels import repeat_heads
 from headscope.model.memory import out_of_memory
-from headscope.model.mixing import NotMixing
 from headscope.model.names import layer_numbers
 from headscope.model.parallel import weight_of
+from headscope.model.product import NotMixing
 from headscope.model.proof import NotProven, proven_route
 from headscope.model.scope import evaluating, implementation
 from headscope.model.taps import TOLERANCE, Route, forward

@@ -23,7 +23,8 @@ from headscope.model.backbone import Backbone
 from headscope.model.hooks import hooked
 from headscope.model.interface import UnknownArgument, Visit, installed
 from headscope.model.kernels import Kernel
-from headscope.model.mixing import Site, mixing
+from headscope.model.mixing import mixing
+from headscope.model.product import Site
 from headscope.model.scope import evaluating, implementation, outside
 
 Path = Literal["interface", "hooks", "module"]

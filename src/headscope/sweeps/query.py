@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from headscope.errors import ArgumentError
+from headscope.errors import ArgumentError, brief
 from headscope.sweeps.tables import TABLES
 
 if TYPE_CHECKING:
@@ -40,6 +40,10 @@ def query(store: Store, sql: str) -> pd.DataFrame:
         import duckdb
     except ImportError as error:
         raise ArgumentError("a query needs DuckDB; install headscope[sweep].") from error
+    try:
+        sql.encode()
+    except UnicodeEncodeError as error:
+        raise ArgumentError(f"the query is not UTF-8 text: {brief(repr(sql))}; write it in UTF-8.") from error
     connection = duckdb.connect(":memory:")
     try:
         try:

@@ -1,21 +1,20 @@
 """Where models come from: one file for each kind of object that can be opened.
 
-A source has a function `found(given, options)`, which returns `Found`, or None for an object that is not its own. They
-are asked in the order of `ORDER`; `module` comes last, since every module is one of its own.
+A source has a function `found(given, options)`, which returns `Found`, or None for an object that is not its own, and
+`PLACE`: sources are asked in that order. `module` comes last, since every module is one of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from headscope.model.backbone import Backbone
-
-ORDER = ("wrappers", "peft", "transformerlens", "nnsight", "transformers", "module")
-"""Files of this folder, in the order in which they are asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +46,15 @@ def find(given: Any, options: Options) -> Found | None:
         ArgumentError: an object that holds no model, or more than one.
         UnsupportedModel: a module that does not give logits for token ids.
     """
-    for name in ORDER:
-        found = import_module(f"{__name__}.{name}").found(given, options)
+    for source in _sources():
+        found = source.found(given, options)
         if found is not None:
             return found
     return None
+
+
+@cache
+def _sources() -> list[Any]:
+    """Every file of this folder, in the order in which they are asked."""
+    modules = [import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__)]
+    return sorted(modules, key=lambda source: (source.PLACE, source.__name__))

@@ -21,6 +21,9 @@ from headscope.model.backbone import Backbone, stated_context
 from headscope.model.scope import evaluating, hooking
 from headscope.model.sources import Found, Options
 
+PLACE = 60
+"""Sources are asked in this order."""
+
 N_TOKENS = 5
 """Length of the pass, over ids 0 and 1 alone: any vocabulary and nearly any context has room for it."""
 

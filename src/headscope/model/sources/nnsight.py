@@ -7,6 +7,9 @@ from typing import Any
 from headscope.model.adapters import library_of, unwrapped
 from headscope.model.sources import Found, Options, find
 
+PLACE = 40
+"""Sources are asked in this order."""
+
 
 def found(given: Any, options: Options) -> Found | None:
     """The transformers model inside."""

@@ -12,6 +12,9 @@ from typing import Any
 from headscope.errors import ArgumentError
 from headscope.model.sources import Found, Options, find
 
+PLACE = 20
+"""Sources are asked in this order."""
+
 
 def found(given: Any, options: Options) -> Found | None:
     """The model inside a `PeftModel`."""

@@ -15,6 +15,9 @@ from transformers import PreTrainedModel
 from headscope.model.adapters import is_hooked_transformer, library_of, unwrapped
 from headscope.model.sources import Found, Options, find, module
 
+PLACE = 30
+"""Sources are asked in this order."""
+
 
 def found(given: Any, options: Options) -> Found | None:
     """The transformers model inside a bridge; another model of TransformerLens as the module that it is."""

@@ -10,6 +10,9 @@ from transformers import PreTrainedModel
 from headscope.model.backbone import Backbone, stated_context
 from headscope.model.sources import Found, Options
 
+PLACE = 50
+"""Sources are asked in this order."""
+
 
 def backbone(hf: PreTrainedModel) -> Backbone:
     """A transformers model, called without its cache.

@@ -18,6 +18,9 @@ from headscope.model.adapters import library_of
 from headscope.model.scope import evaluating
 from headscope.model.sources import Found, Options, find, module, transformers
 
+PLACE = 10
+"""Sources are asked in this order."""
+
 
 def found(given: Any, options: Options) -> Found | None:
     """The model inside."""
