@@ -3,7 +3,7 @@
 # make portability  run the tests of numbers as other processors and other numbers of threads would
 # make web     build the page again and compare it with the build that the package holds
 # make check   everything that must hold before a change goes in; rewrites nothing
-# make soak    damage thousands of inputs, run for long, and kill what works; about half an hour
+# make soak    damage thousands of inputs, run for long, kill what works, and many seeds of what tests try with one
 # make release build wheel and sdist, and try them in an environment that holds nothing else
 # make clean   remove what these commands made
 #
@@ -41,6 +41,7 @@ portability: .venv/.dev
 
 soak: .venv/.dev
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m soak
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m soak
 
 release: .venv/.dev
 	$(BIN)/python -m scripts.release

@@ -228,8 +228,9 @@ def test_a_frame_has_one_row_for_each_head_and_role(scan):
     frame = scan.to_frame()
     assert list(frame.columns) == [
         "layer", "head", "call", "detector", "mean", "ci_low", "ci_high", "chance", "control",
-        "selectivity", "selectivity_low", "selectivity_high", "n_prompts",
+        "selectivity", "selectivity_low", "selectivity_high", "n_prompts", "model",
     ]  # fmt: skip
+    assert set(frame["model"]) == {scan.model.id}
     assert len(frame) == 6
     row = frame.iloc[2]
     assert (row.layer, row["head"], row.call, row.detector, row.n_prompts) == (1, 0, 0, "induction", 16)

@@ -52,7 +52,7 @@ def test_the_circuit_is_primary_and_each_decoy_is_what_it_is(built, found):
     assert found.unexplained == []
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("seed", range(20))
 def test_backups_are_secondary_whatever_the_seed(seed):
     built = handbuilt(copying="redundant", vocab_size=64, n_positions=96, seed=seed)

@@ -13,7 +13,7 @@ from headscope.planted.known_roles import NAMES, known_roles
 
 N = 6
 VOCABULARY = 64
-SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 20))]
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(1, 20))]
 
 
 def tokenizer():
@@ -114,7 +114,7 @@ TRUTH = {
 """Who may hold a role: on repeats whatever finds the place after the earlier copy does induction, too."""
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("seed", range(3))
 def test_in_the_model_of_every_role_none_is_missed_and_none_invented(seed):
     outcomes, _, _ = found(NAMES, list(TRUTH), seed)

@@ -16,7 +16,7 @@ from headscope.evidence.ablation.measure import ablate
 from headscope.evidence.scan.result import Scan
 from headscope.heads import HeadId
 from headscope.page.example import example
-from headscope.page.finding import finding
+from headscope.page.finding import _largest_unknown, finding
 from headscope.page.report import SCHEMA, by_interest, report, report_document, write_page
 from headscope.records.common import Estimate
 from tests.running import forward
@@ -134,7 +134,9 @@ def test_without_a_set_the_finding_is_that_there_is_none(results):
     assert found.sentence.startswith("In demo, no head does induction: 5 heads (")
     weak = tuple(dataclasses.replace(one, mean=0.1) for one in results.scan.scores)
     found = finding(dataclasses.replace(results.scan, scores=weak), bare, None)
-    assert found.sentence == "In demo, no head does induction; the highest induction score is 0.10."
+    assert found.sentence.startswith(
+        "In demo, no head does induction; the highest induction score is 0.10; without L0H3"
+    )
 
 
 def test_a_single_head_is_one_head(results):
@@ -145,7 +147,7 @@ def test_a_single_head_is_one_head(results):
     found = finding(results.scan, dataclasses.replace(results.verification, sets=(alone,)), None)
     assert found.sentence == (
         "In demo, one head (L1H0) does induction: without it the loss on the second copy of repeated random tokens "
-        "rises by 1.50 nats."
+        f"rises by 1.50 nats{_largest_unknown(results.verification)}."
     )
 
 

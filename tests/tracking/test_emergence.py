@@ -66,7 +66,9 @@ def test_losses_fall_as_the_head_comes(found):
 
 def test_the_frame_is_tidy_and_the_files_hold_the_same(found, tmp_path):
     frame = found.to_frame()
-    assert list(frame.columns) == ["step", "layer", "head", "call", "measure", "mean", "ci_low", "ci_high", "period"]
+    assert list(frame.columns) == [
+        "step", "layer", "head", "call", "measure", "mean", "ci_low", "ci_high", "period", "model",
+    ]  # fmt: skip
     assert set(frame["period"]) == {24}, "one head has another score on longer runs"
     strongest = frame[frame.measure == "induction"].groupby("step")["mean"].max()
     assert strongest.to_dict() == {step: value.mean for step, value in found.curve("induction")}

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 
 def _frame_rows(result: Any) -> list[dict[str, Any]]:
-    """A result's frame as rows; what is missing is None."""
-    frame = result.to_frame()
+    """A result's frame as rows, but for the model, which a store names in every row; what is missing is None."""
+    frame = result.to_frame().drop(columns="model", errors="ignore")
     return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 

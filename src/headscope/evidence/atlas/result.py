@@ -184,10 +184,10 @@ class Atlas:
         return [one for one in self.heads if one.status == "unexplained"]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each head and role."""
+        """One row for each head and role: `COLUMNS` and `model`."""
         import pandas as pd
 
-        return pd.DataFrame([_row(one) for one in self.findings], columns=list(COLUMNS))
+        return pd.DataFrame([_row(one) for one in self.findings], columns=list(COLUMNS)).assign(model=self.model.id)
 
     def to_dict(self) -> dict[str, Any]:
         """The document `headscope.atlas/1`, JSON-ready."""

@@ -75,10 +75,10 @@ class BehaviorResult:
         return json.dumps(self.to_dict(), indent=1, allow_nan=False)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per head that passed the triage: layer, head, call, removed, ci_low, ci_high, q_value, ..."""
+        """One row per head that passed the triage: layer, head, call, removed, ci_low, ci_high, q_value, ..., model."""
         import pandas as pd
 
-        return pd.DataFrame([_row(one) for one in self.heads], columns=COLUMNS)
+        return pd.DataFrame([_row(one) for one in self.heads], columns=COLUMNS).assign(model=self.model.id)
 
     def save(self, folder: str | Path) -> tuple[Path, Path]:
         """Write `behavior.json` and `behavior.parquet` into a folder, which is made if need be. Returns both paths."""

@@ -216,7 +216,7 @@ class Circuit:
         return json.dumps(self.to_dict(), indent=1, allow_nan=False)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per edge: `COLUMNS`, also where there is none."""
+        """One row per edge: `COLUMNS` and `model`, also where there is none."""
         import pandas as pd
 
         return pd.DataFrame(
@@ -235,7 +235,7 @@ class Circuit:
                 for one in self.edges
             ],
             columns=list(COLUMNS),
-        )
+        ).assign(model=self.model.id)
 
     def save(self, folder: str | Path) -> tuple[Path, Path]:
         """Write `circuit.json` and `circuit.svg` into a folder, which is made if need be. Returns both paths."""

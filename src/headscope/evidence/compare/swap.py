@@ -75,7 +75,7 @@ class Transplant:
 
 def swap_test(a: Model, b: Model, prompts: Sequence[Tokens], heads: Sequence[HeadId], *, seed: int) -> SwapTest:
     """Swap every head, then the sources together, then as many random ones."""
-    queries = {"second_copy": [one.second for one in check_repeats(prompts)]}
+    queries = {"second_copy": [one.second for one in check_repeats(tuple(prompts))]}
 
     def run(into: Model, donor: Model, worlds: Sequence[World]) -> dict[World, np.ndarray]:
         """Change of loss in each prompt, and under the empty set the loss itself."""

@@ -144,7 +144,7 @@ class Composition:
         ]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per pair and kind: sender and receiver with their KV heads, kind, score, ratio, z."""
+        """One row per pair and kind: sender and receiver with their KV heads, kind, score, ratio, z, model."""
         import pandas as pd
 
         layers, heads = (np.array([getattr(head, name) for head in self.heads], int) for name in ("layer", "head"))
@@ -169,7 +169,7 @@ class Composition:
                     }
                 )
             )
-        return pd.concat(parts, ignore_index=True)
+        return pd.concat(parts, ignore_index=True).assign(model=self.model.id)
 
     def to_dict(self) -> dict[str, Any]:
         """The document `headscope.composition/1`, JSON-ready.

@@ -97,7 +97,7 @@ class Emergence:
         return tuple((step, max(values.values(), key=lambda one: one.mean)) for step, values in found if values)
 
     def to_frame(self) -> pd.DataFrame:
-        """Tidy: step, layer, head, call, measure, mean, ci_low, ci_high, period. Losses have no layer and head.
+        """Tidy: step, layer, head, call, measure, mean, ci_low, ci_high, period, model. Losses have no layer and head.
 
         `period` is the length of the repeated run: one head's score differs from that of `hs.scan` where it does.
 
@@ -110,7 +110,7 @@ class Emergence:
         rows = [(*row, period) for point in self.points for row in _rows(point.snapshot)]
         whole = dict.fromkeys(("step", "layer", "head", "call", "period"), "Int64")
         real = dict.fromkeys(("mean", "ci_low", "ci_high"), "float64")
-        return pd.DataFrame(rows, columns=list(COLUMNS)).astype(whole | real)
+        return pd.DataFrame(rows, columns=list(COLUMNS)).astype(whole | real).assign(model=self.model.id)
 
     def to_dict(self) -> dict[str, Any]:
         """The document `headscope.emergence/1`, JSON-ready."""

@@ -140,11 +140,12 @@ class Scan:
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per head and role: layer, head, call, detector, mean, ci_low, ci_high, chance, control, ..."""
+        """One row per head and role: layer, head, call, detector, mean, ci_low, ci_high, chance, ..., model."""
         import pandas as pd
 
         frame = pd.DataFrame([_row(score) for score in self.scores], columns=list(COLUMNS))
-        return frame.astype({name: "int64" if name in WHOLE else "float64" for name in COLUMNS if name != "detector"})
+        kinds = {name: "int64" if name in WHOLE else "float64" for name in COLUMNS if name != "detector"}
+        return frame.astype(kinds).assign(model=pd.Series(self.model.id, index=frame.index, dtype=object))
 
     def to_dict(self) -> dict[str, Any]:
         """The document `headscope.scan/1`, JSON-ready."""
@@ -220,7 +221,8 @@ class Scan:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        table = pa.Table.from_pylist([_row(score) for score in self.scores], schema=_arrow_schema())
+        rows = [{**_row(score), "model": self.model.id} for score in self.scores]
+        table = pa.Table.from_pylist(rows, schema=_arrow_schema())
         about = {key: value for key, value in self.to_dict().items() if key not in ("heads", "found")}
         table = table.replace_schema_metadata({"headscope": json.dumps(about)})
         sink = pa.BufferOutputStream()
@@ -331,7 +333,7 @@ def _arrow_schema() -> Any:
     import pyarrow as pa
 
     kinds = {name: pa.int32() if name in WHOLE else pa.float64() for name in COLUMNS} | {"detector": pa.string()}
-    return pa.schema([(name, kinds[name]) for name in COLUMNS])
+    return pa.schema([*((name, kinds[name]) for name in COLUMNS), ("model", pa.string())])
 
 
 def _numbers(score: HeadScore) -> dict[str, Any]:

@@ -204,11 +204,11 @@ class Verification:
         return json.dumps(self.to_dict(), indent=1, allow_nan=False)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per head: layer, head, call, verdict, delta_loss_nats, ci_low, ci_high, q_value, ..."""
+        """One row per head: layer, head, call, verdict, delta_loss_nats, ci_low, ci_high, q_value, ..., model."""
         import pandas as pd
 
         frame = pd.DataFrame([_row(one) for one in self.heads])
-        return frame.astype(dict.fromkeys(NUMBERS, "float64"))
+        return frame.astype(dict.fromkeys(NUMBERS, "float64")).assign(model=self.model.id)
 
     def save(self, folder: str | Path) -> tuple[Path, Path]:
         """Write `verify.json` and `verify.parquet` into a folder, which is made if need be. Returns both paths."""

@@ -1,0 +1,246 @@
+/* What changed between models: the finding, two maps and their difference, and a table of what changed. */
+
+import type { JSX } from "preact";
+import { useState } from "preact/hooks";
+import { css, shade, type Theme } from "../colours";
+import { type Estimate, type HeadRef, type Model, name, type Result } from "../data";
+import type { Section } from "../section";
+import { fixed, interval, percent, signed, tidy, words } from "../text";
+
+interface Side {
+  label: string;
+  model: Model;
+  provenance: { dtype: string };
+  heads: (HeadRef & { scores: Record<string, number> })[];
+}
+interface RoleChange {
+  role: string;
+  a: number;
+  b: number;
+  difference: Estimate;
+  q_value: number;
+  changed: boolean;
+  status: string;
+}
+interface HeadChange extends HeadRef {
+  counterpart: HeadRef | null;
+  match: { agreement: number; next_best: number | null } | null;
+  roles: RoleChange[];
+}
+interface Shares {
+  heads: HeadRef[];
+  restores: Estimate;
+  transfers: Estimate;
+}
+interface PairChange {
+  a: string;
+  b: string;
+  paired: boolean;
+  why: string;
+  finding: string;
+  heads: HeadChange[];
+  verdicts: (HeadRef & { a: string; b: string; changed: boolean; apart: boolean; reasons_b: string[] })[] | null;
+  edges: { sender: HeadRef; receiver: HeadRef; input: string; status: string }[] | null;
+  swap: { asked: boolean; sources: Shares | null; random: Shares[] } | null;
+}
+interface Comparison extends Result {
+  sides: Side[];
+  pairs: PairChange[];
+}
+interface Cell extends HeadRef {
+  value: number;
+  says: string;
+}
+
+const LARGEST = 18;
+const WIDEST = 300;
+
+function Compared({ found, theme, open }: { found: Comparison; theme: Theme; open: (head: string) => void }): JSX.Element {
+  return (
+    <>
+      <h2>What changed</h2>
+      {found.pairs.map((pair) => (
+        <Pair key={pair.b} found={found} pair={pair} theme={theme} open={open} />
+      ))}
+    </>
+  );
+}
+
+function Pair(props: { found: Comparison; pair: PairChange; theme: Theme; open: (head: string) => void }): JSX.Element {
+  const { found, pair, theme, open } = props;
+  const roles = [...new Set(pair.heads.flatMap((one) => one.roles.map((role) => role.role)))];
+  const largest = changes(pair)[0]?.role.role ?? roles[0] ?? "";
+  const [role, setRole] = useState(largest);
+  const sides = [pair.a, pair.b].map((label) => found.sides.find((one) => one.label === label));
+  const [a, b] = sides;
+  if (!a || !b) return <p class="warn">The comparison lacks one of its models.</p>;
+  return (
+    <>
+      <p>{tidy(pair.finding)}</p>
+      <p class="soft">
+        {sides.map((one) => one && `${one.label} is ${tidy(one.model.id)}, ${one.provenance.dtype}`).join("; ")}.{" "}
+        {pair.paired ? "Paired by prompt" : "Not paired"}: {pair.why}.
+      </p>
+      {roles.length > 0 && (
+        <>
+          <label>
+            Role{" "}
+            <select value={role} onChange={(event) => setRole((event.target as HTMLSelectElement).value)}>
+              {roles.map((one) => (
+                <option key={one} value={one}>
+                  {words(one)}
+                </option>
+              ))}
+            </select>
+          </label>
+          <div style={{ display: "flex", flexWrap: "wrap", gap: "1.5rem" }}>
+            <Grid title={pair.a} cells={scored(a, role)} model={a.model} theme={theme} open={open} />
+            <Grid title={pair.b} cells={scored(b, role)} model={b.model} theme={theme} />
+            <Grid
+              title={`${pair.b} minus ${pair.a}, by heads of ${pair.a}`}
+              cells={apart(pair, role)}
+              model={a.model}
+              theme={theme}
+              open={open}
+            />
+          </div>
+        </>
+      )}
+      <Changes pair={pair} open={open} />
+      <Further pair={pair} />
+    </>
+  );
+}
+
+function Grid(props: {
+  title: string;
+  cells: Cell[];
+  model: Model;
+  theme: Theme;
+  open?: (head: string) => void;
+}): JSX.Element {
+  const { title, cells, model, theme, open } = props;
+  const size = Math.max(3, Math.min(LARGEST, Math.floor(WIDEST / model.n_heads)));
+  const [width, height] = [model.n_heads * size, model.n_layers * size];
+  return (
+    <figure style={{ margin: 0 }}>
+      <svg width={width} height={height} role="img" aria-label={`${title}: one row for each layer, one column for each head`}>
+        {cells.map((cell) => (
+          <rect
+            key={name(cell)}
+            x={cell.head * size}
+            y={cell.layer * size}
+            width={size - 1}
+            height={size - 1}
+            fill={css(shade(cell.value, theme))}
+            style={open && { cursor: "pointer" }}
+            onClick={open && (() => open(name(cell)))}
+          >
+            <title>{cell.says}</title>
+          </rect>
+        ))}
+      </svg>
+      <figcaption class="soft">{title}</figcaption>
+    </figure>
+  );
+}
+
+function Changes({ pair, open }: { pair: PairChange; open: (head: string) => void }): JSX.Element | null {
+  const rows = changes(pair);
+  if (rows.length === 0) return null;
+  return (
+    <table>
+      <thead>
+        <tr>
+          <th>head</th>
+          <th>role</th>
+          <th>what</th>
+          <th>before</th>
+          <th>after</th>
+          <th>difference, 95% interval</th>
+          <th>q</th>
+        </tr>
+      </thead>
+      <tbody>
+        {rows.map(({ head, role }) => (
+          <tr key={`${name(head)} ${role.role}`}>
+            <td>
+              <button type="button" class="link" onClick={() => open(name(head))}>
+                {name(head)}
+              </button>
+              {head.counterpart && name(head.counterpart) !== name(head) && ` = ${name(head.counterpart)}`}
+            </td>
+            <td>{words(role.role)}</td>
+            <td>{["gained", "lost"].includes(role.status) ? role.status : role.difference.mean > 0 ? "more" : "less"}</td>
+            <td>{fixed(role.a)}</td>
+            <td>{fixed(role.b)}</td>
+            <td>
+              {signed(role.difference.mean)} {interval(role.difference, 3, signed)}
+            </td>
+            <td>{role.q_value.toPrecision(1)}</td>
+          </tr>
+        ))}
+      </tbody>
+    </table>
+  );
+}
+
+function Further({ pair }: { pair: PairChange }): JSX.Element {
+  const verdicts = (pair.verdicts ?? []).filter((one) => one.changed);
+  const edges = (pair.edges ?? []).filter((one) => one.status !== "kept");
+  const sources = pair.swap?.sources;
+  const random = (pair.swap?.random ?? []).map((one) => one.restores.mean);
+  return (
+    <ul>
+      {verdicts.map((one) => (
+        <li key={name(one)} title={one.reasons_b.join("; ")}>
+          {name(one)}: {words(one.a)}, now {words(one.b)}
+          {one.apart ? "" : " (the intervals of both effects meet)"}
+        </li>
+      ))}
+      {edges.map((one) => (
+        <li key={`${name(one.sender)} ${name(one.receiver)} ${one.input}`}>
+          {name(one.sender)} to the {one.input === "k" ? "key" : "query"} of {name(one.receiver)}: {one.status}
+        </li>
+      ))}
+      {sources && (
+        <li>
+          Swapping {sources.heads.map(name).join(", ")} restores {percent(sources.restores.mean)} of the difference in loss
+          and transfers {percent(sources.transfers.mean)}
+          {random.length > 0 && `; random heads restore at most ${percent(Math.max(0, ...random))}`}.
+        </li>
+      )}
+    </ul>
+  );
+}
+
+function changes(pair: PairChange): { head: HeadChange; role: RoleChange }[] {
+  return pair.heads
+    .flatMap((head) => head.roles.filter((role) => role.changed).map((role) => ({ head, role })))
+    .sort((one, two) => Math.abs(two.role.difference.mean) - Math.abs(one.role.difference.mean));
+}
+
+function scored(side: Side, role: string): Cell[] {
+  return side.heads.map((one) => {
+    const value = one.scores[role] ?? 0;
+    return { layer: one.layer, head: one.head, value, says: `${name(one)} ${words(role)} ${fixed(value)}` };
+  });
+}
+
+function apart(pair: PairChange, role: string): Cell[] {
+  return pair.heads.flatMap((one) => {
+    const found = one.roles.find((each) => each.role === role);
+    if (!found) return [];
+    const other = one.counterpart ? name(one.counterpart) : "";
+    const says = `${name(one)} to ${other}: ${signed(found.difference.mean)}, q ${found.q_value.toPrecision(1)}`;
+    return [{ layer: one.layer, head: one.head, value: found.difference.mean, says }];
+  });
+}
+
+const section: Section = {
+  kind: "compare",
+  title: "What changed",
+  draw: (result, { theme, open }) => <Compared found={result as Comparison} theme={theme} open={open} />,
+};
+
+export default section;
