@@ -20,13 +20,14 @@ import time
 from typing import Any
 
 import torch
+from transformers import GPT2LMHeadModel
 
 import headscope as hs
 from headscope.heads import HeadId
 from headscope.planted.handbuilt import HandBuilt, handbuilt
 from headscope.planted.reparametrised import CHANGES, reparametrised
 
-SMALL = {"n_prompts": 8, "period": 12}
+SMALL: dict[str, Any] = {"n_prompts": 8, "period": 12}
 
 
 def model_of(seed: int) -> HandBuilt:
@@ -74,6 +75,7 @@ def measure(seeds: int) -> dict[str, Any]:
         if swap is not None:
             random_share = max([random_share, *(abs(one.restores.mean) for one in swap.random)])
         same = [(built.model, {one: one for one in built.roles})]
+        assert isinstance(built.model, GPT2LMHeadModel)
         same += [reparametrised(built.model, change, seed=seed) for change in CHANGES]
         for other, where in same:
             pair = hs.compare(built.model, other, **SMALL, seed=seed).pairs[0]

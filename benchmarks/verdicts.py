@@ -95,9 +95,11 @@ def edges(wiring: Wiring, seed: int) -> bool:
 def random_model(seed: int) -> GPT2LMHeadModel | LlamaForCausalLM:
     """Random weights: GPT-2's and Llama's by turns, attention from even to sharp."""
     torch.manual_seed(seed)
-    common = dict(vocab_size=128, bos_token_id=0, eos_token_id=0, initializer_range=SCALES[seed // 2 % len(SCALES)])
+    common: dict[str, Any] = dict(
+        vocab_size=128, bos_token_id=0, eos_token_id=0, initializer_range=SCALES[seed // 2 % len(SCALES)]
+    )
     if seed % 2:
-        shape = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+        shape: dict[str, Any] = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
         config = LlamaConfig(**common, **shape, num_key_value_heads=2, max_position_embeddings=128)
         return LlamaForCausalLM(config).eval()
     return GPT2LMHeadModel(GPT2Config(**common, n_positions=128, n_embd=32, n_layer=2, n_head=4)).eval()

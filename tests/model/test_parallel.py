@@ -84,7 +84,8 @@ def results(model, like):
     """What scan, verify and circuit give, without what names the model."""
     probe = hs.repeated_tokens(like, n_prompts=4, period=8)
     verified = hs.verify(model, probe=probe, top=3)
-    traced = hs.trace_circuit(model, ["L1H1"], probe=probe)
+    longer = hs.repeated_tokens(like, n_prompts=6, period=24)
+    traced = hs.trace_circuit(model, ["L1H1"], probe=longer)
     assert all(one.copying is not None for one in verified.heads)
     assert traced.edges
     return hs.scan(model, probe=probe).scores, verified.heads, verified.sets, traced.edges, traced.receivers

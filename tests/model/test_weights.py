@@ -246,10 +246,26 @@ class Adapted(nn.Linear):
         return super().forward(x) + 0.1 * x.sum(-1, keepdim=True)
 
 
-def test_a_projection_that_does_more_than_its_weight_is_refused():
+class Bent(nn.Linear):
+    """Computes what no matrix does."""
+
+    def forward(self, x):
+        return super().forward(x) + 0.1 * x.abs().sum(-1, keepdim=True)
+
+
+def test_the_weights_of_a_projection_with_an_adapter_are_the_effective_ones():
     hf = tiny_causal_lm("llama")
-    hf.model.layers[1].self_attn.v_proj.__class__ = Adapted
-    with pytest.raises(UnsupportedModel, match=r"layer 1 of .*: a Adapted does not compute what its weight says"):
+    projection = hf.model.layers[1].self_attn.v_proj
+    projection.__class__ = Adapted
+    found = layer_weights(load(hf))[1].w_v  # [kv_head d_model d_v]
+    # Each output also gets 0.1 times every input: 0.1 in every place of the matrix.
+    torch.testing.assert_close(found.transpose(0, 1).flatten(1), projection.weight.T.detach() + 0.1)
+
+
+def test_a_projection_that_no_matrix_describes_is_refused():
+    hf = tiny_causal_lm("llama")
+    hf.model.layers[1].self_attn.v_proj.__class__ = Bent
+    with pytest.raises(UnsupportedModel, match=r"layer 1 of .*: a Bent does not compute what its weight says"):
         layer_weights(load(hf))
 
 

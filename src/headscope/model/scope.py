@@ -234,7 +234,7 @@ def _uncompiled(model: nn.Module) -> Iterator[None]:
         for module in model.modules():
             for name in ("_compiled_call_impl", "forward"):  # nn.Module.compile; torch.compile, assigned or wrapped
                 compiled = module.__dict__.get(name)
-                if (own := _before_compiled(compiled)) is not None:
+                if compiled is not None and (own := _before_compiled(compiled)) is not None:
                     stack.callback(setattr, module, name, compiled)
                     setattr(module, name, _routed(own, compiled, here))
         yield

@@ -129,8 +129,9 @@ class Bench:
     def shapes(self) -> dict[str, np.ndarray]:
         """The shape of every head's pattern and the size of what it writes; see `headscope.evidence.atlas.shapes`."""
         probe = self.probe
-        assert probe.controls is not None
-        return self.kept("shapes", lambda: shapes_of(self.model, self.heads, probe.prompts, probe.controls))
+        controls = probe.controls
+        assert controls is not None
+        return self.kept("shapes", lambda: shapes_of(self.model, self.heads, probe.prompts, controls))
 
     # ---- removals
 

@@ -99,7 +99,7 @@ class Samples:
 def scanned(
     model: Source,
     *,
-    probe: Probe | None = None,
+    probe: Any | None = None,
     detectors: Sequence[Detector | str] | None = None,
     precision: float | None = None,
     seed: int = 0,
