@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from headscope.cli import options
 from headscope.cli.files import check_out, save, saving
+from headscope.render.plain import say
 
 if TYPE_CHECKING:
     from headscope.evidence.atlas.result import Atlas
@@ -46,7 +46,7 @@ def atlas(
     def planned(plan: Plan) -> None:
         if plan.wall_s > PATIENCE_S:
             cost = f"{plan.roles} roles, {plan.passes:.0f} forward passes of 4,096 tokens"
-            print(f"about {plan.wall_s / 60:.1f} min: {cost}", file=sys.stderr)
+            say(f"about {plan.wall_s / 60:.1f} min: {cost}", err=True)
 
     def measure() -> Atlas:
         with bar("atlas") as draw:
@@ -68,10 +68,10 @@ def atlas(
             result = measure()
     saved = save(result, out)
     if as_json:
-        typer.echo(result.to_json())
+        say(result.to_json())
         return
     from headscope.evidence.atlas.terminal import print_atlas
 
     print_atlas(result, top=top)
     if saved:
-        print(f"Results: {saved[0]}")
+        say(f"Results: {saved[0]}")

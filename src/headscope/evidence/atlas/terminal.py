@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from headscope.evidence.atlas.outcome import HELD
 from headscope.evidence.atlas.result import Atlas, Finding, HeadSummary
 from headscope.evidence.scan.terminal import print_model
+from headscope.render.plain import console as terminal
 
 WIDTH = 100
 """Characters that the table needs; a narrower terminal wraps its lines."""
@@ -16,7 +16,7 @@ WIDTH = 100
 
 def print_atlas(found: Atlas, *, top: int = 30) -> None:
     """Print heads that are unexplained or have a role's score, at most `top` of each kind."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal()
     console.width = max(WIDTH, console.width)
     print_model(console, found.model)
     kind = "quick: attention and weights only, so no role is confirmed" if found.quick else "full"

@@ -30,7 +30,7 @@ KIND = Kind(
     schema="headscope.scan/1",
     result=_result,
     sweep=Sweepable(
-        settings={"n_prompts": 16, "period": 50, "n_repeats": 2, "jitter": True, "seed": 0},
+        settings={"n_prompts": 32, "period": 50, "n_repeats": 2, "jitter": True, "seed": 0},
         measure=_measure,
         columns={
             **table_of(("layer", "head", "call"), "int64"),
