@@ -114,19 +114,19 @@ def scanned(
         raise ArgumentError(f"precision={precision}; it needs a positive number, like 0.02.")
     if kernel is not None and kernel not in KERNELS:
         raise ArgumentError(f"kernel={kernel!r} is not known; use one of {', '.join(KERNELS)}, or None.")
-    probe = repeated_tokens(model, seed=seed) if probe is None else probe_of(model, probe)
-    if precision is not None and probe.more is None:
+    read: Probe = repeated_tokens(model, seed=seed) if probe is None else probe_of(model, probe)
+    if precision is not None and read.more is None:
         raise ArgumentError("precision needs a probe that can draw more prompts; your own tokens or text cannot.")
-    check_fits(probe, model)
+    check_fits(read, model)
     started = time.perf_counter()
     reading = _Reading(model=model, detectors=chosen, kernel=kernel, progress=progress, watch=watch)
-    reading.read(probe)
+    reading.read(read)
     while precision is not None and (further := _still_needed(reading, precision)):
-        assert probe.more is not None
-        probe = probe.more(further)
-        reading.read(probe)
+        assert read.more is not None
+        read = read.more(further)
+        reading.read(read)
     scores, unscored = reading.scores()
-    settings = dict(probe.settings) | {"n_prompts": reading.n_prompts}
+    settings = dict(read.settings) | {"n_prompts": reading.n_prompts}
     if precision is not None:
         settings["precision"] = precision
     found = Scan(
