@@ -561,8 +561,9 @@ def test_a_scan_says_how_to_repeat_it():
 
 
 def test_the_default_probe_is_the_one_the_design_spells_out():
-    model = hs.load(tiny_causal_lm("llama"))
-    model.hf.config.max_position_embeddings = 160
+    hf = tiny_causal_lm("llama")
+    hf.config.max_position_embeddings = 160
+    model = hs.load(hf)
     spelled_out = hs.repeated_tokens(model, n_prompts=32, period=50, seed=3, token_ids=None)
     same_scores(hs.scan(model, seed=3), hs.scan(model, probe=spelled_out))
 
