@@ -24,7 +24,7 @@ from headscope.sweeps.tables import ABOUT
 SCAN = {"scan": {"n_prompts": 4, "period": 8}}
 SMALL = SCAN | {
     "verify": {"n_prompts": 3, "period": 8, "top": 2},
-    "circuit": {"n_prompts": 3, "period": 8},
+    "circuit": {"n_prompts": 6, "period": 24},
     "icl": {"n_windows": 4, "window": 64, "early": 5},
 }
 ALL = ("scan", "verify", "circuit", "icl")
@@ -57,7 +57,7 @@ def test_scan_and_verify_rows_are_the_frames_of_the_functions(demo):
 
 def test_circuit_and_icl_rows_are_what_the_functions_give(demo):
     model = hs.load("demo")
-    edges = hs.trace_circuit(model, probe=hs.repeated_tokens(model, n_prompts=3, period=8)).to_frame()
+    edges = hs.trace_circuit(model, probe=hs.repeated_tokens(model, n_prompts=6, period=24)).to_frame()
     assert len(edges) > 0
     same(rows(demo[1], "circuit"), edges)
     found = hs.icl(model, **SMALL["icl"])
