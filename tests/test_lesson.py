@@ -502,7 +502,7 @@ def test_an_nnsight_model(demo):
 
 def test_a_transformer_lens_model_without_a_transformers_model_runs_by_itself():
     bridge = TransformerBridge.boot_native(
-        {"n_layers": 2, "d_model": 32, "n_heads": 2, "d_head": 16, "n_ctx": 64, "d_vocab": 90, "act_fn": "gelu"}
+        {"n_layers": 2, "d_model": 32, "n_heads": 2, "d_head": 16, "n_ctx": 128, "d_vocab": 90, "act_fn": "gelu"}
     )
     tokens = make_repeated_tokens(bridge, 20)
     assert tokens.shape == (1, 20)

@@ -310,7 +310,7 @@ def test_hostile_prompts_are_text(show, reader, text):
         """Each prompt is one token, whose text it is."""
 
         bos_token_id, all_special_ids = 0, (0,)
-        __call__ = staticmethod(lambda one: {"input_ids": [0, 5, 5]})
+        __call__ = staticmethod(lambda one, **options: {"input_ids": [0, 5, 5]})
         __len__ = staticmethod(lambda: 1024)
         decode = staticmethod(lambda ids: text)
         convert_ids_to_tokens = staticmethod(lambda ids: ["x"] * len(ids))

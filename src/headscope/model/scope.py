@@ -137,14 +137,15 @@ def around(modules: Sequence[nn.Module], run: Around) -> Iterator[None]:
         before = [(module, module.__dict__.get("forward")) for module in modules]
         try:
             for module in modules:
-                module.forward = _routed(ours(module, module.forward), module.forward, here)
+                # Not by assignment: TransformerLens's bridges would hand it on to the module that they wrap.
+                module.__dict__["forward"] = _routed(ours(module, module.forward), module.forward, here)
             yield
         finally:
             for module, own in before:
                 if own is None:
                     module.__dict__.pop("forward", None)
                 else:
-                    module.forward = own
+                    module.__dict__["forward"] = own
 
 
 # --- The attention implementation ------------------------------------------------------------------------------------
