@@ -128,7 +128,7 @@ class Numbers:
     all_special_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
 
-    def __call__(self, text):
+    def __call__(self, text, **options):
         return {"input_ids": [int(one) for one in text.split() if one.isdigit()]}
 
     def __len__(self):

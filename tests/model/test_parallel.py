@@ -189,7 +189,7 @@ def everything(model):
 def test_a_circuit_its_tokens_and_the_live_page_of_layers_on_two_devices(whole):
     def shown(model):
         circuits, read = Circuits(model), Reader(model)
-        text, probe = "the cat sat. the cat sat", hs.repeated_tokens(model, n_prompts=4, period=8)
+        text, probe = "the cat sat. the cat sat", hs.repeated_tokens(model, n_prompts=6, period=24)
         return {
             "edges": hs.trace_circuit(model, ["L1H1"], probe=probe).edges,
             "ov": hs.ov_table(model, "L1H1", [3, 4], circuits=circuits),
