@@ -69,7 +69,7 @@ def test_models_stand_by_family_size_and_revision(store):
 def test_a_tile_holds_every_head_and_names_the_best(store):
     big = hs.mosaic(store.path).tiles[-1]
     assert big.values == ((0.1, None, 0.1), (0.1, 0.1, 0.1), (0.1, 0.1, 0.1), (0.1, 0.1, 0.9))
-    assert (str(big.best), big.n_parameters, big.probe["n_prompts"]) == ("L3H2", 2_000_000, 16)
+    assert (str(big.best), big.n_parameters, big.probe["n_prompts"]) == ("L3H2", 2_000_000, 32)
     assert hs.mosaic(store, detector="previous_token").tiles[-1].values[1] == (0.2, 0.2, 0.2)
 
 
