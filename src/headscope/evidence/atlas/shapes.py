@@ -110,7 +110,7 @@ def _read(model: Model, heads: Sequence[HeadId], prompts: Sequence[Tokens]) -> d
 
 
 def _grams(model: Model) -> dict[int, Tensor] | None:
-    """W_O W_O^T of each head by layer [head, d_head, d_head]; None where weights cannot be told apart."""
+    """W_O W_O^T of each head by layer [head, d_head, d_head]; None where the weights do not split by head."""
     try:
         layers = layer_weights(model)
     except UnsupportedModel:
