@@ -165,7 +165,7 @@ export function Prompt(props: {
               asked={same}
               tokens={reading.tokens}
               patterns={seen.value}
-              pins={state.pins ?? [head]}
+              pins={state.pins ?? next(seen.value, head)}
               way={way}
               theme={theme}
               cursor={cursor}
@@ -202,6 +202,12 @@ function largest({ heads }: Patterns): string | null {
     null,
   );
   return first && name(first);
+}
+
+/** The two heads with the largest stripes, but for the one that is looked through. */
+function next({ heads }: Patterns, head: string): string[] {
+  const others = heads.filter((one) => one.stripe !== null && name(one) !== head);
+  return others.sort((a, b) => (b.stripe ?? 0) - (a.stripe ?? 0)).slice(0, 2).map(name);
 }
 
 /** The address bar holds the state, and no secret. */
