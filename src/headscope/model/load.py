@@ -4,7 +4,7 @@ Objects may be of transformers, or wrapped by TransformerLens or nnsight (`heads
 
 Weights load from safetensors; pickled weights and remote code each need their flag. A checkpoint that lacks some of
 its weights is refused, since transformers would fill them with random numbers. Every model passes the self-check
-(`headscope.model.selfcheck`), once per model object.
+(`headscope.model.selfcheck`), once, and again when its module has changed (`headscope.model.state`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ from headscope.model.tokenizer import is_panic
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from headscope.model.backbone import Backbone
     from headscope.model.selfcheck import Check
+    from headscope.model.sources import Found
 
 DTYPES = ("auto", "float32", "float64", "float16", "bfloat16")
 _TOKENIZERS = (
@@ -57,7 +59,7 @@ __all__ = ["DTYPES", "Heads", "Model", "OfHead", "OneHead", "Opened", "Source", 
 Source = Any
 """What `load` opens: a name, a folder, a model object of any kind that it lists, or a Model."""
 
-_CHECKS: weakref.WeakKeyDictionary[Any, Check] = weakref.WeakKeyDictionary()
+_CHECKS: weakref.WeakKeyDictionary[Any, tuple[str, Check]] = weakref.WeakKeyDictionary()
 
 
 def load(
@@ -131,48 +133,69 @@ def open_model(
     forward: Callable[[Any], Any] | None = None,
     max_tokens: int | None = None,
 ) -> Opened:
-    """`load`, but an unsupported model is returned as `Opened`, with its check, instead of raising."""
+    """`load`, but an unsupported model is returned as `Opened`, with its check, instead of raising.
+
+    A Model whose module has changed since it was opened is opened again.
+    """
     if isinstance(source, Opened):
         if (device, dtype, revision, tokenizer) != (None, "auto", None, None):
             raise ArgumentError(
                 "device, dtype, revision and tokenizer do not apply to a loaded Model; load it with them."
             )
-        return source
+        from headscope.model.state import state_of
+
+        return source if state_of(source.module) == source.state else source.reopen()
     if dtype not in DTYPES:
         raise ArgumentError(f"dtype={dtype!r} is not known; use one of {', '.join(DTYPES)}.")
+    from headscope.model.sources import Found, Options, find
+
     if isinstance(source, (str, Path)):
         from headscope.model.sources.transformers import backbone
 
         if forward is not None:
             raise ArgumentError("forward applies to a model object; a hub id or folder is called as transformers does.")
         hf, found, revision = _from_pretrained(str(source), device, dtype, revision, allow_pickle, trust_remote_code)
-        tokenizer = tokenizer if tokenizer is not None else found
-        name, seen = str(source), backbone(hf)
-        if max_tokens is not None:
-            seen = replace(seen, max_tokens=max_tokens)
-    else:
-        from headscope.model.sources import Options, find
+        held = Found(backbone=backbone(hf), tokenizer=found if tokenizer is None else tokenizer, name=str(source))
+        return _checked(lambda: replace(held, backbone=_limited(backbone(hf), max_tokens)), revision)
+    options = Options(forward=forward, max_tokens=max_tokens)
 
-        options = Options(forward=forward, max_tokens=max_tokens)
+    def look() -> Found:
         held = find(source, options)
         if held is None:
             raise ArgumentError(
                 f"load got a {brief(type(source).__name__)}; it needs a hub id, a folder, 'demo', or a model object: "
                 "of transformers, TransformerLens, nnsight or PEFT, or any nn.Module that gives logits for token ids."
             )
-        if device is not None or dtype != "auto" or revision is not None:
-            raise ArgumentError("device, dtype and revision do not apply to a model object; move or convert it first.")
-        seen, name = held.backbone, held.name
-        tokenizer = tokenizer if tokenizer is not None else held.tokenizer
-    from headscope.model.selfcheck import RoutedCheck, selfcheck
+        return held if tokenizer is None else replace(held, tokenizer=tokenizer)
 
-    key = seen.module
-    if forward is not None or key not in _CHECKS:
-        _CHECKS[key] = selfcheck(seen)
-    check = _CHECKS[key]
-    if isinstance(check, RoutedCheck):
-        return Model(backbone=seen, tokenizer=tokenizer, id=name, revision=revision, check=check)
-    return Opened(backbone=seen, tokenizer=tokenizer, id=name, revision=revision, check=check)
+    if device is not None or dtype != "auto" or revision is not None:
+        raise ArgumentError("device, dtype and revision do not apply to a model object; move or convert it first.")
+    return _checked(look, None, known=forward is None)
+
+
+def _checked(look: Callable[[], Found], revision: str | None, *, known: bool = True) -> Opened:
+    """What `look` finds, with its check: the one before where its module is as it was, if a check may be `known`."""
+    from headscope.model.selfcheck import RoutedCheck, selfcheck
+    from headscope.model.state import state_of
+
+    found = look()
+    key, state = found.backbone.module, state_of(found.backbone.module)
+    if not known or _CHECKS.get(key, ("",))[0] != state:
+        _CHECKS[key] = (state, selfcheck(found.backbone))
+    check = _CHECKS[key][1]
+    common: dict[str, Any] = {
+        "backbone": found.backbone,
+        "tokenizer": found.tokenizer,
+        "id": found.name,
+        "revision": revision,
+        "state": state,
+        "reopen": lambda: _checked(look, revision, known=known),
+    }
+    return Model(check=check, **common) if isinstance(check, RoutedCheck) else Opened(check=check, **common)
+
+
+def _limited(found: Backbone, max_tokens: int | None) -> Backbone:
+    return found if max_tokens is None else replace(found, max_tokens=max_tokens)
 
 
 def _from_pretrained(
