@@ -153,7 +153,7 @@ def open_model(
 
 
 def _checked(found: Found, look: Callable[[], Found], *, known: bool = True) -> Opened:
-    """With its check: the one before where the module is as it was, if a check may be `known`; `look` opens it again."""
+    """With its check: the one of before where the module is as it was, if it may be `known`; `look` opens it again."""
     from headscope.model.selfcheck import RoutedCheck, selfcheck
     from headscope.model.state import state_of
 
