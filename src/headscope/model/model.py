@@ -71,6 +71,12 @@ class Opened:
         return self.backbone.n_embeddings
 
     @property
+    def d_model(self) -> int | None:
+        """Width of an embedding; None where no module is one."""
+        shape = getattr(getattr(self.backbone.embedding, "weight", None), "shape", ())
+        return int(shape[1]) if len(shape) == 2 else None
+
+    @property
     def n_predicted(self) -> int:
         """Number of tokens with a logit; smaller than the embedding if some ids are input-only."""
         return self.backbone.n_predicted
