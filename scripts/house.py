@@ -33,7 +33,10 @@ RANKS: dict[str, int] = {
 """A part may import parts of a lower rank, and its equals as long as no circle arises."""
 
 UPWARD: dict[tuple[str, str], str] = {
-    ("model.load", "training.demo"): "`demo` is a name that load knows; the folder is asked for only then",
+    (
+        "model.sources.pretrained",
+        "training.demo",
+    ): "`demo` is a name that load knows; the folder is asked for only then",
 }
 """Imports that point up, made inside the function that needs them, and why each is there."""
 

@@ -29,6 +29,7 @@ from headscope.heads import HeadId
 from headscope.model import load as load_module
 from headscope.model.bounds import bounded
 from headscope.model.load import Model, load, open_model
+from headscope.model.sources import pretrained
 from headscope.model.sources.transformers import backbone
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:.*weights_only=False.*:FutureWarning")
@@ -161,9 +162,9 @@ def test_auto_keeps_the_checkpoint_s_own_dtype(tmp_path):
 
 def test_a_context_without_limit_has_none(checked):
     # xlnet writes -1
-    model, check = checked("xlnet")
+    model, _ = checked("xlnet")
     assert model.config.max_position_embeddings == -1
-    assert Model(backbone=backbone(model), tokenizer=None, id="x", revision=None, check=check).max_tokens is None
+    assert backbone(model).max_tokens is None
 
 
 # Model objects
@@ -529,7 +530,7 @@ def test_a_device_that_is_not_there_is_an_argument_error(device, llama_folder):
 
 
 def test_auto_needs_accelerate(llama_folder, monkeypatch):
-    monkeypatch.setattr(load_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
     assert "device='auto' needs the package accelerate" in refusal(ArgumentError, llama_folder, device="auto")
 
 

@@ -40,12 +40,23 @@ DEEPEST = 64
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLED_SINGLE, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+ADAPTER_CONFIG, ADAPTER, PICKLED_ADAPTER = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _READ = frozenset(
     ".json .safetensors .jinja .txt .model .py .tiktoken .codes .spm .vocab .tokenizer .bpe .dict".split()
 )
 """Endings of what transformers may read in a folder: config, weights, template, code, and what tokenizers bring."""
 _PICKLED = frozenset(".bin .pt .pth .ckpt".split())
-_TEXT = ("config", "tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template", "generation")
+_TEXT = (
+    "config",
+    "adapter_config",
+    "tokenizer",
+    "vocab",
+    "merges",
+    "special_tokens",
+    "added_tokens",
+    "chat_template",
+    "generation",
+)
 """Beginnings of the names of text that is read whole; others, like a trainer's log, are not."""
 
 
@@ -76,10 +87,7 @@ def check_folder(folder: Path, *, allow_pickle: bool) -> Weights | None:
     """
     if not os.path.lexists(folder / CONFIG):
         raise ModelNotFound(f"folder {str(folder)!r} has no config.json; give a folder that save_pretrained wrote.")
-    for path in _readable(folder, allow_pickle):
-        check_file(path, folder)
-        if path.name.startswith(_TEXT) and path.suffix != ".safetensors":
-            _refuse_large(path)
+    _check_files(folder, allow_pickle)
     config = read_json(folder / CONFIG, f"the config of {str(folder)!r}")
     names = weight_files(folder, config, allow_pickle=allow_pickle)
     for name in names:
@@ -87,6 +95,40 @@ def check_folder(folder: Path, *, allow_pickle: bool) -> Weights | None:
         check_file(folder / name, folder)
     safe = [folder / name for name in names if name.endswith(".safetensors")]
     return weights_of(safe) if safe else None
+
+
+def check_adapter(folder: Path, *, allow_pickle: bool) -> tuple[dict[str, Any], Weights | None]:
+    """Raise if opening an adapter of PEFT could read what it must not.
+
+    Args:
+        folder: With `adapter_config.json`; what it is put on may be in it too, or elsewhere.
+        allow_pickle: Whether its weights may be pickles.
+
+    Returns:
+        Its config, and what its safetensors hold; None where they are pickles.
+
+    Raises:
+        ModelNotFound: it has no weights.
+        UnsafeWeights: weights that are pickles, without the flag.
+        ModelError: as `check_folder`.
+    """
+    _check_files(folder, allow_pickle)
+    config = read_json(folder / ADAPTER_CONFIG, f"the adapter's config in {str(folder)!r}")
+    if os.path.lexists(folder / ADAPTER):
+        return config, weights_of([folder / ADAPTER])
+    if not os.path.lexists(folder / PICKLED_ADAPTER):
+        raise ModelNotFound(
+            f"folder {str(folder)!r} has no {ADAPTER}; give a folder that PEFT's save_pretrained wrote."
+        )
+    if not allow_pickle:
+        raise _only_pickles(folder, PICKLED_ADAPTER)
+    return config, None
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds a model of its own: a config, and weights under a name that transformers opens."""
+    names = (SINGLE, INDEX, PICKLED_SINGLE, PICKLED_INDEX)
+    return os.path.lexists(folder / CONFIG) and any(os.path.lexists(folder / name) for name in names)
 
 
 def fetched(source: str, revision: str, config: Any, *, allow_pickle: bool) -> Weights | None:
@@ -222,6 +264,14 @@ def _indexed(folder: Path, index: str) -> list[str]:
     if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
         raise ModelError(f"{brief(folder / index)} has no weight_map from tensors to files; use the index as saved.")
     return sorted(set(files.values()))
+
+
+def _check_files(folder: Path, allow_pickle: bool) -> None:
+    """Raise unless all that a load may read in a folder are regular files in it, text of them within its bound."""
+    for path in _readable(folder, allow_pickle):
+        check_file(path, folder)
+        if path.name.startswith(_TEXT) and path.suffix != ".safetensors":
+            _refuse_large(path)
 
 
 def _readable(folder: Path, allow_pickle: bool) -> Iterator[Path]:

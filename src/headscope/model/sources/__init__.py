@@ -1,7 +1,8 @@
-"""Where models come from: one file for each kind of object that can be opened.
+"""Where models come from: one file for each kind of object, folder or file that can be opened.
 
-A source has a function `found(given, options)`, which returns `Found`, or None for an object that is not its own, and
-`PLACE`: sources are asked in that order. `module` comes last, since every module is one of its own.
+A source has a function `found(given, options)`, which returns `Found`, or None for what is not its own, and `PLACE`:
+sources are asked in that order. `module` comes last of those for objects, since every module is one of its own, and
+`pretrained` last of those for names.
 """
 
 from __future__ import annotations
@@ -25,6 +26,16 @@ class Options:
     """Logits [batch position vocabulary] of ids [batch position]."""
     max_tokens: int | None = None
     """Longest input."""
+    device: str | None = None
+    """Of a name: where its weights go, as `headscope.load` says."""
+    dtype: str = "auto"
+    """Of a name: the precision of its weights."""
+    revision: str | None = None
+    """Of a hub id: branch, tag or commit."""
+    allow_pickle: bool = False
+    """Of a name: whether weights may be pickles."""
+    trust_remote_code: bool = False
+    """Of a name: whether code that comes with it may run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -37,12 +48,15 @@ class Found:
     """The tokenizer that came with it."""
     name: str
     """What results call it."""
+    revision: str | None = None
+    """Commit of the hub repository, where it is known."""
 
 
 def find(given: Any, options: Options) -> Found | None:
-    """How to use an object; None if it is no model.
+    """How to use an object, or what a name leads to; None if it is neither a model nor a name.
 
     Raises:
+        ModelError: what a name leads to cannot be opened.
         ArgumentError: an object that holds no model, or more than one.
         UnsupportedModel: a module that does not give logits for token ids.
     """

@@ -1,7 +1,8 @@
 """Adapters of PEFT around a model: the model as it runs with them, merged or not.
 
 PEFT puts its layers into the model's own tree, so the tree is that of the model, and everything that runs through it
-has the adapters' share. Prompt-learning adapters, which put tokens before the input, are refused.
+has the adapters' share. Prompt-learning adapters, which put tokens before the input, are refused, and so are those
+whose whole gives other logits than the model inside.
 """
 
 from __future__ import annotations
@@ -9,8 +10,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from headscope.errors import ArgumentError
+import torch
+
+from headscope.errors import ArgumentError, UnsupportedModel
+from headscope.model.backbone import Backbone
+from headscope.model.scope import evaluating
 from headscope.model.sources import Found, Options, find
+from headscope.model.taps import TOLERANCE
 
 PLACE = 20
 """Sources are asked in this order."""
@@ -18,16 +24,40 @@ PLACE = 20
 
 def found(given: Any, options: Options) -> Found | None:
     """The model inside a `PeftModel`."""
-    if not any(
-        kind.__module__.split(".")[0] == "peft" and kind.__name__ == "PeftModel" for kind in type(given).__mro__
-    ):
+    names = {kind.__name__ for kind in type(given).__mro__ if kind.__module__.split(".")[0] == "peft"}
+    if not names & {"PeftModel", "PeftMixedModel"}:
         return None
-    config = given.peft_config[given.active_adapter]
-    if getattr(config, "is_prompt_learning", False):
-        raise ArgumentError(
-            f"load got a {type(given).__name__} with {type(config).__name__}, which puts tokens of its own before the "
-            "input; load the model without it."
-        )
+    active = list(given.active_adapters)
+    for name in active:
+        refuse_prompts(given.peft_config[name])
     held = find(given.get_base_model(), options)
     assert held is not None
-    return replace(held, name=getattr(config, "base_model_name_or_path", None) or held.name)
+    if options.forward is None:
+        _refuse_other(given, held.backbone)
+    return replace(held, name=f"{held.name} with {', '.join(active)}" if active else held.name)
+
+
+def _refuse_other(given: Any, inside: Backbone) -> None:
+    """Raise unless the model inside gives what the whole gives: some adapters work in the whole's own forward pass."""
+    ids = torch.tensor([[0, 1, 1, 0, 1], [1, 0, 0, 1, 0]], device=inside.device)
+    with torch.no_grad(), evaluating(given):
+        wanted, own = inside.output(given(ids)), inside.run(ids)
+    limit = TOLERANCE.get(own.dtype, TOLERANCE[torch.float32]) * max(1.0, float(wanted.abs().max()))
+    if wanted.shape != own.shape or float((wanted - own).abs().max()) > limit:
+        kinds = ", ".join(sorted({type(config).__name__ for config in given.peft_config.values()}))
+        raise UnsupportedModel(
+            f"load got an adapter ({kinds}) that works outside of the model's layers; merge it into the model first."
+        )
+
+
+def refuse_prompts(config: Any) -> None:
+    """Raise unless an adapter changes the model alone, and not its input.
+
+    Raises:
+        ArgumentError: it puts tokens of its own before the input.
+    """
+    if getattr(config, "is_prompt_learning", False):
+        raise ArgumentError(
+            f"load got an adapter with {type(config).__name__}, which puts tokens of its own before the input; load "
+            "the model without it."
+        )
