@@ -302,6 +302,23 @@ class Bench:
             found[head] = rows[0] - rows[1]
         return found
 
+    def moved_directly(
+        self, heads: Sequence[HeadId], prompts: Sequence[Tokens], sources: Sequence[Tokens], choices: Choices
+    ) -> dict[HeadId, Samples]:
+        """As `moved`, with every head of the layers above held at its own z: what a head does by no other head.
+
+        MLPs recompute. Prompts of one length.
+        """
+        swap = Swap(model=self.model, sources=sources, n_last=1)
+        held = Swap(model=self.model, sources=prompts, n_last=len(prompts[0]))
+        found: dict[HeadId, Samples] = {}
+        for head in heads:
+            above = frozenset(one for one in self.heads if one.layer > head.layer)
+            both: Intervention = WhileAblated(ablator=held, patched=swap, heads=frozenset([head]))
+            rows = losses(both, prompts, choices, [above, above | {head}])["difference"]
+            found[head] = rows[0] - rows[1]
+        return found
+
     def outcome_without(
         self,
         heads: Sequence[HeadId],
