@@ -109,3 +109,24 @@ def test_the_model_is_checked_before_the_file(headscope, tmp_path):
 def test_the_errors_are_headscopes(tmp_path):
     with pytest.raises(hs.HeadscopeError):
         module.writable(tmp_path)
+
+
+def test_settings_and_saved_results_reach_the_api(headscope, at_once, tmp_path):
+    scan = hs.scan("demo", probe=hs.repeated_tokens(hs.load("demo"), n_prompts=2, period=5))
+    scan.save(tmp_path)
+    ran = headscope(
+        "report", "demo", "--from", tmp_path, "--n-prompts", 4, "--period", 6, "--head", "L1H1", "--top", 3,
+        "-o", tmp_path / "r.html",
+    )  # fmt: skip
+    assert (ran.code, ran.err) == (0, "")
+    (_, options), *_ = at_once
+    assert {name: options[name] for name in ("n_prompts", "period", "heads", "top", "scan")} == {
+        "n_prompts": 4, "period": 6, "heads": ["L1H1"], "top": 3, "scan": scan,
+    }  # fmt: skip
+
+
+def test_a_line_comes_before_the_model_is_opened(headscope, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    said = headscope("report", "/no/such/model")
+    assert said.code == 2
+    assert said.err.startswith("/no/such/model: scan, verify and circuit, then the page;")

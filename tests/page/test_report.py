@@ -158,7 +158,7 @@ def test_results_of_another_model_are_refused(results):
 
 
 def test_text_and_a_ready_verification_are_refused(results):
-    with pytest.raises(hs.HeadscopeError, match="natural= and verification= were both given"):
+    with pytest.raises(hs.HeadscopeError, match="natural= and a ready verification were both given"):
         report_document(results.model, verification=results.verification, natural="text")
 
 

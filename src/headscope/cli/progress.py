@@ -13,15 +13,21 @@ PATIENCE_S = 2.0
 """Work shorter than this shows no bar."""
 
 
+def announce(line: str) -> None:
+    """Say at once, on a terminal, what is about to be done."""
+    if sys.stderr.isatty():
+        print(visible(line), file=sys.stderr, flush=True)
+
+
 @contextmanager
-def bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """Give a function of (done, total) that draws the bar."""
+def bar(label: str, *, patience_s: float = PATIENCE_S) -> Iterator[Callable[[int, int], None]]:
+    """Give a function of (done, total) that draws the bar, once that many seconds have passed."""
     started = time.monotonic()
     shown = False
 
     def update(done: int, total: int) -> None:
         nonlocal shown
-        if not sys.stderr.isatty() or (time.monotonic() - started < PATIENCE_S and not shown):
+        if not sys.stderr.isatty() or (time.monotonic() - started < patience_s and not shown):
             return
         shown = True
         share = done / max(1, total)
@@ -47,7 +53,11 @@ def _told(seconds: float) -> str:
 
 @contextmanager
 def bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Give a function of (what is being done, done, total) that draws a bar for each kind of work in turn."""
+    """Give a function of (what is being done, done, total) that draws a bar for each kind of work in turn.
+
+    The two seconds count from the first of them, so that many short ones are not silent.
+    """
+    begun = time.monotonic()
     with ExitStack() as open_bar:
         current: str | None = None
         draw: Callable[[int, int], None] | None = None
@@ -56,7 +66,8 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
             nonlocal current, draw
             if label != current or draw is None:
                 open_bar.pop_all().close()
-                current, draw = label, open_bar.enter_context(bar(label))
+                left_s = begun + PATIENCE_S - time.monotonic()
+                current, draw = label, open_bar.enter_context(bar(label, patience_s=left_s))
             draw(done, total)
 
         yield update

@@ -1,13 +1,14 @@
 """Open a language model: a hub id, a local folder, `demo`, or a model object.
 
 What can be opened, and how, is in `headscope.model.sources`, a file for each kind. Every model passes the self-check
-(`headscope.model.selfcheck`), once per model object.
+(`headscope.model.selfcheck`), once, and again when its module has changed (`headscope.model.state`).
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from headscope.model.model import Model, Opened
 
 if TYPE_CHECKING:
     from headscope.model.selfcheck import Check
+    from headscope.model.sources import Found
 
 DTYPES = ("auto", "float32", "float64", "float16", "bfloat16")
 
@@ -25,7 +27,7 @@ __all__ = ["DTYPES", "Heads", "Model", "OfHead", "OneHead", "Opened", "Source", 
 Source = Any
 """What `load` opens: a name, a folder, a model object of any kind that it lists, or a Model."""
 
-_CHECKS: weakref.WeakKeyDictionary[Any, Check] = weakref.WeakKeyDictionary()
+_CHECKS: weakref.WeakKeyDictionary[Any, tuple[str, Check]] = weakref.WeakKeyDictionary()
 
 
 def load(
@@ -103,13 +105,18 @@ def open_model(
     max_tokens: int | None = None,
     gguf_file: str | None = None,
 ) -> Opened:
-    """`load`, but an unsupported model is returned as `Opened`, with its check, instead of raising."""
+    """`load`, but an unsupported model is returned as `Opened`, with its check, instead of raising.
+
+    A Model whose module has changed since it was opened is opened again.
+    """
     if isinstance(source, Opened):
         if (device, dtype, revision, tokenizer) != (None, "auto", None, None):
             raise ArgumentError(
                 "device, dtype, revision and tokenizer do not apply to a loaded Model; load it with them."
             )
-        return source
+        from headscope.model.state import state_of
+
+        return source if state_of(source.module) == source.state else source.reopen()
     if dtype not in DTYPES:
         raise ArgumentError(f"dtype={dtype!r} is not known; use one of {', '.join(DTYPES)}.")
     named = isinstance(source, (str, Path))
@@ -119,7 +126,6 @@ def open_model(
         raise ArgumentError(
             "device, dtype, revision and gguf_file do not apply to a model object; move or convert it first."
         )
-    from headscope.model.selfcheck import RoutedCheck, selfcheck
     from headscope.model.sources import Options, find
 
     options = Options(
@@ -132,16 +138,42 @@ def open_model(
         trust_remote_code=trust_remote_code,
         gguf_file=gguf_file,
     )
-    found = find(source, options)
-    if found is None:
-        raise ArgumentError(
-            f"load got a {brief(type(source).__name__)}; it needs a hub id, a folder, 'demo', or a model object: "
-            "of transformers, TransformerLens, nnsight or PEFT, or any nn.Module that gives logits for token ids."
-        )
-    key = found.backbone.module
-    if forward is not None or key not in _CHECKS:
-        _CHECKS[key] = selfcheck(found.backbone)
-    check = _CHECKS[key]
-    tokenizer = tokenizer if tokenizer is not None else found.tokenizer
-    opened = {"backbone": found.backbone, "tokenizer": tokenizer, "id": found.name, "revision": found.revision}
-    return Model(**opened, check=check) if isinstance(check, RoutedCheck) else Opened(**opened, check=check)
+
+    def look() -> Found:
+        found = find(source, options)
+        if found is None:
+            raise ArgumentError(
+                f"load got a {brief(type(source).__name__)}; it needs a hub id, a folder, 'demo', or a model object: "
+                "of transformers, TransformerLens, nnsight or PEFT, or any nn.Module that gives logits for token ids."
+            )
+        return found if tokenizer is None else replace(found, tokenizer=tokenizer)
+
+    found = look()
+    if not named:
+        return _checked(found, look, known=forward is None)
+
+    def look_again() -> Found:
+        held = find(found.backbone.module, Options(max_tokens=max_tokens))
+        return found if held is None else replace(found, backbone=held.backbone)
+
+    return _checked(found, look_again)
+
+
+def _checked(found: Found, look: Callable[[], Found], *, known: bool = True) -> Opened:
+    """With its check: the one of before where the module is as it was, if it may be `known`; `look` opens it again."""
+    from headscope.model.selfcheck import RoutedCheck, selfcheck
+    from headscope.model.state import state_of
+
+    key, state = found.backbone.module, state_of(found.backbone.module)
+    if not known or _CHECKS.get(key, ("",))[0] != state:
+        _CHECKS[key] = (state, selfcheck(found.backbone))
+    check = _CHECKS[key][1]
+    common: dict[str, Any] = {
+        "backbone": found.backbone,
+        "tokenizer": found.tokenizer,
+        "id": found.name,
+        "revision": found.revision,
+        "state": state,
+        "reopen": lambda: _checked(look(), look, known=known),
+    }
+    return Model(check=check, **common) if isinstance(check, RoutedCheck) else Opened(check=check, **common)

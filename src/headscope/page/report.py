@@ -13,19 +13,20 @@ Cost: that of the three, and a few passes over one prompt.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headscope.errors import ArgumentError, UnsupportedModel
-from headscope.evidence.circuit.measure import trace_circuit
+from headscope.evidence.ablation.each import N_PROMPTS, TOP
+from headscope.evidence.circuit.measure import PERIOD, trace_circuit
 from headscope.evidence.circuit.result import Circuit
 from headscope.evidence.kinds import kind_of
 from headscope.evidence.scan.measure import scan as read_attention
 from headscope.evidence.scan.result import Scan
 from headscope.evidence.verify.measure import verify
 from headscope.evidence.verify.result import Verification
-from headscope.heads import HeadId
+from headscope.heads import HeadId, Heads
 from headscope.interventions.ablation import method_named
 from headscope.model.load import Source, load
 from headscope.page.curves import refuse_other_runs, run_curves
@@ -33,6 +34,8 @@ from headscope.page.example import example
 from headscope.page.finding import finding
 from headscope.page.html import page_html
 from headscope.page.tables import token_tables
+from headscope.probes import repeated_tokens
+from headscope.probes.repeated import fitting_period
 from headscope.records.codec import encode
 from headscope.records.common import ModelInfo, Provenance
 from headscope.records.files import write_whole
@@ -60,6 +63,10 @@ def report(
     emergence: Sequence[Emergence] = (),
     behavior: Sequence[BehaviorResult] = (),
     results: Sequence[Any] = (),
+    heads: Heads | None = None,
+    n_prompts: int | None = None,
+    period: int | None = None,
+    top: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Path:
     """Write all that headscope knows of a model's heads as one HTML file.
@@ -76,14 +83,18 @@ def report(
             differ from it in depth alone.
         behavior: What `hs.behavior` gave for this model.
         results: Results of further kinds for this model, each shown in the section of its kind.
-        progress: Called with (what is being done, done, of).
+        heads: Judge these alone, and explain those of them that do induction; by default every head.
+        n_prompts: Random prompts of each of the three that is measured here; by default 32.
+        period: Length of their repeated run, at least 3; by default 50, and 24 in the circuit, or what fits.
+        top: Heads with the largest effects to measure exactly; by default 10.
+        progress: Called with (what is being done, done, of); what begins with the stage, like `2 of 3 verify`.
 
     Returns:
         The file.
 
     Raises:
-        ArgumentError: results of another model, `natural` beside a ready verification, or a path that cannot be
-            written.
+        ArgumentError: results of another model, a setting that nothing is measured with, since the results that it
+            would have changed are ready, or a path that cannot be written.
         TokenError: a natural text that is too short, or a model that cannot read text.
         UnsupportedModel: the model has no LM head, so that no loss is defined.
         NonFiniteError: a loss or score is not a number.
@@ -99,6 +110,10 @@ def report(
         emergence=emergence,
         behavior=behavior,
         results=results,
+        heads=heads,
+        n_prompts=n_prompts,
+        period=period,
+        top=top,
         progress=progress,
     )
     return write_page(document, path)
@@ -115,29 +130,63 @@ def report_document(
     emergence: Sequence[Emergence] = (),
     behavior: Sequence[BehaviorResult] = (),
     results: Sequence[Any] = (),
+    heads: Heads | None = None,
+    n_prompts: int | None = None,
+    period: int | None = None,
+    top: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
     """The document `headscope.report/1`, JSON-ready; arguments and errors are those of `report`."""
     model = load(model)
     step = progress or (lambda what, done, total: None)
     info = ModelInfo.of(model)
-    if verification is not None and natural is not None:
-        raise ArgumentError("natural= and verification= were both given; give the text to hs.verify.")
+    refuse_unused(
+        {"natural": natural, "heads": heads, "top": top, "n_prompts": n_prompts, "period": period},
+        scan=scan is not None,
+        verification=verification is not None,
+        circuit=circuit is not None,
+    )
     refuse_other_models(info, (scan, verification, circuit, *behavior, *results))
     refuse_other_runs(info, list(emergence))
-    scan = scan or read_attention(model, seed=seed, progress=lambda done, total: step("scanning", done, total))
-    verification = verification or verify(model, natural=natural, seed=seed, progress=progress)
+    n_prompts = n_prompts or N_PROMPTS
+    due = [name for name, one in (("scan", scan), ("verify", verification), ("circuit", circuit)) if one is None]
+
+    def staged(stage: str) -> Callable[[str, int, int], None]:
+        of = f"{due.index(stage) + 1} of {len(due)} {stage}" if stage in due else stage
+        return lambda what, done, total: step(f"{of}: {what}", done, total)
+
+    if scan is None or verification is None:
+        probe = repeated_tokens(model, n_prompts=n_prompts, period=period, seed=seed)
+        if scan is None:
+            told = staged("scan")
+            scan = read_attention(model, probe=probe, progress=lambda done, total: told("reading", done, total))
+        verification = verification or verify(
+            model,
+            heads,
+            probe=probe,
+            top=TOP if top is None else top,
+            natural=natural,
+            seed=seed,
+            progress=staged("verify"),
+        )
     reason = None
     if circuit is None:
         try:
-            circuit = trace_circuit(model, verification=verification, seed=seed, progress=progress)
+            run = period if period is not None else fitting_period(model, PERIOD)
+            circuit = trace_circuit(
+                model,
+                verification=verification,
+                probe=repeated_tokens(model, n_prompts=n_prompts, period=run, seed=seed),
+                seed=seed,
+                progress=staged("circuit"),
+            )
         except UnsupportedModel as error:
             reason = str(error)
     team = verification.sets[0].heads if verification.sets else ()
     wanted = by_interest(verification)
     shown = example(model, wanted=wanted, without=team, method=method_named(verification.ablation["method"]), seed=seed)
-    run = shown.tokens[shown.first[0] : shown.first[1]]
-    asked = [int(one) for one in run[:: max(1, len(run) // TABLE_TOKENS)][:TABLE_TOKENS]]
+    first = shown.tokens[shown.first[0] : shown.first[1]]
+    asked = [int(one) for one in first[:: max(1, len(first) // TABLE_TOKENS)][:TABLE_TOKENS]]
     tables = token_tables(model, wanted[:TABLES], asked, circuit, seed=seed)
     step("writing", 1, 1)
     return {
@@ -179,6 +228,26 @@ def refuse_other_models(info: ModelInfo, results: Iterable[Any]) -> None:
             raise ArgumentError(
                 f"a {type(result).__name__} of {result.model.id} cannot go into a report of {info.id} ({differing}); "
                 "give results of the same model, or none."
+            )
+
+
+def refuse_unused(settings: Mapping[str, Any], **ready: bool) -> None:
+    """A setting changes something, or is refused.
+
+    Args:
+        settings: What was given, by name; None for what was not.
+        ready: Whether the scan, the verification and the circuit are there already.
+
+    Raises:
+        ArgumentError: a setting of measurements that are all there.
+    """
+    measured = {"natural": ["verification"], "heads": ["verification"], "top": ["verification"]}
+    for name, value in settings.items():
+        of = measured.get(name, list(ready))
+        if value is not None and all(ready[one] for one in of):
+            raise ArgumentError(
+                f"{name}= and a ready {' and '.join(of)} were both given, so that {name} would change nothing; "
+                f"leave {name} out, or have the {of[0]} made again."
             )
 
 

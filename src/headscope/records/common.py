@@ -44,6 +44,10 @@ class ModelInfo:
     path: Literal["interface", "hooks", "module"] | None = None
     """How attention is reached: `interface` is our attention function, `hooks` a family's own code, watched; `module`
     any module, watched. None if it cannot be, and in documents older than this field."""
+    d_model: int | None = None
+    """Width of an embedding; None where no module is one, and in documents older than this field."""
+    n_embeddings: int | None = None
+    """Token ids that can be read; None in documents older than this field."""
 
     @classmethod
     def of(cls, model: Opened) -> ModelInfo:
@@ -58,6 +62,8 @@ class ModelInfo:
             support=model.check.support,
             reason=model.check.reason,
             path=model.check.route.path if isinstance(model, Model) else None,
+            d_model=model.d_model,
+            n_embeddings=model.n_embeddings,
         )
 
     def unlike(self, other: ModelInfo) -> str:
