@@ -49,6 +49,7 @@ from headscope.interventions.choices import Choices
 from headscope.model.attention import Attention
 from headscope.model.load import Source, load
 from headscope.model.memory import in_batches
+from headscope.model.precision import widened
 from headscope.model.replay import Replay
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.copies import check_repeats
@@ -323,7 +324,7 @@ def gradients(
         logits = replay.clean(visit, places=sheet.places(1).to(device), grad=True)
         slopes = torch.autograd.grad(sheet.total(logits), list(zeros.values()))
         return {
-            at: (slope.double() * steps[at].double()).sum((1, 3)).cpu() for at, slope in zip(zeros, slopes, strict=True)
+            at: (widened(slope) * widened(steps[at])).sum((1, 3)).cpu() for at, slope in zip(zeros, slopes, strict=True)
         }
 
     for same in same_length(prompts):
