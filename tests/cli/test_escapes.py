@@ -111,6 +111,7 @@ def asked(root):
         "behavior": [[bad, model], [str(root / f"{bad}.jsonl"), model]],
         "check": [[model], [bad], [model, "--dtype", bad]],
         "params": [[model], [bad]],
+        "known": [[], [model], [bad]],
         "atlas": [[model, "--quick", "--n-prompts", "4", "--roles", "first_token"], [bad], [model, "--roles", bad]],
         "compare": [
             [model, model, *few, "--out", f"{root}/compare{bad}"],

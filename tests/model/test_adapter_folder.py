@@ -24,6 +24,8 @@ with warnings.catch_warnings():
     import peft
 
 IDS = torch.arange(14).reshape(2, 7)
+CLOSE = 1e-4
+"""Merged and unmerged weights differ by float32 rounding alone; the adapter moves logits by more than 0.1."""
 
 
 def logits(model):
@@ -35,6 +37,7 @@ def logits(model):
 def trained(tmp_path_factory):
     """A base's folder, an adapter's folder that names it, and the logits of the two merged, by PEFT itself."""
     root = tmp_path_factory.mktemp("adapters")
+    torch.manual_seed(0)
     base = tiny_causal_lm("llama")
     base.save_pretrained(root / "base")
     config = peft.LoraConfig(
@@ -44,8 +47,9 @@ def trained(tmp_path_factory):
         base_model_name_or_path=str(root / "base"),
         task_type="CAUSAL_LM",
     )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
+        torch.manual_seed(0)
         adapted = peft.get_peft_model(copy.deepcopy(base), config).eval()
         adapted.peft_config["default"].base_model_name_or_path = str(root / "base")
         adapted.save_pretrained(root / "adapter")
@@ -70,7 +74,7 @@ def edit(folder, **fields):
 
 def test_an_adapter_folder_is_its_base_with_the_adapter(trained, adapter):
     model = load(adapter)
-    torch.testing.assert_close(logits(model), trained[2], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(model), trained[2], atol=CLOSE, rtol=0)
     assert model.check.support == "exact"
     assert model.id == str(adapter)
 
@@ -79,7 +83,7 @@ def test_a_folder_of_base_and_adapter_is_the_two_together(trained, adapter):
     for path in trained[0].iterdir():
         shutil.copy(path, adapter / path.name)
     edit(adapter, base_model_name_or_path="no/such-base")
-    torch.testing.assert_close(logits(load(adapter)), trained[2], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(load(adapter)), trained[2], atol=CLOSE, rtol=0)
 
 
 def test_an_adapter_and_its_base_may_be_in_the_hub_s_cache(trained, adapter, hub):  # noqa: F811
@@ -87,7 +91,7 @@ def test_an_adapter_and_its_base_may_be_in_the_hub_s_cache(trained, adapter, hub
     hub(trained[0], "someone/base")
     edit(adapter, base_model_name_or_path="someone/base")
     model = load(hub(adapter, "someone/adapter", commit=commit))
-    torch.testing.assert_close(logits(model), trained[2], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(model), trained[2], atol=CLOSE, rtol=0)
     assert (model.id, model.revision) == ("someone/adapter", commit)
 
 
@@ -106,7 +110,7 @@ def test_pickled_adapters_need_the_flag(trained, adapter):
     torch.save(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.bin")
     (adapter / "adapter_model.safetensors").unlink()
     assert "has only pickled weights (adapter_model.bin)" in refusal(UnsafeWeights, adapter)
-    torch.testing.assert_close(logits(load(adapter, allow_pickle=True)), trained[2], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(load(adapter, allow_pickle=True)), trained[2], atol=CLOSE, rtol=0)
 
 
 def test_an_adapter_that_lacks_weights_is_not_filled_up_at_random(adapter):

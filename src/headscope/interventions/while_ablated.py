@@ -10,7 +10,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from headscope.heads import HeadId
-from headscope.interventions.ablation import Ablator, Intervention
+from headscope.interventions.ablation import Intervention
 from headscope.model.attention import Attention
 from headscope.model.load import Model
 
@@ -19,8 +19,8 @@ from headscope.model.load import Model
 class WhileAblated:
     """In each world `heads` get what `patched` gives, the world's other heads what `ablator` gives."""
 
-    ablator: Ablator
-    """How the other heads are taken out."""
+    ablator: Intervention
+    """What is put in place of the other heads; one that gives every position."""
     patched: Intervention
     """What `heads` get."""
     heads: frozenset[HeadId]

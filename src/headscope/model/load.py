@@ -1,13 +1,14 @@
 """Open a language model: a hub id, a local folder, `demo`, or a model object.
 
 What can be opened, and how, is in `headscope.model.sources`, a file for each kind. Every model passes the self-check
-(`headscope.model.selfcheck`), once per model object.
+(`headscope.model.selfcheck`), once, and again when its module has changed (`headscope.model.state`).
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from headscope.model.model import Model, Opened
 
 if TYPE_CHECKING:
     from headscope.model.selfcheck import Check
+    from headscope.model.sources import Found
 
 DTYPES = ("auto", "float32", "float64", "float16", "bfloat16")
 
@@ -25,7 +27,7 @@ __all__ = ["DTYPES", "Heads", "Model", "OfHead", "OneHead", "Opened", "Source", 
 Source = Any
 """What `load` opens: a name, a folder, a model object of any kind that it lists, or a Model."""
 
-_CHECKS: weakref.WeakKeyDictionary[Any, Check] = weakref.WeakKeyDictionary()
+_CHECKS: weakref.WeakKeyDictionary[Any, tuple[str, Check]] = weakref.WeakKeyDictionary()
 
 
 def load(
@@ -39,14 +41,15 @@ def load(
     trust_remote_code: bool = False,
     forward: Callable[[Any], Any] | None = None,
     max_tokens: int | None = None,
+    gguf_file: str | None = None,
 ) -> Model:
     """Open a model and check that its heads can be seen.
 
     Args:
-        source: Hub id, folder in transformers' layout or of a PEFT adapter, `demo`, or a model object: of transformers,
-            TransformerLens, nnsight or PEFT; a wrapper around one (parallel, compiled, a pipeline, a module that holds
-            it); or any `nn.Module` that gives logits for token ids. An object is left as it was: mode, device,
-            gradients, attention implementation.
+        source: Hub id, folder in transformers' layout or of a PEFT adapter, file of GGUF, `ckpt.pt` of nanoGPT, `demo`,
+            or a model object: of transformers, TransformerLens, nnsight or PEFT; a wrapper around one (parallel,
+            compiled, a pipeline, a module that holds it); or any `nn.Module` that gives logits for token ids. An object
+            is left as it was: mode, device, gradients, attention implementation.
         device: Like `cpu` or `cuda:0`; `auto` spreads a large model over what there is. By default a GPU if there is
             one.
         dtype: `auto` (the checkpoint's own), `float32`, `float64`, `float16` or `bfloat16`.
@@ -56,6 +59,7 @@ def load(
         trust_remote_code: Run model code that the repository brings.
         forward: For a module that is not called as `module(ids)`: gives logits [batch position vocabulary] for ids.
         max_tokens: Longest input, where the model does not state it.
+        gguf_file: Name of a GGUF file in the folder or hub repository; one that is here may be given as the source.
 
     Returns:
         A `Model` whose support is `exact` or `degraded`.
@@ -78,6 +82,7 @@ def load(
         trust_remote_code=trust_remote_code,
         forward=forward,
         max_tokens=max_tokens,
+        gguf_file=gguf_file,
     )
     if not isinstance(model, Model):
         raise UnsupportedModel(
@@ -98,22 +103,29 @@ def open_model(
     trust_remote_code: bool = False,
     forward: Callable[[Any], Any] | None = None,
     max_tokens: int | None = None,
+    gguf_file: str | None = None,
 ) -> Opened:
-    """`load`, but an unsupported model is returned as `Opened`, with its check, instead of raising."""
+    """`load`, but an unsupported model is returned as `Opened`, with its check, instead of raising.
+
+    A Model whose module has changed since it was opened is opened again.
+    """
     if isinstance(source, Opened):
         if (device, dtype, revision, tokenizer) != (None, "auto", None, None):
             raise ArgumentError(
                 "device, dtype, revision and tokenizer do not apply to a loaded Model; load it with them."
             )
-        return source
+        from headscope.model.state import state_of
+
+        return source if state_of(source.module) == source.state else source.reopen()
     if dtype not in DTYPES:
         raise ArgumentError(f"dtype={dtype!r} is not known; use one of {', '.join(DTYPES)}.")
     named = isinstance(source, (str, Path))
     if named and forward is not None:
         raise ArgumentError("forward applies to a model object; a hub id or folder is called as transformers does.")
-    if not named and (device is not None or dtype != "auto" or revision is not None):
-        raise ArgumentError("device, dtype and revision do not apply to a model object; move or convert it first.")
-    from headscope.model.selfcheck import RoutedCheck, selfcheck
+    if not named and (device is not None or dtype != "auto" or revision is not None or gguf_file is not None):
+        raise ArgumentError(
+            "device, dtype, revision and gguf_file do not apply to a model object; move or convert it first."
+        )
     from headscope.model.sources import Options, find
 
     options = Options(
@@ -124,17 +136,44 @@ def open_model(
         revision=revision,
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
+        gguf_file=gguf_file,
     )
-    found = find(source, options)
-    if found is None:
-        raise ArgumentError(
-            f"load got a {brief(type(source).__name__)}; it needs a hub id, a folder, 'demo', or a model object: "
-            "of transformers, TransformerLens, nnsight or PEFT, or any nn.Module that gives logits for token ids."
-        )
-    key = found.backbone.module
-    if forward is not None or key not in _CHECKS:
-        _CHECKS[key] = selfcheck(found.backbone)
-    check = _CHECKS[key]
-    tokenizer = tokenizer if tokenizer is not None else found.tokenizer
-    opened = {"backbone": found.backbone, "tokenizer": tokenizer, "id": found.name, "revision": found.revision}
-    return Model(**opened, check=check) if isinstance(check, RoutedCheck) else Opened(**opened, check=check)
+
+    def look() -> Found:
+        found = find(source, options)
+        if found is None:
+            raise ArgumentError(
+                f"load got a {brief(type(source).__name__)}; it needs a hub id, a folder, 'demo', or a model object: "
+                "of transformers, TransformerLens, nnsight or PEFT, or any nn.Module that gives logits for token ids."
+            )
+        return found if tokenizer is None else replace(found, tokenizer=tokenizer)
+
+    found = look()
+    if not named:
+        return _checked(found, look, known=forward is None)
+
+    def look_again() -> Found:
+        held = find(found.backbone.module, Options(max_tokens=max_tokens))
+        return found if held is None else replace(found, backbone=held.backbone)
+
+    return _checked(found, look_again)
+
+
+def _checked(found: Found, look: Callable[[], Found], *, known: bool = True) -> Opened:
+    """With its check: the one of before where the module is as it was, if it may be `known`; `look` opens it again."""
+    from headscope.model.selfcheck import RoutedCheck, selfcheck
+    from headscope.model.state import state_of
+
+    key, state = found.backbone.module, state_of(found.backbone.module)
+    if not known or _CHECKS.get(key, ("",))[0] != state:
+        _CHECKS[key] = (state, selfcheck(found.backbone))
+    check = _CHECKS[key][1]
+    common: dict[str, Any] = {
+        "backbone": found.backbone,
+        "tokenizer": found.tokenizer,
+        "id": found.name,
+        "revision": found.revision,
+        "state": state,
+        "reopen": lambda: _checked(look(), look, known=known),
+    }
+    return Model(check=check, **common) if isinstance(check, RoutedCheck) else Opened(check=check, **common)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -33,6 +34,10 @@ class Opened:
     """Commit of the hub repository, where it is known."""
     check: Check
     """What the self-check found."""
+    state: str
+    """The module as it was then; see `headscope.model.state`."""
+    reopen: Callable[[], Opened]
+    """Opens what was given once more: the same object, checked again where it has changed."""
 
     @property
     def hf(self) -> PreTrainedModel:
@@ -69,6 +74,12 @@ class Opened:
     def n_embeddings(self) -> int:
         """Rows of the embedding: token ids are below this."""
         return self.backbone.n_embeddings
+
+    @property
+    def d_model(self) -> int | None:
+        """Width of an embedding; None where no module is one."""
+        shape = getattr(getattr(self.backbone.embedding, "weight", None), "shape", ())
+        return int(shape[1]) if len(shape) == 2 else None
 
     @property
     def n_predicted(self) -> int:

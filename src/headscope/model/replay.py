@@ -16,7 +16,6 @@ Memory: one output per layer, n_layers * batch * position * d_model numbers.
 
 from __future__ import annotations
 
-import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +35,7 @@ from headscope.model.memory import out_of_memory
 from headscope.model.names import stack_of
 from headscope.model.scope import Forward, around, hooking
 from headscope.model.selfcheck import FAMILY_ERRORS
+from headscope.model.state import once
 from headscope.model.taps import TOLERANCE
 
 
@@ -159,17 +159,9 @@ def decoder_layers(model: Model) -> list[nn.Module]:
     return [layer for stack in stacks for layer in model.module.get_submodule(stack).children()]
 
 
-_RESTARTS: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
-
-
+@once
 def restarts(model: Model) -> bool:
     """Whether starting at any layer gives the clean logits bit for bit; tried once per model, on a short input."""
-    if model.module not in _RESTARTS:
-        _RESTARTS[model.module] = _restarts(model)
-    return _RESTARTS[model.module]
-
-
-def _restarts(model: Model) -> bool:
     n_layers = len(decoder_layers(model))
     if n_layers == 0:
         return False
@@ -210,9 +202,6 @@ def copied(kept: Any, tokens: Int[Tensor, "prompt position"], copies: int) -> An
     return tree_map(repeat, kept)
 
 
-_HEADS: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
-
-
 def _logits(model: Model, tokens: Tensor, visit: Visit, *, grad: bool = False) -> Float[Tensor, "batch token vocab"]:
     logits = model.backbone.logits(model.run(tokens, visit, grad=grad))
     if logits is None or logits.dim() != 3:
@@ -240,14 +229,9 @@ def _unembedding_only(model: Model, places: Tensor) -> Iterator[None]:
         yield
 
 
+@once
 def _unembeds_alone(model: Model) -> bool:
-    """Whether unembedding some tokens gives the logits that unembedding all gives; tried once per model."""
-    if model.module not in _HEADS:
-        _HEADS[model.module] = _try_unembedding(model)
-    return _HEADS[model.module]
-
-
-def _try_unembedding(model: Model) -> bool:
+    """Whether unembedding some tokens gives the logits that unembedding all gives."""
     length = min(8, model.max_tokens or 8)
     tokens = (torch.arange(2 * length, device=model.device) * 5 % model.n_embeddings).reshape(2, length)
     places = torch.tensor([[0, length - 1], [1, 0], [1, length // 2]], device=model.device)

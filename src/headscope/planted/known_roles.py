@@ -1,13 +1,14 @@
 """Models in which each head's role in the atlas is known: built by hand, as `headscope.planted.handbuilt` builds.
 
 Heads are named, and a model holds those that are asked for, with what they need; all together make the model of every
-role. Three layers: heads that move tokens, heads that read what these moved, heads that read predictions.
+role. Three layers, or four: heads that move tokens, heads that read what these moved, heads that read predictions.
 
     layer 0   previous_token, two_back, three_back, four_back     move the token so far back to a place of its own
               bias            rests on the start token and writes a constant that the loss needs
               dormant         rests on the start token, which has no code, and writes nothing
               small           writes little beside a loud head of its layer, and has an effect
               delimiter       attends to the nearest earlier delimiter and moves which one it is to `segment`
+              repeated_name   attends from a name to its earlier copy and marks that there is one
     layer 1   induction       attends after the earlier copy, copies
               order_2         attends where the last two tokens match, copies
               retrieval       attends to the value of the entity that is asked for, copies
@@ -15,8 +16,21 @@ role. Three layers: heads that move tokens, heads that read what these moved, he
               nth_value       attends to one place of an asking prompt: a decoy
               segments        attends after an earlier copy in a segment of the same delimiter, copies
               delimiter_sink  attends to the nearest earlier delimiter and writes nothing
+              successor       at a letter: reads it and raises the next one
+              successor_same, successor_before    the same for the letter itself, and the one before: decoys
+              successor_silent    raises the next letter, and rests wherever it is: a decoy
+              lowers_last     at a letter: raises the next one a little, lowers the letter itself: a decoy
+              s_inhibition    at the end of a sentence about two people, attends to the later place of the repeated name
+                              and moves it to `inhibited`
     layer 2   copy_suppression    attends to the token that layer 1 predicts, and lowers it
               anti_induction      attends after the earlier copy, and lowers what is there: its look-alike
+              name_mover          at that end, attends to the names that are not inhibited, copies
+              negative_mover      the same, and lowers them
+              mover_silent        the same, and writes nothing: a decoy
+              mover_relay         the same, and moves the name to `told`: a decoy
+              first_name          at that end, attends to where the first name is, copies: a decoy
+              lowers_repeated     at that end, attends to the later place of the repeated name, and lowers it: a decoy
+    layer 3   told            copies `told`, for mover_relay
 
 Gains are those of `handbuilt`: a match has all but 1e-4 of the attention.
 
@@ -35,7 +49,15 @@ from transformers import GPT2LMHeadModel
 from headscope.errors import ArgumentError
 from headscope.heads import HeadId
 from headscope.planted.basis import Space, digit_code, position_code
-from headscope.planted.handbuilt import COPY_GAIN, MATCH_GAIN, POSITION_GAIN, Plan, PlannedHead, assemble
+from headscope.planted.handbuilt import (
+    COPY_GAIN,
+    DUPLICATE_GAIN,
+    MATCH_GAIN,
+    POSITION_GAIN,
+    Plan,
+    PlannedHead,
+    assemble,
+)
 
 DIGITS = 2
 BACKS = {"before": 1, "before_2": 2, "asked": 3, "entity": 4}
@@ -49,23 +71,53 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "anti_induction": ("previous_token",),
     "delimiter": ("segments", "previous_token"),
     "segments": ("delimiter", "previous_token"),
+    "s_inhibition": ("name_mover", "repeated_name"),
+    "name_mover": ("s_inhibition", "repeated_name"),
+    "negative_mover": ("name_mover", "s_inhibition", "repeated_name"),
+    "mover_silent": ("name_mover", "s_inhibition", "repeated_name"),
+    "mover_relay": ("told", "s_inhibition", "repeated_name"),
+    "lowers_repeated": ("repeated_name",),
 }
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("previous_token", "two_back", "three_back", "four_back", "bias", "dormant", "small", "delimiter"),
-    ("induction", "order_2", "retrieval", "last_value", "nth_value", "segments", "delimiter_sink"),
-    ("copy_suppression", "anti_induction"),
+    (*MOVERS, "bias", "dormant", "small", "delimiter", "repeated_name"),
+    (
+        *("induction", "order_2", "retrieval", "last_value", "nth_value", "segments", "delimiter_sink"),
+        *("successor", "successor_same", "successor_before", "successor_silent", "lowers_last", "s_inhibition"),
+    ),
+    (
+        *("copy_suppression", "anti_induction", "name_mover", "negative_mover", "mover_silent", "mover_relay"),
+        *("first_name", "lowers_repeated"),
+    ),
+    ("told",),
 )
 NAMES: tuple[str, ...] = tuple(name for layer in LAYERS for name in layer)
+LETTERS = tuple(range(1, 9))
+"""Ids of eight letters, in order; their codes differ in the last digit alone."""
+NAME_IDS = (14, 17, 26, 35, 44, 53)
+"""Ids of the names; no two share a digit of their code."""
+WORDS: dict[int, str] = {
+    **dict(zip(LETTERS, "ABCDEFGH", strict=True)),
+    **dict(zip(NAME_IDS, "Mary John Tom James Dan Martin".split(), strict=True)),
+    **dict(zip(range(18, 26), "apple horse green table river bread stone window".split(), strict=True)),
+    **dict(zip(range(36, 44), "When and went to the store park gave".split(), strict=True)),
+    **dict(zip(range(45, 49), "a drink book ring".split(), strict=True)),
+}
+"""What the ids mean to a tokenizer; the others mean nothing."""
+ASKS = 39
+"""Id of the word at the end of a sentence about two people."""
+SUCCESSOR_GAIN = 6.0
 SUPPRESSION = 0.3
 """Of what induction writes, what the suppressing heads take off."""
 TILT = 6.0
 """How far positions raise the logit of the start token, which never comes next; the bias head takes it off again."""
-LOUD = 96.0
+LOUD = 192.0
 """Frobenius norm of the loud head's OV."""
 SMALL_GAIN = 0.5
 """What the small head writes, in units of a token's code; beside it the layer holds loud heads."""
 NTH_VALUE = 10
 """Position of the second value of an asking prompt with a start token."""
+FIRST_NAME = 2
+"""Position of the first name of a sentence about two people, after the start token and one word."""
 LAST_VALUE = 4
 """How far before the last token of an asking prompt the most recent value is."""
 
@@ -80,6 +132,8 @@ class Known:
     """Where each named head is; heads that fill layers up have no name."""
     delimiters: tuple[int, ...]
     """Ids of the tokens that count as delimiters."""
+    words: tuple[str, ...]
+    """A word for each id; `w7` where it means nothing. The last three are a comma, a full stop and a semicolon."""
 
 
 def known_roles(
@@ -101,14 +155,19 @@ def known_roles(
         raise ArgumentError(f"known_roles: {unknown[0]!r} is not known; use {', '.join(NAMES)}.")
     wanted = {*names, *(need for name in names for need in NEEDS.get(name, ()))}
     wanted |= {need for name in wanted for need in NEEDS.get(name, ())}
+    if vocab_size < 64:
+        raise ArgumentError(f"known_roles: vocab_size={vocab_size}; its words need at least 64.")
     random = torch.Generator().manual_seed(seed)
     code = torch.nn.functional.pad(digit_code(vocab_size - 1, DIGITS), (0, 0, 1, 0))
     offsets = {"here": 0, **{f"back_{back}": back for back in (1, 2, 3, 4)}}
     places = {name: position_code(n_positions, DIGITS, back) for name, back in offsets.items()}
     width, place = code.shape[1], places["here"].shape[1]
-    tokens = dict.fromkeys(["token", "embedded", *BACKS, "segment", "junk"], width)
-    space = Space.of({**tokens, "start": 1, "tilt": 1, "mark": 1, "late": 1, **dict.fromkeys(places, place)})
+    tokens = dict.fromkeys(["token", "embedded", *BACKS, "segment", "inhibited", "told", "junk"], width)
+    marks = ("start", "tilt", "mark", "late", "letter", "name", "asks", "again")
+    space = Space.of({**tokens, **dict.fromkeys(marks, 1), **dict.fromkeys(places, place)})
     layers = [[name for name in layer if name in wanted] for layer in LAYERS]
+    while len(layers) > 3 and not layers[-1]:
+        layers.pop()
     n_heads = max(n_heads, *map(len, layers), len(layers[0]) + 1)
     inside = max(2 * width + 1, width + place + 1, place + 3, math.ceil((space.n_directions + 1) / n_heads))
     plan = _Draws(Plan(space=space, d_head=8 * math.ceil(inside / 8), n_digits=DIGITS, random=random), places["here"])
@@ -125,7 +184,8 @@ def known_roles(
     embedding = torch.zeros(vocab_size, space.n_directions, dtype=torch.float64)
     embedding[:, space["token"]] = embedding[:, space["embedded"]] = code
     embedding[0, space["start"]] = 1.0
-    embedding[list(delimiters), space["mark"]] = 1.0
+    for ids, mark in ((delimiters, "mark"), (LETTERS, "letter"), (NAME_IDS, "name"), ((ASKS,), "asks")):
+        embedding[list(ids), space[mark]] = 1.0
     positions = torch.zeros(n_positions, space.n_directions, dtype=torch.float64)
     for name, values in places.items():
         positions[:, space[name]] = values
@@ -135,7 +195,10 @@ def known_roles(
     unembedding[:, space["embedded"]] = -code
     unembedding[0, space["tilt"]] = 1.0
     positions[:, space["tilt"]] = TILT if "bias" in wanted else 0.0
-    return Known(model=assemble(built, embedding, positions, unembedding, random), heads=heads, delimiters=delimiters)
+    words = [WORDS.get(one, f"w{one}") for one in range(vocab_size)]
+    words[-3:] = ",.;"
+    model = assemble(built, embedding, positions, unembedding, random)
+    return Known(model=model, heads=heads, delimiters=delimiters, words=tuple(words))
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +250,35 @@ class _Draws:
                 return plan.head("none", self._predicted(), self._lowers())
             case "anti_induction":
                 return plan.head("none", self._pair("embedded", "before"), self._lowers())
+            case "successor":
+                return plan.head("none", self._at_letters(), self._shifted(next=SUCCESSOR_GAIN))
+            case "successor_same":
+                return plan.head("none", self._at_letters(), self._shifted(same=SUCCESSOR_GAIN))
+            case "successor_before":
+                return plan.head("none", self._at_letters(), self._shifted(before=SUCCESSOR_GAIN))
+            case "successor_silent":
+                return plan.head("none", self._resting(), self._shifted(next=SUCCESSOR_GAIN))
+            case "lowers_last":
+                return plan.head("none", self._at_letters(), self._shifted(next=1.0, same=-3.0))
+            case "repeated_name":
+                return plan.head("none", self._earlier_copy(), self._moves("name", "again"))
+            case "s_inhibition":
+                return plan.head("none", self._asking("again"), plan.write("embedded", "inhibited", 1.0))
+            case "lowers_repeated":
+                return plan.head("none", self._asking("again"), plan.write("embedded", "token", -COPY_GAIN))
+            case "name_mover":
+                return plan.head("none", self._asking("name", inhibited=True), copy)
+            case "negative_mover":
+                return plan.head("none", self._asking("name", inhibited=True), self._lowers())
+            case "mover_silent":
+                return plan.head("none", self._asking("name", inhibited=True), nothing)
+            case "mover_relay":
+                return plan.head("none", self._asking("name", inhibited=True), plan.write("embedded", "told", 1.0))
+            case "first_name":
+                return plan.head("none", self._at(FIRST_NAME), copy)
+            case "told":
+                pattern = plan.pattern(("here", "here", POSITION_GAIN))
+                return plan.head("none", pattern, plan.write("told", "token", COPY_GAIN))
         raise AssertionError(name)
 
     def loud(self) -> PlannedHead:
@@ -204,6 +296,53 @@ class _Draws:
         inner = int(k[self.parts.space["start"]].abs().argmax())
         q_bias = q_bias.clone()
         q_bias[inner] = MATCH_GAIN * digits
+        return q, q_bias, k
+
+    def _gated(
+        self, pattern: tuple[torch.Tensor, torch.Tensor, torch.Tensor], mark: str, gain: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The pattern at queries with a mark; all others rest on the start token."""
+        q, q_bias, k = pattern
+        inner = int(k[self.parts.space["start"]].abs().argmax())
+        q, q_bias = q.clone(), q_bias.clone()
+        q[self.parts.space[mark], inner] -= gain
+        q_bias[inner] += gain
+        return q, q_bias, k
+
+    def _at_letters(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Attends to its own place, if a letter is there."""
+        pattern = self.parts.pattern(("here", "here", POSITION_GAIN), rest_gain=POSITION_GAIN)
+        return self._gated(pattern, "letter", POSITION_GAIN)
+
+    def _shifted(self, **gains: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Writes the token whose last digit is the `next`, the `same` or the one `before`, at these gains."""
+        width = self.parts.space.width("token")
+        base = width // DIGITS
+        matrix = torch.zeros(width, width, dtype=torch.float64)
+        for name, gain in gains.items():
+            step = {"next": 1, "same": 0, "before": -1}[name]
+            one = torch.eye(width, dtype=torch.float64)
+            one[:base, :base] = torch.roll(torch.eye(base, dtype=torch.float64), step, dims=1)
+            matrix += gain * one
+        return self.parts.write("embedded", "token", matrix)
+
+    def _earlier_copy(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Attends to the earlier copy of the token; as `handbuilt`'s duplicate-token head."""
+        penalty = (0.5 / DIGITS + 0.5 / (DIGITS - 1)) / 2
+        pairs = (("embedded", "embedded", DUPLICATE_GAIN), ("here", "here", -penalty * DUPLICATE_GAIN))
+        return self.parts.pattern(*pairs, rest_gain=DUPLICATE_GAIN)
+
+    def _moves(self, source: str, target: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.parts.write(source, target, 1.0)
+
+    def _asking(self, mark: str, *, inhibited: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """From the end of a sentence about two people to keys with a mark, but for those whose token is inhibited."""
+        pairs = [("asks", mark, DIGITS * MATCH_GAIN)]
+        if inhibited:
+            pairs.append(("inhibited", "embedded", -MATCH_GAIN))
+        q, q_bias, k = self.parts.pattern(*pairs, rest_gain=0.0)
+        q_bias = q_bias.clone()
+        q_bias[int(k[self.parts.space["start"]].abs().argmax())] = MATCH_GAIN * (DIGITS - 0.5)
         return q, q_bias, k
 
     def _resting(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -34,6 +34,7 @@ from headscope.interventions.while_ablated import WhileAblated
 from headscope.model.attention import Attention
 from headscope.model.load import Model
 from headscope.model.memory import in_batches
+from headscope.model.precision import brought, widened
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.copies import check_repeats
 from headscope.probes.probe import Tokens
@@ -212,8 +213,8 @@ class Bench:
                 if attention.call:
                     return None
                 for name, job in jobs.items():
-                    batch, query, key, weight = (one.to(attention.z.device) for one in job)
-                    at = attention.probabilities(batch, query, key).double() * weight[:, None]
+                    batch, query, key, weight = (brought(one, attention.z.device) for one in job)
+                    at = widened(attention.probabilities(batch, query, key)) * weight[:, None]
                     sums = at.new_zeros(len(part), at.shape[1]).index_add_(0, batch, at)
                     seen.setdefault((name, attention.layer), []).append((attention.n_heads, sums.cpu().numpy()))
                 gone = [one.head for one in without if one.layer == attention.layer]
@@ -298,6 +299,23 @@ class Bench:
             others = frozenset(without) - {head}
             both: Intervention = WhileAblated(ablator=ablator, patched=swap, heads=frozenset([head]))
             rows = losses(both, prompts, choices, [others, others | {head}])["difference"]
+            found[head] = rows[0] - rows[1]
+        return found
+
+    def moved_directly(
+        self, heads: Sequence[HeadId], prompts: Sequence[Tokens], sources: Sequence[Tokens], choices: Choices
+    ) -> dict[HeadId, Samples]:
+        """As `moved`, with every head of the layers above held at its own z: what a head does by no other head.
+
+        MLPs recompute. Prompts of one length.
+        """
+        swap = Swap(model=self.model, sources=sources, n_last=1)
+        held = Swap(model=self.model, sources=prompts, n_last=len(prompts[0]))
+        found: dict[HeadId, Samples] = {}
+        for head in heads:
+            above = frozenset(one for one in self.heads if one.layer > head.layer)
+            both: Intervention = WhileAblated(ablator=held, patched=swap, heads=frozenset([head]))
+            rows = losses(both, prompts, choices, [above, above | {head}])["difference"]
             found[head] = rows[0] - rows[1]
         return found
 

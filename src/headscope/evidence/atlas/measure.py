@@ -35,6 +35,8 @@ from headscope.evidence.atlas.result import Atlas, Effect, Finding, RoleMeaning
 from headscope.evidence.atlas.role import NotAsked, Role, Sample, Scored
 from headscope.evidence.atlas.roles import named
 from headscope.evidence.atlas.summary import judged, summaries
+from headscope.evidence.known.agreement import compared
+from headscope.evidence.known.lists import known_heads
 from headscope.evidence.scan.result import Timing
 from headscope.heads import HeadId
 from headscope.model.fingerprint import fingerprint
@@ -143,12 +145,14 @@ def atlas(
     report.begin("summing up", 0.0)
     heads = summaries(bench, findings, asked, quick=quick)
     report.end()
+    info = ModelInfo.of(model)
+    not_asked = {name: part.not_asked for name, part in parts.items() if part.not_asked is not None}
     return Atlas(
-        model=ModelInfo.of(model),
+        model=info,
         fingerprint=digits,
         quick=quick,
         roles=tuple(_meaning(role, parts[role.name].probe) for role in asked),
-        not_asked={name: part.not_asked for name, part in parts.items() if part.not_asked is not None},
+        not_asked=not_asked,
         heads=heads,
         findings=findings,
         rule=RULE,
@@ -158,6 +162,7 @@ def atlas(
             wall_s=max(time.perf_counter() - started, sum(part.wall_s for part in parts.values())),
             tokens=round(plan.passes * PASS_TOKENS),
         ),
+        known=compared(known_heads(info), findings, not_asked),
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from headscope.errors import ArgumentError
 from headscope.evidence.atlas.outcome import HELD, Outcome, Rule
+from headscope.evidence.known.lists import KnownHead
 from headscope.evidence.scan.result import Timing
 from headscope.heads import HeadId
 from headscope.records.codec import decode, encode
@@ -152,6 +153,8 @@ class Atlas:
     """How to repeat it."""
     timing: Timing
     """What it cost, over all runs that it took."""
+    known: tuple[KnownHead, ...] = ()
+    """What was published of this model's heads, and whether this atlas agrees; empty where no list is of it."""
 
     def of(self, head: HeadId | str) -> list[Finding]:
         """Every finding of one head, in the order of roles.

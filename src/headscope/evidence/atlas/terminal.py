@@ -7,9 +7,13 @@ from rich.text import Text
 
 from headscope.evidence.atlas.outcome import HELD
 from headscope.evidence.atlas.result import Atlas, Finding, HeadSummary
+from headscope.evidence.known.lists import known_as
+from headscope.evidence.known.terminal import print_known
 from headscope.evidence.scan.terminal import print_model
 from headscope.render.plain import console as terminal
 
+COLUMNS = 11
+"""Of the table, without `known as`."""
 WIDTH = 100
 """Characters that the table needs; a narrower terminal wraps its lines."""
 
@@ -38,8 +42,11 @@ def print_atlas(found: Atlas, *, top: int = 30) -> None:
         table.add_column(name, no_wrap=True)
     for name in ("score", "control", "chance", "zero", "mean", "transfer", "Δ loss", "unexplained"):
         table.add_column(name, justify="right", no_wrap=True)
+    published = known_as(found.model)
+    if published:
+        table.add_column("known as")
     for head in shown[:top]:
-        _add(table, head, of.get(head.head, []))
+        _add(table, head, of.get(head.head, []), published.get(head.head, ""))
     console.print()
     console.print(table)
     if len(shown) > top:
@@ -48,13 +55,17 @@ def print_atlas(found: Atlas, *, top: int = 30) -> None:
         console.print("No head has a role's score, and none is unexplained.")
     for name, why in found.not_asked.items():
         console.print(Text(f"not asked: {name} ({why})", style="dim"))
+    if found.known:
+        console.print()
+        print_known(found.known, console)
 
 
-def _add(table: Table, head: HeadSummary, findings: list[Finding]) -> None:
+def _add(table: Table, head: HeadSummary, findings: list[Finding], published: str) -> None:
+    """A row for each finding; what was published of the head is a last cell, where the table has one."""
     loss = "" if head.removed is None else f"{head.removed.estimate.mean:+.3f}"
     share = "" if head.unexplained is None else f"{head.unexplained:.0%}"
     if not findings:
-        table.add_row(str(head.head), "unexplained", "", *[""] * 6, loss, "all")
+        table.add_row(str(head.head), "unexplained", "", *[""] * 6, loss, "all", *_last(table, published))
         return
     ordered = sorted(findings, key=lambda one: (one.role not in head.roles, -one.score.mean))
     for at, one in enumerate(ordered):
@@ -69,5 +80,10 @@ def _add(table: Table, head: HeadSummary, findings: list[Finding]) -> None:
             *("" if test is None else f"{test.estimate.mean:+.3f}" for test in effects),
             loss if at == 0 else "",
             share if at == 0 else "",
+            *_last(table, published if at == 0 else ""),
             style="" if one.outcome in (*HELD, None) else "dim",
         )
+
+
+def _last(table: Table, published: str) -> list[str]:
+    return [published] if len(table.columns) > COLUMNS else []

@@ -182,6 +182,7 @@ class Tracker:
         started = time.perf_counter()
         tokens = self.probe.n_tokens
         with untouched(self.model.hf):
+            self.model = load(self.model)
             found = scan(self.model, probe=self.probe, detectors=list(ROLES))
             missing = dict(found.unscored)
             copies = self._losses(missing)

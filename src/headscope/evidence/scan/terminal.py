@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from headscope.evidence.known.lists import known_as, remark
 from headscope.evidence.scan.result import THRESHOLD, HeadScore, Scan
 from headscope.records.common import ModelInfo
 from headscope.render.maps import heatmap_text
@@ -59,10 +60,14 @@ def _table(scan: Scan, top: int) -> Table:
     table.add_column("head")
     for name in ("score", "95% interval", "chance", "control", "score - control"):
         table.add_column(name, justify="right")
+    published = known_as(scan.model)
+    if published:
+        table.add_column("known as")
     for role in scan.roles:
         found = scan.heads(role.name)
         for rank, score in enumerate(found[:top]):
-            table.add_row(role.name if rank == 0 else "", *_cells(score), style="bold" if rank == 0 else "")
+            known = [published.get(score.head, "")] if published else []
+            table.add_row(role.name if rank == 0 else "", *_cells(score), *known, style="bold" if rank == 0 else "")
         if not found:
             best = scan.ranked(role.name)[0]
             table.add_row(role.name, *_cells(best), style="dim")
@@ -97,4 +102,6 @@ def _remarks(scan: Scan, top: int) -> list[str]:
     more = {role.name: len(scan.heads(role.name)) - top for role in scan.roles}
     lines += [f"{count} more {name} heads; --top shows them." for name, count in more.items() if count > 0]
     lines += [f"{name} has no score: {why}." for name, why in scan.unscored.items()]
+    if known_as(scan.model):
+        lines.append(remark(scan.model))
     return lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
+from headscope.evidence.known.lists import known_as, remark
 from headscope.evidence.scan.terminal import print_model
 from headscope.evidence.verify.evidence import q_text
 from headscope.evidence.verify.result import HeadSet, HeadVerdict, Verification
@@ -32,6 +33,8 @@ def print_verification(found: Verification, *, top: int) -> None:
             style="dim",
         )
     )
+    if known_as(found.model):
+        console.print(Text(remark(found.model), style="dim"))
     if len(shown) < len(found.heads):
         console.print(
             Text(f"{len(found.heads) - len(shown)} more heads, none with a role; --json has all.", style="dim")
@@ -71,6 +74,9 @@ def _table(found: Verification, heads: list[HeadVerdict], *, natural: bool) -> T
     columns = ["Δ second copy", "95% interval", "q", "Δ first copy", *(["Δ text"] if natural else [])]
     for name in [*columns, "copying", "stripe"]:
         table.add_column(name, justify="right", no_wrap=True)
+    published = known_as(found.model)
+    if published:
+        table.add_column("known as")
     for one in heads:
         delta = one.delta_loss_nats
         interval = "" if delta is None or delta.ci95 is None else f"[{delta.ci95[0]:+.3f}, {delta.ci95[1]:+.3f}]"
@@ -84,6 +90,7 @@ def _table(found: Verification, heads: list[HeadVerdict], *, natural: bool) -> T
             *([_signed(one.natural)] if natural else []),
             "" if one.copying is None else f"{one.copying.direct.mean:+.2f}",
             f"{one.attention['induction']:.2f}" if "induction" in one.attention else "",
+            *([published.get(one.head, "")] if published else []),
             style="" if found.meaning(one.verdict).has_role else "dim",
         )
     return table

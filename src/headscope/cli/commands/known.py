@@ -1,0 +1,41 @@
+"""`headscope known`: heads that others have published, and whether an atlas agrees."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from headscope.cli import options
+from headscope.render.plain import say
+
+PLACE = 4
+"""Where the command stands in the help."""
+
+
+def known(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="A hub id, a model's folder, or what `headscope atlas --out` wrote, which is compared.",
+            show_default="all lists",
+        ),
+    ] = None,
+    as_json: options.JSON = False,
+) -> None:
+    """Heads that others have published, with their sources; for an atlas, whether it agrees.
+
+    Example: `headscope known gpt2`
+    """
+    from headscope.evidence.known.lists import known as published
+    from headscope.records.codec import encode
+
+    found = published(model)
+    if as_json:
+        say(json.dumps([encode(one) for one in found], indent=1))
+        return
+    from headscope.evidence.known.terminal import print_known
+
+    print_known(found)

@@ -1,0 +1,195 @@
+"""Prompts of indirect objects: the probe of movers and of the heads that steer them.
+
+    When Mary and John went to the store, John gave a drink to        ->  Mary, not John
+
+    twin      the other name repeated: Mary gave a drink to           ->  John
+    control   three names: Tom gave a drink to; none repeats
+
+Both orders of the names, and several places and things. Names, places and things are those that change exactly one
+token of the text in the model's own tokenizer, so every prompt has one length and the names are where they differ.
+
+Reference:
+    Wang et al. 2022, arXiv:2211.00593.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from headscope.evidence.atlas.bench import Bench
+from headscope.evidence.atlas.role import NotAsked, Sample, Tokens
+from headscope.evidence.atlas.words import NAMES
+from headscope.heads import HeadId
+from headscope.interventions.choices import Choices
+from headscope.interventions.knockout import Places
+from headscope.model.model import Model
+from headscope.model.tokenizer import tokenizing
+from headscope.probes.probe import Probe
+
+TEXT = "When {first} and {second} went to the {place}, {giver} gave a {thing} to"
+PLACES = ("store", "park", "school", "office", "garden", "market", "house", "station")
+THINGS = ("drink", "book", "ring", "ball", "key", "letter", "flower", "map")
+LEAST_NAMES = 5
+DIRECT = 0.5
+"""Share of the effect that reaches the logits by no other head: a mover's is above, that of a head behind it below."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Objects:
+    """The prompts, and where their names are."""
+
+    prompts: tuple[Tokens, ...]
+    """One name repeated."""
+    twins: tuple[Tokens, ...]
+    """The other name repeated."""
+    controls: tuple[Tokens, ...]
+    """Three names."""
+    corpus: Probe
+    """Other prompts of the same form, for means."""
+    named_once: tuple[Places, ...]
+    """For each prompt its last query and the key of the name that is named once, [1, 2]."""
+    repeated: tuple[Places, ...]
+    """The same with the later of the repeated name's two keys."""
+    first_of_repeated: tuple[Places, ...]
+    """The same with the earlier."""
+    choices: Choices
+    """The name that is named once against the other."""
+    n_names: int
+    """Names that the tokenizer has."""
+
+
+def objects(bench: Bench) -> Objects:
+    """Prompts of the bench's number and seed.
+
+    Raises:
+        NotAsked: no tokenizer, too few names of one token, or a context that is too short.
+    """
+    cut = _Cut(bench.model)
+    if len(cut.names) < LEAST_NAMES:
+        raise NotAsked(f"its tokenizer has {len(cut.names)} of {len(NAMES)} names as one token each, and 5 are needed")
+    length = len(cut.template)
+    if bench.model.max_tokens is not None and length > bench.model.max_tokens:
+        raise NotAsked(f"its prompts have {length} tokens and the model reads at most {bench.model.max_tokens}")
+    made = []
+    for index in range(2 * bench.n_prompts):
+        random = np.random.default_rng([bench.seed, index])
+        one, two, three = (cut.names[at] for at in random.permutation(len(cut.names))[:3])
+        place, thing = (words[random.integers(len(words))] for words in (cut.places, cut.things))
+        giver, other = (two, one) if index % 2 else (one, two)
+        prompt, twin, control = (cut.prompt(one, two, place, each, thing) for each in (giver, other, three))
+        once, again = (0, 1) if index % 2 else (1, 0)
+        made.append((prompt, twin, control, cut.at[once], cut.at[again], other, giver))
+    mine, rest = made[: bench.n_prompts], made[bench.n_prompts :]
+    last = length - 1
+    return Objects(
+        prompts=tuple(one[0] for one in mine),
+        twins=tuple(one[1] for one in mine),
+        controls=tuple(one[2] for one in mine),
+        corpus=Probe(prompts=tuple(one[0] for one in rest), controls=None, settings={"kind": "objects, other prompts"}),
+        named_once=tuple(np.asarray([[last, one[3]]]) for one in mine),
+        repeated=tuple(np.asarray([[last, cut.at[2]]]) for one in mine),
+        first_of_repeated=tuple(np.asarray([[last, one[4]]]) for one in mine),
+        choices=Choices(first=np.asarray([one[5] for one in mine]), second=np.asarray([one[6] for one in mine])),
+        n_names=len(cut.names),
+    )
+
+
+def reading(bench: Bench) -> tuple[Objects, dict[str, np.ndarray]]:
+    """The prompts, and every head's attention from the last token: `once`, `again`, `before`, and `... control`."""
+    asked = objects(bench)
+    places = {"once": asked.named_once, "again": asked.repeated, "before": asked.first_of_repeated}
+
+    def read() -> dict[str, np.ndarray]:
+        found = bench.attention(asked.prompts, places)
+        controls = bench.attention(asked.controls, places)
+        return found | {f"{name} control": values for name, values in controls.items()}
+
+    return asked, bench.kept("objects", read)
+
+
+def tested(bench: Bench, asked: Objects, heads: Sequence[HeadId], targets: Sequence[Places]) -> dict[HeadId, _Tests]:
+    """`zero`, `mean`, `specific` and `transfer` of logit(named once) - logit(repeated), and what moves directly."""
+    drops = bench.outcome_drops(heads, asked.prompts, asked.choices, corpus=asked.corpus)
+    specific = bench.outcome_without(heads, asked.prompts, asked.choices, targets)
+    moved = bench.moved(heads, asked.prompts, asked.twins, asked.choices)
+    directly = bench.moved_directly(heads, asked.prompts, asked.twins, asked.choices)
+    return {
+        head: _Tests(
+            samples={name: Sample(values=values) for name, values in drops[head].items()}
+            | ({"specific": Sample(values=specific[head])} if head in specific else {})
+            | {"transfer": Sample(values=moved[head]), "direct": Sample(values=directly[head])},
+            moved=moved[head],
+            directly=directly[head],
+        )
+        for head in heads
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Tests:
+    samples: Mapping[str, Sample]
+    moved: np.ndarray
+    directly: np.ndarray
+
+
+class _Cut:
+    """The template in the model's tokens, and the words that change exactly one of them."""
+
+    def __init__(self, model: Model) -> None:
+        if model.tokenizer is None:
+            raise NotAsked("the model has no tokenizer, so its names are not known; load it with tokenizer=")
+        self._model = model
+        start = model.bos_token_id
+        self._start = [] if start is None else [start]
+        unknown = getattr(model.tokenizer, "unk_token_id", None)
+        self._slots = {"first": "Mary", "second": "John", "place": "store", "giver": "Tom", "thing": "drink"}
+        self.template = self._ids({})
+        slots = {name: self._slot(name) for name in self._slots}
+        if any(at is None for at in slots.values()):
+            raise NotAsked("its tokenizer does not cut the names of its prompts into one token each")
+        self._at = {name: int(at) for name, at in slots.items() if at is not None}
+        self.at = (self._at["first"], self._at["second"], self._at["giver"])
+        self.names = [ids[0] for word in NAMES if len(ids := self._same_everywhere(word)) == 1 and ids[0] != unknown]
+        self.names = list(dict.fromkeys(self.names))
+        self.places = self._words("place", PLACES)
+        self.things = self._words("thing", THINGS)
+
+    def prompt(self, first: int, second: int, place: int, giver: int, thing: int) -> Tokens:
+        """One prompt of these tokens."""
+        made = np.asarray(self.template)
+        for name, token in zip(self._at, (first, second, place, giver, thing), strict=True):
+            made[self._at[name]] = token
+        return made
+
+    def _ids(self, words: Mapping[str, str]) -> list[int]:
+        with tokenizing(self._model.id):
+            text = TEXT.format(**self._slots | dict(words))
+            return [*self._start, *map(int, self._model.tokenizer(text, add_special_tokens=False)["input_ids"])]
+
+    def _slot(self, name: str) -> int | None:
+        """Where a word stands: the one token that differs with another word of its kind."""
+        for word in (*NAMES, *PLACES, *THINGS):
+            ids = self._ids({name: word})
+            differs = [at for at, (one, two) in enumerate(zip(ids, self.template, strict=False)) if one != two]
+            if len(ids) == len(self.template) and len(differs) == 1:
+                return differs[0]
+        return None
+
+    def _token(self, name: str, word: str) -> int | None:
+        """The token of a word in a slot; None where it is not one, or changes others."""
+        ids = self._ids({name: word})
+        differs = [at for at, (one, two) in enumerate(zip(ids, self.template, strict=False)) if one != two]
+        fits = len(ids) == len(self.template) and set(differs) <= {self._at[name]}
+        return ids[self._at[name]] if fits else None
+
+    def _same_everywhere(self, word: str) -> list[int]:
+        """The one token that a name has in all three slots; empty where there is none."""
+        found = {self._token(name, word) for name in ("first", "second", "giver")}
+        return [one for one in found if one is not None] if len(found) == 1 else []
+
+    def _words(self, name: str, words: Sequence[str]) -> list[int]:
+        found = [one for word in words if (one := self._token(name, word)) is not None]
+        return list(dict.fromkeys(found)) or [self.template[self._at[name]]]

@@ -1,0 +1,70 @@
+"""Name mover: at the end of a sentence about two people it attends to the one named once, and says that name.
+
+    score       attention from the last token to the name that is named once (`headscope.evidence.atlas.ioi`)
+    chance      a third of what the head gives to all three names
+    control     the same place where three names are given and none repeats
+    zero, mean  drop of logit(named once) - logit(repeated)
+    specific    the same drop when the head no longer reads that name
+    transfer    the same drop when the head's z at the last token is that of the twin that repeats the other name
+    look_alike_relay    what of the transfer remains while all heads above keep their z, beyond half of it: a head that
+                tells other heads the name moves nothing by itself
+
+`interferer`: it looks there and lowers the name; see `negative_mover`. A backup, which is not needed and transfers, is
+`secondary`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from headscope.evidence.atlas.bench import Bench
+from headscope.evidence.atlas.ioi import DIRECT, objects, reading, tested
+from headscope.evidence.atlas.role import Role, Sample, Scored
+from headscope.heads import HeadId
+
+
+def score(bench: Bench) -> Scored:
+    """Attention to the name that is named once."""
+    asked, found = reading(bench)
+    third = (found["once"] + found["again"] + found["before"]).mean(0) / 3
+    return Scored(
+        heads=bench.heads,
+        score=found["once"],
+        chance=third,
+        control=found["once control"],
+        measures={"repeated name": found["again"] + found["before"]},
+        probe={"kind": "objects", "n_prompts": bench.n_prompts, "n_names": asked.n_names, "seed": bench.seed},
+    )
+
+
+def tests(bench: Bench, heads: Sequence[HeadId], sign: int) -> Mapping[HeadId, Mapping[str, Sample]]:
+    """The tests of a head that raises the name (sign 1) or lowers it (-1)."""
+    asked = objects(bench)
+    found: dict[HeadId, dict[str, Sample]] = {}
+    for head, one in tested(bench, asked, heads, asked.named_once).items():
+        found[head] = {name: Sample(values=sign * sample.values) for name, sample in one.samples.items()}
+        # Along the sign of the whole effect, so that a head of the other sign is an interferer and no look-alike.
+        way = np.sign(one.moved.mean()) or 1.0
+        found[head]["look_alike_relay"] = Sample(values=way * (one.directly - DIRECT * one.moved))
+    return found
+
+
+def _test(bench: Bench, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
+    return tests(bench, heads, 1)
+
+
+ROLE = Role(
+    name="name_mover",
+    order=150,
+    letter="M",
+    colour="#999933",
+    sentence="attends to the name that is named once, and says it",
+    look_alike="a head that tells others the name: what it moves must reach the logits while all heads above are held; "
+    "a head for one place, by the control of three names",
+    score=score,
+    test=_test,
+    score_passes=0.4,
+    test_passes=1.0,
+)

@@ -1,0 +1,234 @@
+"""Successor: what it reads of a member of an ordered class raises the next member: Monday, Tuesday.
+
+    score       share of class members whose value, as the head reads it where the member stands alone, raises the
+                successor above all other members of the class, through W_O and the unembedding; chance 1 / class
+    control     the same for as many words without an order, arranged at random
+    zero, mean  drop of logit(successor) - logit(last member) at the end of lists like `Monday Tuesday Wednesday`
+    specific    the same drop when the head no longer reads the list
+    transfer    the same drop, for successor against the twin's, when the head's z at the end is that of a twin with
+                another part of the class
+    look_alike_suppression    half the drop, minus what the head's mean ablation changes on copied lists `x y z x y`, of
+                logit(z) - logit(y): a head that lowers the last token, or copies, acts there alike
+
+The value is read from the model's own forward pass on [start, member], so whatever the first layers make of the token
+is in it, the first MLP among it. A head that raises the member itself or the one before scores 0.
+
+Reference:
+    Gould et al. 2023, arXiv:2312.09230, whose score goes through the first MLP alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from headscope.errors import TokenError, UnsupportedModel
+from headscope.evidence.atlas.bench import Bench
+from headscope.evidence.atlas.role import NotAsked, Role, Sample, Scored, Tokens
+from headscope.evidence.atlas.words import UNORDERED, OrderedClass, one_token_ids, ordered_classes
+from headscope.evidence.copying import Circuits
+from headscope.heads import HeadId
+from headscope.interventions.choices import Choices
+from headscope.interventions.knockout import reads_values
+from headscope.model.attention import Attention
+from headscope.probes.probe import Probe
+from headscope.probes.repeated import random_tokens
+
+LISTED = 3
+"""Members in a list."""
+FILLER = 6
+"""Random tokens before it."""
+
+
+def _values(bench: Bench, ids: Sequence[int]) -> dict[int, torch.Tensor]:
+    """By layer, what its heads read of each token alone after the start token [token, kv_head, d_v]."""
+    start = bench.model.bos_token_id
+    rows = torch.tensor([[*([] if start is None else [start]), one] for one in ids], device=bench.model.device)
+    found: dict[int, torch.Tensor] = {}
+
+    def visit(attention: Attention) -> None:
+        if not attention.call and attention.scores is not None:
+            found[attention.layer] = attention.scores.v[:, :, -1].detach().clone()
+
+    bench.model.run(rows, visit, stop_at_last=True)
+    return found
+
+
+def _score(bench: Bench) -> Scored:
+    classes = ordered_classes(bench.model)
+    if not reads_values(bench.model):
+        raise NotAsked("the model hides what its heads read")
+    try:
+        circuits = Circuits(bench.model, seed=bench.seed)
+    except UnsupportedModel as error:
+        raise NotAsked(f"its weights cannot be read head by head ({str(error).rstrip('.')})") from error
+    words = tuple(one_token_ids(bench.model, UNORDERED).values())
+    if len(words) < 3:
+        raise NotAsked("its tokenizer has fewer than 3 words without an order of one token each")
+    random = np.random.default_rng(bench.seed)
+    groups, wanted, controls = [], [], []
+    for one in classes:
+        size = min(len(one.ids), len(words))
+        asked = [at for at in range(len(one.ids)) if one.after(at) is not None]
+        groups.append((one.ids, asked, [(at + 1) % len(one.ids) for at in asked]))
+        mixed = tuple(int(words[at]) for at in random.permutation(len(words))[:size])
+        drawn = [at % size for at in range(len(asked))]
+        controls.append((mixed, drawn, [(at + 1) % size for at in drawn]))
+        wanted += [1 / len(one.ids)] * len(asked)
+    score, itself, before = _shares(bench, circuits, groups)
+    control, _, _ = _shares(bench, circuits, controls)
+    return Scored(
+        heads=bench.heads,
+        score=score,
+        chance=np.full(len(bench.heads), np.mean(wanted)),
+        control=control,
+        measures={"itself": itself, "the one before": before},
+        probe={
+            "kind": "successor",
+            "classes": {one.name: len(one.ids) for one in classes},
+            "listed": LISTED,
+            "filler": FILLER,
+            "seed": bench.seed,
+        },
+    )
+
+
+def _shares(
+    bench: Bench, circuits: Circuits, groups: Sequence[tuple[tuple[int, ...], list[int], list[int]]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Whether a member raises the one after, itself, or the one before, above the rest of its group [member, head]."""
+    ids = [one for group, _, _ in groups for one in group]
+    values = _values(bench, ids)
+    total = sum(len(asked) for _, asked, _ in groups)
+    found = np.zeros((3, total, len(bench.heads)))
+    for column, head in enumerate(bench.heads):
+        layer = circuits.layers[head.layer]
+        read = values[head.layer][:, layer.kv_head(head.head)].to(circuits.embedding)
+        written = read @ circuits.ov([head])[1]
+        first = row = 0
+        for group, asked, after in groups:
+            raised = written[first : first + len(group)] @ circuits.unembedding[list(group)].T
+            if bool((raised != 0).any()):
+                best = raised.argmax(1).cpu().numpy()[asked]
+                back = np.asarray(asked) - 1
+                for at, expected in enumerate((after, asked, back)):
+                    found[at, row : row + len(asked), column] = best == expected
+            first, row = first + len(group), row + len(asked)
+    return found[0], found[1], found[2]
+
+
+class _Lists:
+    """Lists, their twins, and copied lists; all lists have one length."""
+
+    def __init__(self, bench: Bench) -> None:
+        classes = ordered_classes(bench.model)
+        start = 0 if bench.model.bos_token_id is None else 1
+        needed = FILLER + 2 * LISTED
+        length = start + needed
+        if bench.model.max_tokens is not None and length > bench.model.max_tokens:
+            raise NotAsked(f"its prompts have {length} tokens and the model reads at most {bench.model.max_tokens}")
+        members = {one for each in classes for one in each.ids}
+        try:
+            drawn = random_tokens(
+                bench.model, n_prompts=2 * bench.n_prompts, length=length + len(members), seed=bench.seed
+            ).prompts
+        except TokenError as error:
+            raise NotAsked(str(error).rstrip(".")) from error
+        fillers = [
+            np.concatenate([one[:start], one[start:][~np.isin(one[start:], list(members))][:FILLER]]) for one in drawn
+        ]
+        places = [(each, at) for each in classes for at in range(len(each.ids)) if each.after(at, LISTED) is not None]
+        random = np.random.default_rng(bench.seed)
+        random.shuffle(places)  # type: ignore[arg-type]
+        made = [_made(filler, places[at % len(places)], random) for at, filler in enumerate(fillers)]
+        mine, rest = made[: bench.n_prompts], made[bench.n_prompts :]
+        self.prompts, self.twins, self.copied = (
+            tuple(getattr(one, name) for one in mine) for name in ("prompt", "twin", "copied")
+        )
+        self.choices, self.between, self.copies = (
+            Choices(first=np.asarray([one[0] for one in pairs]), second=np.asarray([one[1] for one in pairs]))
+            for pairs in ([one.over_last for one in mine], [one.over_twin for one in mine], [one.copy for one in mine])
+        )
+        self.corpus, self.copied_corpus = (
+            Probe(prompts=prompts, controls=None, settings={"kind": "lists, other prompts"})
+            for prompts in (tuple(one.prompt for one in rest), tuple(one.copied for one in rest))
+        )
+        last = len(self.prompts[0]) - 1
+        self.listed = np.asarray([[last, last - back] for back in range(LISTED)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _List:
+    """One list, its twin, and a copied list."""
+
+    prompt: Tokens
+    twin: Tokens
+    copied: Tokens
+    over_last: tuple[int, int]
+    """The successor and the last member."""
+    over_twin: tuple[int, int]
+    """The successor and the twin's."""
+    copy: tuple[int, int]
+    """z and y of the copied list."""
+
+
+def _made(filler: Tokens, place: tuple[OrderedClass, int], random: np.random.Generator) -> _List:
+    ordered, at = place
+    starts = [one for one in range(len(ordered.ids)) if one != at and ordered.after(one, LISTED) is not None]
+    other = int(random.choice(starts)) if starts else at
+    one, two = ([_member(ordered, first, step) for step in range(LISTED + 1)] for first in (at, other))
+    while True:
+        x, y, z = (int(each) for each in random.choice(len(ordered.ids), 3, replace=False))
+        if ordered.after(y) != ordered.ids[z]:
+            break
+    x, y, z = (ordered.ids[each] for each in (x, y, z))
+    tokens = [np.asarray([*filler, *part]) for part in (one[:-1], two[:-1], [x, y, z, x, y])]
+    return _List(
+        prompt=tokens[0],
+        twin=tokens[1],
+        copied=tokens[2],
+        over_last=(one[-1], one[-2]),
+        over_twin=(one[-1], two[-1]),
+        copy=(z, y),
+    )
+
+
+def _member(ordered: OrderedClass, first: int, step: int) -> int:
+    found = ordered.after(first, step)
+    assert found is not None
+    return found
+
+
+def _test(bench: Bench, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
+    lists = _Lists(bench)
+    drops = bench.outcome_drops(heads, lists.prompts, lists.choices, corpus=lists.corpus)
+    copies = bench.outcome_drops(heads, lists.copied, lists.copies, corpus=lists.copied_corpus)
+    specific = bench.outcome_without(heads, lists.prompts, lists.choices, [lists.listed] * len(lists.prompts))
+    moved = bench.moved(heads, lists.prompts, lists.twins, lists.between)
+    found: dict[HeadId, dict[str, Sample]] = {}
+    for head in heads:
+        found[head] = {name: Sample(values=values) for name, values in drops[head].items()}
+        if head in specific:
+            found[head]["specific"] = Sample(values=specific[head])
+        found[head]["transfer"] = Sample(values=moved[head])
+        alike = drops[head]["mean"] / 2 - np.abs(copies[head]["mean"])
+        found[head]["look_alike_suppression"] = Sample(values=alike)
+    return found
+
+
+ROLE = Role(
+    name="successor",
+    order=140,
+    letter="+",
+    colour="#44aa99",
+    sentence="raises the next member of an ordered class, like Tuesday after Monday",
+    look_alike="a head that lowers the last token or copies, which acts on copied lists alike; a head that raises the "
+    "member itself or the one before",
+    score=_score,
+    test=_test,
+    score_passes=0.1,
+    test_passes=0.6,
+)

@@ -1,0 +1,1 @@
+"""What has been published of the heads of some models, and whether an atlas agrees."""

@@ -1,0 +1,187 @@
+"""Published heads: which models have a list, and how a model is recognised.
+
+A model is recognised by its hub id, or else by the numbers of its config: family, layers, heads, key-value heads,
+width and embeddings. Models trained again or further have the same numbers and other heads, so a match by shape alone
+is shown as such. Weights are not compared: no list comes with them.
+
+The lists are in `lists.toml`, each entry with its source; nothing in them was measured here.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from headscope.errors import ArgumentError, brief
+from headscope.heads import HeadId
+from headscope.records.common import ModelInfo
+
+Agreement = Literal["agrees", "differs", "not_tested"]
+Matched = Literal["id", "shape"]
+SHAPE = ("family", "n_layers", "n_heads", "n_kv_heads", "d_model", "n_embeddings")
+"""The numbers of a config that are compared."""
+_CONFIG = {
+    "family": ("model_type",),
+    "n_layers": ("num_hidden_layers", "n_layer"),
+    "n_heads": ("num_attention_heads", "n_head"),
+    "n_kv_heads": ("num_key_value_heads", "num_attention_heads", "n_head"),
+    "d_model": ("hidden_size", "n_embd"),
+    "n_embeddings": ("vocab_size",),
+}
+"""What `config.json` may call them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownHead:
+    """One head that was published, and what an atlas says of it."""
+
+    head: HeadId
+    """Which head."""
+    model: str
+    """Of which model it was published."""
+    role: str
+    """The role of the atlas that asks for the same."""
+    called: str
+    """What the source calls it."""
+    source: str
+    """Paper or repository."""
+    checked: bool = True
+    """Whether the entry was seen in the source; False where it was only recalled."""
+    variant: str | None = None
+    """Which kind of the role it must be, for roles that have kinds."""
+    matched: Matched | None = None
+    """How the model was recognised; None where no model was asked about."""
+    agreement: Agreement = "not_tested"
+    """Whether the atlas finds the role there."""
+    why: str = "no atlas of the model was given"
+    """What the agreement rests on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownModel:
+    """A model that has a list."""
+
+    name: str
+    """For people."""
+    ids: tuple[str, ...]
+    """Hub ids."""
+    shape: dict[str, Any]
+    """Numbers of its config, `SHAPE`."""
+    heads: tuple[KnownHead, ...]
+    """Its heads."""
+
+
+@cache
+def known_models() -> tuple[KnownModel, ...]:
+    """Every model with a list."""
+    read = tomllib.loads(files("headscope.evidence.known").joinpath("lists.toml").read_text(encoding="utf-8"))
+    of: dict[str, list[KnownHead]] = {one["name"]: [] for one in read["model"]}
+    for entry in read["list"]:
+        called = entry.get("called", entry["role"].replace("_", " "))
+        of[entry["model"]] += [
+            KnownHead(
+                head=HeadId.parse(head),
+                model=entry["model"],
+                role=entry["role"],
+                called=called,
+                source=entry["source"],
+                checked=entry.get("checked", True),
+                variant=entry.get("variant"),
+            )
+            for head in entry["heads"]
+        ]
+    return tuple(
+        KnownModel(name=one["name"], ids=tuple(one["ids"]), shape=one["shape"], heads=tuple(of[one["name"]]))
+        for one in read["model"]
+    )
+
+
+def matching(id: str, shape: dict[str, Any]) -> tuple[Matched | None, tuple[KnownModel, ...]]:
+    """The models with a list that a model may be, and how it was recognised.
+
+    Args:
+        id: Hub id, or whatever the model is called.
+        shape: Numbers of its config, `SHAPE`; key-value heads may be missing or None, the others must be there.
+    """
+    by_id = tuple(one for one in known_models() if id.lower() in [name.lower() for name in one.ids])
+    if by_id:
+        return "id", by_id
+    given = {name: value for name, value in shape.items() if value is not None}
+    if not set(SHAPE) - {"n_kv_heads"} <= set(given):
+        return None, ()
+    by_shape = tuple(one for one in known_models() if all(one.shape[name] == value for name, value in given.items()))
+    return ("shape", by_shape) if by_shape else (None, ())
+
+
+def known_heads(model: ModelInfo) -> tuple[KnownHead, ...]:
+    """What was published of a measured model's heads; empty where no list is of it."""
+    return _heads(*matching(model.id, {name: getattr(model, name) for name in SHAPE}))
+
+
+def known_as(model: ModelInfo) -> dict[HeadId, str]:
+    """For each head that was published what it is called, with a `?` where only the shape matches."""
+    found: dict[HeadId, list[str]] = {}
+    for one in known_heads(model):
+        found.setdefault(one.head, []).append(one.called + ("" if one.matched == "id" and one.checked else "?"))
+    return {head: ", ".join(dict.fromkeys(names)) for head, names in found.items()}
+
+
+def remark(model: ModelInfo) -> str:
+    """One sentence on where "known as" comes from."""
+    heads = known_heads(model)
+    names = " or ".join(dict.fromkeys(one.model for one in heads))
+    if heads[0].matched == "id":
+        return f"known as: published for {names}; `headscope known {model.id}` names the sources."
+    return (
+        f"known as: published for {names}, whose config has the same numbers; another model of this shape has other "
+        "heads."
+    )
+
+
+def known(model: str | Path | None = None) -> tuple[KnownHead, ...]:
+    """Published heads, and whether an atlas agrees.
+
+    Args:
+        model: A hub id, a folder with a model's `config.json`, or a folder or file with an atlas, which is compared. By
+            default the lists of all models.
+
+    Raises:
+        ArgumentError: no list is of this model.
+    """
+    if model is None:
+        return tuple(head for one in known_models() for head in one.heads)
+    place = Path(model)
+    if (place / "atlas.json").is_file() or place.suffix == ".json":
+        from headscope.evidence.atlas.result import Atlas
+
+        atlas = Atlas.load(place)
+        from headscope.evidence.known.agreement import compared
+
+        found, name = compared(known_heads(atlas.model), atlas.findings, atlas.not_asked), atlas.model.id
+    else:
+        found, name = _heads(*matching(str(model), _config_shape(place))), str(model)
+    if not found:
+        names = ", ".join(one.name for one in known_models())
+        raise ArgumentError(f"no list of published heads is of {brief(repr(name))}; there are lists of {names}.")
+    return found
+
+
+def _heads(matched: Matched | None, models: Sequence[KnownModel]) -> tuple[KnownHead, ...]:
+    return tuple(replace(head, matched=matched) for one in models for head in one.heads)
+
+
+def _config_shape(folder: Path) -> dict[str, Any]:
+    """The numbers of a model folder's config; empty where it is none."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, RecursionError, ValueError):
+        return {}
+    if not isinstance(config, dict):
+        return {}
+    return {name: next((config[key] for key in keys if key in config), None) for name, keys in _CONFIG.items()}
