@@ -39,7 +39,7 @@ def test_it_shows_the_head_with_the_largest_stripe_on_the_text_and_a_click_holds
     chips.nth(9).hover()
     opened.settle()
     assert page.locator("#note-yours").inner_text() == note
-    beside = page.locator(".beside .note").all_inner_texts()
+    beside = page.locator(".all-yours .beside .note").all_inner_texts()
     assert len(beside) >= 2
     assert all("at 16, it puts" in one for one in beside)  # those side by side have the same cursor
     chips.nth(16).click()  # and again lets go of it
