@@ -1,4 +1,4 @@
-"""Damage thousands of inputs, run for long, and kill what works: `python -m soak`.
+"""Damage thousands of inputs, run for long, kill and interrupt what works: `python -m soak`.
 
 Prints how much was tried and what came of it. Exit code 1 when anything was not as it must be.
 """
@@ -15,6 +15,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 KILLS = 40
 """Of each kind, in a whole run."""
+INTERRUPTS = 6
+"""Of each command, in a whole run."""
 
 
 def main() -> None:
@@ -27,7 +29,7 @@ def main() -> None:
     import torch
     import transformers
 
-    from soak import kills, long
+    from soak import interrupts, kills, long
     from soak.fuzz import fuzz
 
     transformers.logging.set_verbosity_error()
@@ -71,6 +73,9 @@ def main() -> None:
         failures += [f"killed {name}: {one}" for one in outcome.defects]
         if outcome.killed < number:
             failures.append(f"killed {name}: {outcome.killed} kills came inside the work, {number} were asked for")
+    stopped = interrupts.interrupts(max(1, round(INTERRUPTS * given.share)), seed=given.seed)
+    print(f"{'interrupted by Ctrl-C':<32} {stopped.sent:>6,} times    {len(stopped.defects)} that did not say so")
+    failures += [f"interrupted {one}" for one in stopped.defects]
     for failure in failures:
         print(f"DEFECT {failure}", file=sys.stderr)
     sys.exit(bool(failures))
