@@ -275,7 +275,7 @@ class _Draws:
             case "mover_relay":
                 return plan.head("none", self._asking("name", inhibited=True), plan.write("embedded", "told", 1.0))
             case "first_name":
-                return plan.head("none", self._at(FIRST_NAME), copy)
+                return plan.head("none", self._gated(self._at(FIRST_NAME), "asks", DIGITS * POSITION_GAIN), copy)
             case "told":
                 pattern = plan.pattern(("here", "here", POSITION_GAIN))
                 return plan.head("none", pattern, plan.write("told", "token", COPY_GAIN))
