@@ -400,7 +400,7 @@ def _scores(pattern: Tensor, seq_len: int | None) -> Float[Tensor, " head"]:
             f"or {2 * period + 1} with a start token; give the seq_len that the tokens were made with."
         )
     query = torch.arange(n_tokens - period, n_tokens, device=pattern.device)
-    stripe = pattern[..., query, query - period + 1].double()
+    stripe = pattern[..., query, query - period + 1].cpu().double()
     if not torch.isfinite(stripe).all():
         raise NonFiniteError("the pattern holds NaN or infinity; load the model in float32.")
     if stripe.min() < -1e-3 or stripe.max() > 1 + 1e-3:

@@ -21,12 +21,13 @@ from headscope.evidence.scan import measure
 from headscope.heads import HeadId
 from headscope.interventions import ablation, paths
 from headscope.interventions.paths import Paths
-from headscope.model import attention, kernels
+from headscope.model import attention, kernels, precision
 from headscope.model.attention import Attention, Scores
 from headscope.model.kernels import Rule, attend, flash_applies
+from headscope.model.precision import brought, widened
 from headscope.probes.twins import twins
 from tests.model.alike import difference
-from tests.model.places import CUDA, gpu, placed
+from tests.model.places import CUDA, MPS, gpu, placed
 
 ROUNDING = 2**10 * torch.finfo(torch.float32).eps
 """1.2e-4, as for layers on two devices."""
@@ -213,3 +214,58 @@ def test_a_tensor_of_another_device_is_found_out(mutation, monkeypatch):
     mutate(monkeypatch)
     with pytest.raises((RuntimeError, TypeError, HeadscopeError, AssertionError), match="device|cuda"):
         on_cuda(hf, "flash", asked)
+
+
+# --- A device without float64 -----------------------------------------------------------------------------------------
+
+
+def test_mps_refuses_float64_here_as_there():
+    with gpu():
+        one = torch.ones(2).to(MPS)
+        assert (one + one).device == MPS
+        for asked in (one.double, lambda: one.to("cpu", torch.float64), lambda: torch.ones(2).double().to(MPS)):
+            with pytest.raises(TypeError, match="MPS framework doesn't support float64"):
+                asked()
+        assert one.cpu().double().dtype == torch.float64
+        assert brought(torch.ones(2).double(), MPS).dtype == widened(one).dtype == torch.float32
+    assert widened(torch.ones(2)).dtype == brought(torch.ones(2).double(), torch.device("cpu")).dtype == torch.float64
+
+
+def composed(model):
+    return hs.composition(model)
+
+
+def learned(model):
+    return hs.icl(model, tokens=[range(3, 67)] * 4, window=32, early=8, late=20)
+
+
+def asked_of_the_atlas(model):
+    return hs.atlas(model, quick=True)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        (scanned, ablated, patched),
+        (composed, learned),
+        pytest.param((verified, traced, asked_of_the_atlas), marks=pytest.mark.slow),
+    ],
+)
+def test_results_of_a_device_without_float64_are_those_of_the_processor(asked):
+    hf = tiny_causal_lm("llama")
+    model = hs.load(hf)
+    with gpu():
+        there = hs.load(placed(copy.deepcopy(hf), MPS))
+        assert (there.device, there.check.kernels) == (MPS, ("tiled",)), there.check.reason
+        found = [ask(there) for ask in asked]
+    for given, ask in zip(found, asked, strict=True):
+        if ask is patched:
+            assert given == pytest.approx(patched(model), abs=ROUNDING)
+        else:
+            assert difference(told(given), told(ask(model))) < ROUNDING, ask
+
+
+def test_float64_on_the_way_is_found_out(monkeypatch):
+    monkeypatch.setattr(precision, "widest", lambda device: torch.float64)
+    with gpu(), pytest.raises(HeadscopeError, match="the MPS framework doesn't support float64"):
+        hs.load(placed(tiny_causal_lm("llama"), MPS))

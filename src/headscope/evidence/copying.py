@@ -39,6 +39,7 @@ from torch import Tensor
 from headscope.errors import UnsupportedModel
 from headscope.heads import HeadId
 from headscope.model.load import Model
+from headscope.model.precision import widened
 from headscope.model.weights import LayerWeights, Norm, layer_weights, vocabulary
 from headscope.records.common import Estimate
 
@@ -107,7 +108,7 @@ class Circuits:
         size = min(GROUP, n)
         shares = []
         for first in range(0, n - size + 1, size):
-            block = raised[first : first + size, first : first + size].double()
+            block = widened(raised[first : first + size, first : first + size])
             block = block - block.mean(1, keepdim=True)
             above = block.clamp(min=0).sum(1)
             shares.append(float(torch.where(above > 0, block.diagonal() / above.where(above > 0, 1.0), 0.0).mean()))
@@ -116,7 +117,7 @@ class Circuits:
             heads=tuple(heads),
             eigenvalue=_balance(write @ self._token_map() @ read) if moved else None,
             direct=Estimate.of(np.asarray(shares)),
-            top1=float((raised.argmax(1) == torch.arange(n, device=raised.device)).double().mean()) if moved else 0.0,
+            top1=int((raised.argmax(1) == torch.arange(n, device=raised.device)).sum()) / n if moved else 0.0,
         )
 
     def _token_map(self) -> Float[Tensor, "d_model d_model"]:
@@ -158,7 +159,7 @@ def _balance(core: Float[Tensor, "rank rank"]) -> float | None:
 
     Many of those, as in a head of low rank, are many equal eigenvalues, on which the solver may not converge.
     """
-    left, sizes, right = torch.linalg.svd(core.double())
+    left, sizes, right = torch.linalg.svd(widened(core))
     kept = sizes > sizes[0] * len(core) * torch.finfo(core.dtype).eps
     values = torch.linalg.eigvals(sizes[kept] * (right[kept] @ left[:, kept]))
     size = float(values.abs().sum())

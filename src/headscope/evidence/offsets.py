@@ -68,7 +68,7 @@ def best_offsets(model: Model, prompts: Sequence[Tokens]) -> dict[HeadId, BestOf
             pattern = attention.pattern()
             # diagonal(-d) starts at query d, whose key is position 0: that one is left out.
             means = [pattern.diagonal(-d, 2, 3)[..., 1:].float().mean(-1).sum(0) for d in offsets]
-            found[attention.layer, attention.call] = torch.stack(means, dim=1).double().cpu().numpy()
+            found[attention.layer, attention.call] = torch.stack(means, dim=1).cpu().double().numpy()
 
         model.run(torch.from_numpy(np.stack(part)).to(model.device), visit, stop_at_last=True)
         return found

@@ -182,7 +182,7 @@ def virtual_circuit(
     n = len(sample)
     own = torch.arange(n, device=logits.device)
     found = {
-        head: float((block.argmax(1) == own).double().mean())
+        head: int((block.argmax(1) == own).sum()) / len(own)
         for head, block in zip(layer, logits.split(n, dim=1), strict=True)
     }
     others = {head: share for head, share in found.items() if head != writes}

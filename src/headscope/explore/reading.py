@@ -191,7 +191,7 @@ class Reader:
         if not all(bool(loss.isfinite().all()) for loss in losses):
             raise NonFiniteError(f"a loss of {self.model.id} is NaN or infinite; load the model in float32.")
         clean, *ablated = (tuple(loss.tolist()) for loss in losses)
-        mean, *without = (float(loss.double().mean()) if len(loss) else None for loss in losses)
+        mean, *without = (float(loss.cpu().double().mean()) if len(loss) else None for loss in losses)
         return Reading(
             tokens=tuple(self._word(one) for one in tokens.tolist()),
             off=heads,

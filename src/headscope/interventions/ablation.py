@@ -356,7 +356,7 @@ class Sheet:
     def losses(self, logits: Tensor, copies: int) -> Losses:
         """[copy, prompt] mean loss of each kind, from the logits at `places`."""
         by_token = token_losses(logits, self.next_tokens(logits.device).repeat(copies))
-        values = by_token.double().cpu().numpy().reshape(copies, -1)
+        values = by_token.cpu().double().numpy().reshape(copies, -1)
         return {kind: values @ weight.T for kind, weight in self.weights.items()}
 
     def total(self, logits: Tensor) -> Float[Tensor, ""]:

@@ -69,7 +69,7 @@ class ChoiceSheet:
 
     def losses(self, logits: Float[Tensor, "place vocabulary"], copies: int) -> dict[str, np.ndarray]:
         """[copy, prompt] difference, from the logits at `places`."""
-        return {KIND: self._differences(logits, copies).double().cpu().numpy().reshape(copies, -1)}
+        return {KIND: self._differences(logits, copies).cpu().double().numpy().reshape(copies, -1)}
 
     def total(self, logits: Float[Tensor, "place vocabulary"]) -> Float[Tensor, ""]:
         """Sum over the prompts, whose gradient is each prompt's own."""

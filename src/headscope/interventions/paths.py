@@ -41,6 +41,7 @@ from headscope.model.attention import Attention
 from headscope.model.kernels import Rule
 from headscope.model.load import Model
 from headscope.model.memory import in_batches
+from headscope.model.precision import widened, widest
 from headscope.model.replay import Replay, copied, decoder_layers
 from headscope.model.scope import around
 from headscope.model.taps import Stop
@@ -68,7 +69,7 @@ class _Asked:
 
     def stripe(self, target: Tensor, q: Tensor | None = None, k: Tensor | None = None) -> Float[Tensor, "world prompt"]:
         """Attention at the target; with another query, another key at the target, or both."""
-        queries = self.q[None] if q is None else q.double()
+        queries = self.q[None] if q is None else widened(q)
         prompt = torch.arange(len(target), device=target.device)
         others = self.row(queries)
         logit = others[:, prompt, target] if k is None else self.at(queries, k, target)
@@ -255,7 +256,7 @@ class Paths:
             places = torch.stack([torch.arange(n_copies * self.n_prompts), self._query.cpu().repeat(n_copies)], dim=1)
             start = min(_start(run, {changes[one][0]}) for one in part)
             logits = run.replay.logits(visit, start=start, copies=n_copies, places=places.to(self.model.device))
-            return token_losses(logits, self._next.repeat(n_copies)).double().cpu().numpy().reshape(n_copies, -1)
+            return token_losses(logits, self._next.repeat(n_copies)).cpu().double().numpy().reshape(n_copies, -1)
 
         for part, values in in_batches(order, max(1, limit // run.replay.tokens.numel()), execute):
             found[list(part)] = values
@@ -265,7 +266,7 @@ class Paths:
         """Loss at the query of an untouched run."""
         places = torch.stack([self._rows, self._query], dim=1)
         logits = run.replay.logits(lambda attention: None, places=places)
-        return _finite(token_losses(logits, self._next).double().cpu().numpy(), "a loss")
+        return _finite(token_losses(logits, self._next).cpu().double().numpy(), "a loss")
 
     def _base(self, prompts: Sequence[np.ndarray]) -> _Run:
         tokens = torch.from_numpy(np.stack(prompts)).to(self.model.device)
@@ -317,7 +318,7 @@ class Paths:
         rule, n_heads = s.rule, s.q.shape[1]
         kv = head.head * s.k.shape[1] // n_heads
         rows, query = self._rows.to(s.q.device), self._query.to(s.q.device)
-        q, k, v = s.q[rows, head.head, query].double(), s.k[:, kv].double(), s.v[:, kv].double()
+        q, k, v = (widened(one) for one in (s.q[rows, head.head, query], s.k[:, kv], s.v[:, kv]))
         added = _bias_rows(rule, head.head, rows, query, k.shape[1])
         sink = _sinks(rule, head.head, rows, query)
 
@@ -326,11 +327,11 @@ class Paths:
             return dots if rule.softcap is None else torch.tanh(dots / rule.softcap) * rule.softcap
 
         def row(queries: Tensor) -> Tensor:
-            logits = scaled(torch.einsum("wpd,pkd->wpk", queries.double(), k)) + added
+            logits = scaled(torch.einsum("wpd,pkd->wpk", widened(queries), k)) + added
             return logits if sink is None else torch.cat([logits, sink[None, :, None].expand(len(logits), -1, 1)], -1)
 
         def at(queries: Tensor, keys: Tensor, place: Tensor) -> Tensor:
-            return scaled((keys.double() * queries).sum(-1)) + added[rows, place]
+            return scaled((widened(keys) * queries).sum(-1)) + added[rows, place]
 
         return _Asked(q=q, k=k, v=v, row=row, at=at)
 
@@ -388,12 +389,12 @@ def _start(run: _Run, heads: Sequence[HeadId] | Sources | set[HeadId]) -> int:
 def _bias_rows(rule: Rule, head: int, rows: Tensor, query: Tensor, n_keys: int) -> Float[Tensor, "prompt key"]:
     """What is added to each prompt's row of logits at its query; minus infinity where a key is masked."""
     place = torch.arange(n_keys, device=rows.device)
-    added = torch.zeros(len(rows), n_keys, dtype=torch.float64, device=rows.device)
+    added = torch.zeros(len(rows), n_keys, dtype=widest(rows.device), device=rows.device)
     if rule.bias is not None:
         bias = rule.bias
         at_row = rows if bias.shape[0] > 1 else torch.zeros_like(rows)
         at_query = query if bias.shape[2] > 1 else torch.zeros_like(query)
-        added = added + bias[at_row, head if bias.shape[1] > 1 else 0, at_query, :n_keys].double()
+        added = added + widened(bias[at_row, head if bias.shape[1] > 1 else 0, at_query, :n_keys])
     return added.masked_fill(place > query[:, None], -torch.inf) if rule.causal else added
 
 
@@ -402,7 +403,7 @@ def _sinks(rule: Rule, head: int, rows: Tensor, query: Tensor) -> Float[Tensor, 
         return None
     sinks = rule.sinks
     at_row = rows if sinks.shape[0] > 1 else torch.zeros_like(rows)
-    return sinks[at_row, head, query if sinks.shape[2] > 1 else torch.zeros_like(query)].double()
+    return widened(sinks[at_row, head, query if sinks.shape[2] > 1 else torch.zeros_like(query)])
 
 
 def _rule_of_head(rule: Rule, head: int, rows: slice) -> Rule:

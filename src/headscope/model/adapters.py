@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from headscope.errors import ArgumentError, UnsupportedModel, brief
+from headscope.model.precision import widened
 from headscope.model.scope import evaluating
 from headscope.model.selfcheck import FAMILY_ERRORS
 from headscope.model.sources.transformers import backbone
@@ -149,7 +150,7 @@ def _view(tree: PreTrainedModel) -> PreTrainedModel:
 def _log_probabilities(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """Not logits: centring the unembedding moves all of a token's logits alike."""
     with torch.no_grad(), evaluating(model):
-        return backbone(model).run(tokens).double().log_softmax(-1)
+        return widened(backbone(model).run(tokens)).log_softmax(-1)
 
 
 def without_bridges(module: nn.Module, *, joined: bool = False) -> nn.Module:

@@ -26,6 +26,6 @@ def fingerprint(model: Opened) -> str:
         found.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
         flat = weight.detach().reshape(-1)
         step = max(1, flat.numel() // SAMPLED)
-        some = flat[::step][:SAMPLED].to("cpu", torch.float64)
+        some = flat[::step][:SAMPLED].cpu().double()
         found.update(some.contiguous().numpy().tobytes())
     return found.hexdigest()

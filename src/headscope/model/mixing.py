@@ -29,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 
 from headscope.model.interface import Visit
 from headscope.model.kernels import Kernel
+from headscope.model.precision import widened
 from headscope.model.product import (
     ADDED,
     SOFTMAXES,
@@ -200,7 +201,7 @@ class Watch(TorchFunctionMode):
     def _refuse_if_not_probabilities(self, pattern: Tensor, found: _Probabilities) -> None:
         if self.reads is None or found.why is None:  # looked at in the check alone
             return
-        rows = pattern.double().sum(-1)
+        rows = widened(pattern).sum(-1)
         if float((rows - 1).abs().max()) > 1e-2 or float(pattern.min()) < 0:
             raise NotMixing(found.why)
 

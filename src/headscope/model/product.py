@@ -13,6 +13,7 @@ from torch import Tensor
 from headscope.model import kernels
 from headscope.model.attention import Attention, Scores
 from headscope.model.kernels import Kernel, Rule
+from headscope.model.precision import widened
 
 SOFTMAXES = {F.softmax, torch.softmax, Tensor.softmax}
 _MATMULS = {torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__}
@@ -236,7 +237,7 @@ def fitted_scale(seen: Seen, site: Site, n_rows: int, tolerance: float) -> float
     parts = by_token(seen, site, n_rows)
     if parts is None:
         return None
-    logits, q, k = (part[:2].double() for part in parts)
+    logits, q, k = (widened(part[:2]) for part in parts)
     if q.shape[1] % k.shape[1]:
         return None
     dots = q @ kernels.repeat_heads(k, q.shape[1]).mT

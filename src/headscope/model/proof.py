@@ -23,6 +23,7 @@ from headscope.model.attention import Attention
 from headscope.model.backbone import Backbone
 from headscope.model.mixing import Watch, mixing, owning
 from headscope.model.names import layer_numbers, stack_of
+from headscope.model.precision import widened
 from headscope.model.product import Seen, Site, fitted_scale
 from headscope.model.scope import evaluating
 from headscope.model.taps import TOLERANCE, Route, Stop
@@ -111,12 +112,12 @@ def _prove(backbone: Backbone, route: Route, rows: Tensor, tolerance: float) -> 
         name = f"layer {layer}"
         if (layer, call) not in plain or (layer, call) not in read:
             raise NotProven(f"no linear map reads what the heads of {name} give")
-        before, after = plain[layer, call].double().flatten(), read[layer, call].double().flatten()
+        before, after = widened(plain[layer, call]).flatten(), widened(read[layer, call]).flatten()
         if before.shape != after.shape:
             raise NotProven(f"what reads the heads of {name} changes its shape with them")
         tells = before.abs() > LEAST_PART * before.abs().max()
         ratio = after[tells] / before[tells]
-        off, which = (ratio[:, None] - factors.to(ratio.device)).abs().min(dim=1)
+        off, which = (ratio[:, None] - factors.to(ratio)).abs().min(dim=1)
         if float(off.max()) > min(0.2 / (n_heads + 1), max(tolerance, 1e-3) * 3) or len(which.unique()) < n_heads:
             raise NotProven(
                 f"between the heads of {name} and the linear map that reads them their results are mixed, normalised "

@@ -31,6 +31,7 @@ from headscope.model.kernels import repeat_heads
 from headscope.model.memory import out_of_memory
 from headscope.model.names import layer_numbers
 from headscope.model.parallel import weight_of
+from headscope.model.precision import widened
 from headscope.model.product import NotMixing
 from headscope.model.proof import NotProven, proven_route
 from headscope.model.scope import evaluating, implementation
@@ -276,7 +277,7 @@ class _Seen:
     def _look(self, attention: Attention) -> None:
         self.heads[attention.layer] = attention.n_heads
         self.kernels.add(attention.kernel)
-        pattern = attention.pattern().double()
+        pattern = widened(attention.pattern())
         n_query, n_key = pattern.shape[-2:]
         if n_query != self.n_tokens or n_key < self.n_tokens:
             self.elsewhere = True
@@ -292,9 +293,9 @@ class _Seen:
         else:
             self.kv_heads.add(scores.k.shape[1])
             if scores.rule.sinks is not None:
-                rows = rows + torch.exp(scores.rule.sinks.double() - scores.lse.double())
-            mixed = (pattern @ repeat_heads(scores.v, attention.n_heads).double()).transpose(1, 2)
-            error = float((mixed - attention.z.double()).abs().max()) / max(1.0, float(mixed.abs().max()))
+                rows = rows + torch.exp(widened(scores.rule.sinks) - widened(scores.lse))
+            mixed = (pattern @ widened(repeat_heads(scores.v, attention.n_heads))).transpose(1, 2)
+            error = float((mixed - widened(attention.z)).abs().max()) / max(1.0, float(mixed.abs().max()))
             self.mixing_error = _worse(self.mixing_error, error)
         self.row_error = _worse(self.row_error, float((rows - 1).abs().max()))
 

@@ -49,6 +49,7 @@ from headscope.interventions.choices import Choices
 from headscope.model.attention import Attention
 from headscope.model.load import Source, load
 from headscope.model.memory import in_batches
+from headscope.model.precision import widened
 from headscope.model.replay import Replay
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.copies import check_repeats
@@ -212,7 +213,7 @@ class _Course:
         """Every head's first-order estimate."""
         estimates = gradients(self.ablator, self.prompts, self.queries["second_copy"], self.heads)
         return [
-            HeadEffect(head=head, delta_loss_nats=Estimate.of(row), exact=False, n_prompts=0)
+            HeadEffect(head=head, delta_loss_nats=Estimate.of_loss(row), exact=False, n_prompts=0)
             for head, row in zip(self.heads, estimates, strict=True)
         ]
 
@@ -277,7 +278,7 @@ class _Course:
         return found[1:] - found[0]
 
     def _exact(self, head: HeadId, row: np.ndarray) -> HeadEffect:
-        return HeadEffect(head=head, delta_loss_nats=Estimate.of(row), exact=True, n_prompts=len(row))
+        return HeadEffect(head=head, delta_loss_nats=Estimate.of_loss(row), exact=True, n_prompts=len(row))
 
 
 def _rounds(n_prompts: int) -> list[int]:
@@ -323,7 +324,7 @@ def gradients(
         logits = replay.clean(visit, places=sheet.places(1).to(device), grad=True)
         slopes = torch.autograd.grad(sheet.total(logits), list(zeros.values()))
         return {
-            at: (slope.double() * steps[at].double()).sum((1, 3)).cpu() for at, slope in zip(zeros, slopes, strict=True)
+            at: (widened(slope) * widened(steps[at])).sum((1, 3)).cpu() for at, slope in zip(zeros, slopes, strict=True)
         }
 
     for same in same_length(prompts):

@@ -34,6 +34,7 @@ from headscope.interventions.while_ablated import WhileAblated
 from headscope.model.attention import Attention
 from headscope.model.load import Model
 from headscope.model.memory import in_batches
+from headscope.model.precision import brought, widened
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.copies import check_repeats
 from headscope.probes.probe import Tokens
@@ -212,8 +213,8 @@ class Bench:
                 if attention.call:
                     return None
                 for name, job in jobs.items():
-                    batch, query, key, weight = (one.to(attention.z.device) for one in job)
-                    at = attention.probabilities(batch, query, key).double() * weight[:, None]
+                    batch, query, key, weight = (brought(one, attention.z.device) for one in job)
+                    at = widened(attention.probabilities(batch, query, key)) * weight[:, None]
                     sums = at.new_zeros(len(part), at.shape[1]).index_add_(0, batch, at)
                     seen.setdefault((name, attention.layer), []).append((attention.n_heads, sums.cpu().numpy()))
                 gone = [one.head for one in without if one.layer == attention.layer]

@@ -95,7 +95,7 @@ def _read(model: Model, heads: Sequence[HeadId], prompts: Sequence[Tokens]) -> d
                 size = square.clamp(min=0).sqrt().mean(1)
                 read["output"] = size / size.mean(-1, keepdim=True).clamp(min=1e-30)
             columns = [column[HeadId(attention.layer, head)] for head in range(attention.n_heads)]
-            seen.append((columns, {name: values.double().cpu().numpy() for name, values in read.items()}))
+            seen.append((columns, {name: values.cpu().double().numpy() for name, values in read.items()}))
 
         rows = torch.from_numpy(np.stack([prompts[one] for one in part])).to(model.device)
         model.run(rows, visit, stop_at_last=True)

@@ -379,7 +379,7 @@ class _Search:
         pushes = {}
         for head, z in mixed.items():
             _, write = self.circuits.ov([head])
-            pushes[head] = ((torch.from_numpy(z).to(write) @ write) * between.to(write)).sum(1).double().cpu().numpy()
+            pushes[head] = ((torch.from_numpy(z).to(write) @ write) * between.to(write)).sum(1).cpu().double().numpy()
         size = np.abs(np.stack(list(pushes.values()))).sum(0)
         return {head: push / np.where(size > 0, size, 1.0) for head, push in pushes.items()}
 

@@ -53,6 +53,7 @@ from headscope.evidence.copying import through
 from headscope.evidence.scan.result import Timing
 from headscope.heads import HeadId
 from headscope.model.load import Source, load
+from headscope.model.precision import widened, widest
 from headscope.model.weights import LayerWeights, layer_weights
 from headscope.records.common import ModelInfo, Provenance
 
@@ -225,7 +226,7 @@ def _side(
         )
     least = ROUNDING * _size(root) * _size(near)
     if remove_top:
-        wide = core.double()
+        wide = widened(core)
         largest = torch.linalg.eigh(wide @ wide.mT).eigenvectors[..., -remove_top:].to(core)
         core = core - largest @ (largest.mT @ core)
         least = torch.maximum(least, ROUNDING * size)
@@ -233,14 +234,14 @@ def _side(
     moved = size > least
     core = torch.where(moved[:, None, None], core / size.clamp(min=torch.finfo(size.dtype).tiny)[:, None, None], 0.0)
     core = core.to(far)
-    gram = (core @ core.mT).double()
+    gram = widened(core @ core.mT)
     rank = torch.where(moved, 1 / gram.square().sum((1, 2)), torch.nan)
     return _Side(core=core, rank=rank.cpu().numpy())
 
 
 def _size(matrix: Float[Tensor, "head row column"]) -> Float[Tensor, " head"]:
     """Frobenius norms; squares of float32 may overflow, those of float64 do not."""
-    return torch.linalg.vector_norm(matrix, dim=(1, 2), dtype=torch.float64)
+    return torch.linalg.vector_norm(matrix, dim=(1, 2), dtype=widest(matrix.device))
 
 
 def _products(
@@ -254,7 +255,7 @@ def _products(
     for first in range(0, len(senders), step):
         part = senders[first : first + step]
         block = (part.flatten(0, 1) @ near).square_().view(len(part), -1, n_receivers, d_far)
-        found[first : first + step] = block.sum(3).sum(1).double().sqrt().cpu().numpy()
+        found[first : first + step] = block.sum(3).sum(1).cpu().double().sqrt().numpy()
     return found
 
 

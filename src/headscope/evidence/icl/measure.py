@@ -299,4 +299,4 @@ def _batch_losses(model: Model, windows: Sequence[Tokens]) -> Float[np.ndarray, 
             )
         # One window at a time: the log-softmax takes as much room as the logits that it reads.
         rows = [token_losses(row[:-1], targets[1:]) for row, targets in zip(logits, tokens, strict=True)]
-    return torch.stack(rows).double().cpu().numpy()
+    return torch.stack(rows).cpu().double().numpy()

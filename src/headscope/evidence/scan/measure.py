@@ -28,6 +28,7 @@ from headscope.model.attention import Attention
 from headscope.model.kernels import KERNELS, Kernel
 from headscope.model.load import Model, Source, load
 from headscope.model.memory import in_batches
+from headscope.model.precision import brought, widened, widest
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.probe import Tokens, check_fits, probe_of
 from headscope.records.common import Estimate, ModelInfo, Provenance
@@ -373,7 +374,8 @@ class _Targets:
         """Row, query, key; which place, group, weight: where a layer runs, which need not be where the tokens are."""
         if device not in self._held:
             self._held[device] = tuple(
-                torch.from_numpy(np.ascontiguousarray(values)).to(device) for values in (*self._places, *self._sums)
+                brought(torch.from_numpy(np.ascontiguousarray(values)), device)
+                for values in (*self._places, *self._sums)
             )
         return self._held[device]
 
@@ -381,8 +383,8 @@ class _Targets:
         """Attention on the targets, [copy * prompt * detector, head]."""
         row, query, key, which, group, weight = self._on(attention.z.device)
         at_places = attention.probabilities(row, query, key)
-        sums = at_places.new_zeros(self.n_groups, at_places.shape[1], dtype=torch.float64)
-        sums.index_add_(0, group, at_places[which].double() * weight[:, None])
+        sums = at_places.new_zeros(self.n_groups, at_places.shape[1], dtype=widest(at_places.device))
+        sums.index_add_(0, group, at_places[which].to(sums.dtype) * weight[:, None])
         return sums.cpu().numpy()
 
     def chance(self, attention: Attention) -> np.ndarray:
@@ -391,7 +393,7 @@ class _Targets:
         if self._chance is None or self._chance[0] is not bias:
             row, query, key, which, group, weight = self._on(attention.z.device)
             open_, seen = attention.allowed(row, query, key)
-            uniform = (open_ / seen.clamp(min=1)).double()[which] * weight
+            uniform = widened(open_ / seen.clamp(min=1))[which] * weight
             sums = uniform.new_zeros(self.n_groups).index_add_(0, group, uniform)
             self._chance = (bias, sums[: self.n_prompt_groups].cpu().numpy())
         return self._chance[1]

@@ -20,6 +20,7 @@ from headscope.evidence.copying import Circuits
 from headscope.evidence.verify.trial import Trial
 from headscope.heads import HeadId
 from headscope.model.load import Model
+from headscope.model.precision import widened
 from headscope.records.common import Estimate
 
 N_DRAWS = 5
@@ -46,7 +47,7 @@ def over_others(trial: Trial, head: HeadId, others: Sequence[HeadId]) -> Estimat
     if not others:
         return None
     rows = np.sort([trial.few(one) for one in others], axis=0)
-    return Estimate.of(trial.few(head) - rows[(len(others) - 1) // 2])
+    return Estimate.of_loss(trial.few(head) - rows[(len(others) - 1) // 2])
 
 
 def sizes_of(circuits: Circuits | None) -> dict[HeadId, float] | None:
@@ -62,7 +63,8 @@ def sizes_of(circuits: Circuits | None) -> dict[HeadId, float] | None:
 
 def _norm(read: Tensor, write: Tensor) -> float:
     """|read @ write|_F from two cores of rank x rank: its square is the trace of (read^T read) (write write^T)."""
-    square = ((read.T.double() @ read.double()) * (write.double() @ write.T.double())).sum()
+    read, write = widened(read), widened(write)
+    square = ((read.T @ read) * (write @ write.T)).sum()
     return math.sqrt(max(float(square), 0.0))
 
 
