@@ -108,7 +108,7 @@ def test_an_atlas_agrees_differs_or_did_not_test(atlas, listed, capsys, tmp_path
     print_atlas(atlas)
     text = capsys.readouterr().out
     assert re.search(r"unexplained +known as", text)
-    assert re.search(r"induction +primary .* induction\?$", text, re.MULTILINE)
+    assert re.search(r"induction +primary .* induction\? *$", text, re.MULTILINE)
     assert "agrees: 1; differs: 1; not tested: 1" in text
     atlas.save(tmp_path)
     found = CliRunner().invoke(app, ["known", str(tmp_path), "--json"])
