@@ -22,7 +22,10 @@ import torch
 import transformers
 from torch import nn
 from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 from transformers.pytorch_utils import Conv1D
 
 VOCAB_SIZE = 128
@@ -385,3 +388,22 @@ def _fan_in(module: nn.Module, parameter: nn.Parameter) -> int:
     if isinstance(module, nn.Conv1d | nn.Conv2d):
         return parameter[0].numel()
     return parameter.shape[-1]
+
+
+def tiny_seeing(family: str, *, seed: int = 0) -> PreTrainedModel:
+    """A tiny random model of a family that also reads images, as `tiny_causal_lm` makes one.
+
+    Args:
+        family: Like `llava`.
+        seed: Decides every parameter.
+    """
+    sections = {"qwen2_vl": [2, 3, 3], "qwen3_vl": [4, 6, 6]}  # of time, height and width; half a head together
+    rotary = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": sections.get(family)}
+    special = {"text_config": {"rope_parameters": rotary}} if family in sections else {}
+    config = _shrink(CONFIG_MAPPING[family](), special)
+    config._attn_implementation = "eager"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = getattr(transformers, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[family])(config).eval()
+        _randomise_(model)
+    return model

@@ -47,8 +47,9 @@ def trained(tmp_path_factory):
         base_model_name_or_path=str(root / "base"),
         task_type="CAUSAL_LM",
     )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
+        torch.manual_seed(0)
         adapted = peft.get_peft_model(copy.deepcopy(base), config).eval()
         adapted.peft_config["default"].base_model_name_or_path = str(root / "base")
         adapted.save_pretrained(root / "adapter")

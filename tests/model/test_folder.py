@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GPT2ForSequenceClassification
+from transformers import GPT2ForQuestionAnswering
 
 from benchmarks.tiny import tiny_causal_lm
 from headscope.errors import HeadscopeError, ModelError, UnsafeWeights
@@ -274,12 +274,12 @@ def test_layers_that_the_config_drops_are_refused(tmp_path):
     assert "model.layers.1." in str(refusal(folder)) or "h.1." in str(refusal(folder))
 
 
-def test_a_sequence_classifier_is_no_language_model(tmp_path):
+def test_a_model_that_answers_with_spans_is_no_language_model(tmp_path):
     config = tiny_causal_lm("gpt2").config
-    GPT2ForSequenceClassification(config).save_pretrained(tmp_path)
+    GPT2ForQuestionAnswering(config).save_pretrained(tmp_path)
     message = str(refusal(tmp_path))
-    assert "(score.weight)" in message
-    assert message.endswith("It was trained as GPT2ForSequenceClassification.")
+    assert "(qa_outputs.bias, qa_outputs.weight)" in message
+    assert message.endswith("It was trained as GPT2ForQuestionAnswering.")
 
 
 def test_pickled_weights_have_to_belong_too(folder):

@@ -27,11 +27,13 @@ export function HeadMap(props: {
   heads: Heads;
   theme: Theme;
   selected: string;
+  mode: string;
+  onMode: (mode: string) => void;
   onOpen: (head: string) => void;
 }): JSX.Element {
-  const { report, heads, theme } = props;
+  const { report, heads, theme, onMode: setMode } = props;
   const roles = report.scan.detectors.map((one) => one.name);
-  const [mode, setMode] = useState("verdict");
+  const mode = ["verdict", "effect", ...roles].includes(props.mode) ? props.mode : "verdict";
   const [active, setActive] = useState<string | null>(null);
   const [block, width] = useWidth(640);
   const drawing = useRef<HTMLDivElement>(null);

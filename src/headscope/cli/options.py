@@ -14,7 +14,12 @@ import typer
 if TYPE_CHECKING:
     from headscope.model.load import Model
 
-MODEL = Annotated[str, typer.Argument(metavar="[MODEL]", help="`demo`, a hub id, or a folder.", show_default=False)]
+MODEL = Annotated[
+    str,
+    typer.Argument(
+        metavar="[MODEL]", help="`demo`, a hub id, a folder, or a file of GGUF or nanoGPT.", show_default=False
+    ),
+]
 JSON = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 SEED = Annotated[int, typer.Option(help="Seed of the random tokens.")]
 BEHAVIOR = Annotated[
@@ -39,6 +44,10 @@ _OPENING: dict[str, tuple[Any, Any]] = {
         Annotated[bool, typer.Option("--trust-remote-code", help="Run model code the repository brings.")],
         False,
     ),
+    "gguf_file": (
+        Annotated[str | None, typer.Option(help="Open this GGUF file of the folder or hub repository.")],
+        None,
+    ),
 }
 """Each option's type and default, by the name of its field in `Opening`."""
 
@@ -59,6 +68,8 @@ class Opening:
     """Pickled weights too."""
     trust_remote_code: bool
     """Model code of the repository too."""
+    gguf_file: str | None = None
+    """Of a folder or hub repository."""
 
     def settings(self, *without: str) -> dict[str, Any]:
         """The options by name, but for the model's own name and those left out."""

@@ -7,6 +7,7 @@ that was left out is refused, but for
     what transformers declares    `_keys_to_ignore_on_load_unexpected` of the model's class, like heads that predict
                                   several tokens at once; it has taken them out before we look
     `HARMLESS`                    constants that are recomputed, and towers for images and sound
+    a classifier's head           the model below it is opened, which has no head
 
 Misleading when: a checkpoint's config differs in what has no weights, like `rope_theta`; no key tells.
 """
@@ -27,6 +28,15 @@ HARMLESS: Mapping[str, re.Pattern[str]] = {
 """Names that change no number of the decoder; a causal mask also has to have the shape of one."""
 
 
+_CLASSIFIER = re.compile(r"For(Sequence|Token)Classification$")
+_CLASSIFIER_HEAD = re.compile(r"^(score|classifier)\.")
+
+
+def is_classifier(architectures: Sequence[str]) -> bool:
+    """Whether a checkpoint is of a classifier: a model without LM head, and a head for its classes."""
+    return bool(architectures) and _CLASSIFIER.search(architectures[0]) is not None
+
+
 def refuse_leftover(
     source: str, names: Iterable[str], shapes: Mapping[str, tuple[int, ...]], architectures: Sequence[str]
 ) -> None:
@@ -41,7 +51,8 @@ def refuse_leftover(
     Raises:
         ModelError: with the first of their names.
     """
-    left = sorted(name for name in names if not _harmless(name, shapes))
+    heads = _CLASSIFIER_HEAD if is_classifier(architectures) else None
+    left = sorted(name for name in names if not _harmless(name, shapes) and not (heads and heads.match(name)))
     if not left:
         return
     more = ", ..." if len(left) > 3 else ""

@@ -41,14 +41,15 @@ def load(
     trust_remote_code: bool = False,
     forward: Callable[[Any], Any] | None = None,
     max_tokens: int | None = None,
+    gguf_file: str | None = None,
 ) -> Model:
     """Open a model and check that its heads can be seen.
 
     Args:
-        source: Hub id, folder in transformers' layout or of a PEFT adapter, `demo`, or a model object: of transformers,
-            TransformerLens, nnsight or PEFT; a wrapper around one (parallel, compiled, a pipeline, a module that holds
-            it); or any `nn.Module` that gives logits for token ids. An object is left as it was: mode, device,
-            gradients, attention implementation.
+        source: Hub id, folder in transformers' layout or of a PEFT adapter, file of GGUF, `ckpt.pt` of nanoGPT, `demo`,
+            or a model object: of transformers, TransformerLens, nnsight or PEFT; a wrapper around one (parallel,
+            compiled, a pipeline, a module that holds it); or any `nn.Module` that gives logits for token ids. An object
+            is left as it was: mode, device, gradients, attention implementation.
         device: Like `cpu` or `cuda:0`; `auto` spreads a large model over what there is. By default a GPU if there is
             one.
         dtype: `auto` (the checkpoint's own), `float32`, `float64`, `float16` or `bfloat16`.
@@ -58,6 +59,7 @@ def load(
         trust_remote_code: Run model code that the repository brings.
         forward: For a module that is not called as `module(ids)`: gives logits [batch position vocabulary] for ids.
         max_tokens: Longest input, where the model does not state it.
+        gguf_file: Name of a GGUF file in the folder or hub repository; one that is here may be given as the source.
 
     Returns:
         A `Model` whose support is `exact` or `degraded`.
@@ -80,6 +82,7 @@ def load(
         trust_remote_code=trust_remote_code,
         forward=forward,
         max_tokens=max_tokens,
+        gguf_file=gguf_file,
     )
     if not isinstance(model, Model):
         raise UnsupportedModel(
@@ -100,6 +103,7 @@ def open_model(
     trust_remote_code: bool = False,
     forward: Callable[[Any], Any] | None = None,
     max_tokens: int | None = None,
+    gguf_file: str | None = None,
 ) -> Opened:
     """`load`, but an unsupported model is returned as `Opened`, with its check, instead of raising.
 
@@ -118,8 +122,10 @@ def open_model(
     named = isinstance(source, (str, Path))
     if named and forward is not None:
         raise ArgumentError("forward applies to a model object; a hub id or folder is called as transformers does.")
-    if not named and (device is not None or dtype != "auto" or revision is not None):
-        raise ArgumentError("device, dtype and revision do not apply to a model object; move or convert it first.")
+    if not named and (device is not None or dtype != "auto" or revision is not None or gguf_file is not None):
+        raise ArgumentError(
+            "device, dtype, revision and gguf_file do not apply to a model object; move or convert it first."
+        )
     from headscope.model.sources import Options, find
 
     options = Options(
@@ -130,6 +136,7 @@ def open_model(
         revision=revision,
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
+        gguf_file=gguf_file,
     )
 
     def look() -> Found:

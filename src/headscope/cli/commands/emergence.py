@@ -53,7 +53,7 @@ def emergence(
             n_prompts=n_prompts,
             period=period,
             seed=seed,
-            **opening.settings("revision"),
+            **opening.settings("revision", "gguf_file"),
             keep=None if out is None else out / "checkpoints",
             progress=progress,
         )

@@ -84,7 +84,7 @@ def sweep(
                 cpus_per_job=cpus_per_job,
                 gpus_per_job=gpus_per_job,
                 retry_failed=retry_failed,
-                **opening.settings("revision"),
+                **opening.settings("revision", "gguf_file"),
                 progress=progress,
             )
         except KeyboardInterrupt:

@@ -36,6 +36,8 @@ class Options:
     """Of a name: whether weights may be pickles."""
     trust_remote_code: bool = False
     """Of a name: whether code that comes with it may run."""
+    gguf_file: str | None = None
+    """Of a folder or hub id: the file of GGUF in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -25,7 +25,7 @@ from headscope.model.bounds import bounded, refuse_endless, refuse_kernels
 from headscope.model.budget import refuse_too_large
 from headscope.model.folder import ADAPTER_CONFIG, check_folder, fetched
 from headscope.model.growth import refuse_growing
-from headscope.model.leftover import refuse_leftover
+from headscope.model.leftover import is_classifier, refuse_leftover
 from headscope.model.sources import Found, Options
 from headscope.model.sources.transformers import backbone
 from headscope.model.tokenizer import is_panic
@@ -78,8 +78,7 @@ def from_pretrained(source: str, options: Options) -> tuple[PreTrainedModel, Any
     elif os.path.exists(folder) or source.startswith(("/", "./", "../", "~")):
         raise ModelNotFound(f"{source!r} is not a folder; give a folder with config.json and weights, or a hub id.")
     import torch
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers import AutoConfig, PreTrainedConfig
 
     device = available(options.device)
     common: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
@@ -89,20 +88,19 @@ def from_pretrained(source: str, options: Options) -> tuple[PreTrainedModel, Any
         if not trust_remote_code:
             refuse_kernels(source, written)
         config = AutoConfig.from_pretrained(source, **common)
-        headless = _headless(config)
+        auto = _class_for(config, trust_remote_code)
     except HeadscopeError:
         raise
     except Exception as error:  # what transformers raises on a file it cannot read is not one kind
         raise _config_error(source, error) from error
     if not os.path.isdir(folder):
         common["revision"] = revision = _commit(source, common["revision"])
-    if not headless and not trust_remote_code and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if auto is None:
         raise UnsupportedModel(
             f"{source!r} is a {brief(config.model_type)} model, which is not a decoder-only language model; "
             "choose one that is."
         )
     numbers = refuse_too_large(source, revision, device=device, dtype=dtype)
-    auto: Any = AutoModel if headless else AutoModelForCausalLM
     try:
         if not os.path.isdir(folder):
             weights = fetched(source, common["revision"], config, allow_pickle=allow_pickle)
@@ -118,6 +116,8 @@ def from_pretrained(source: str, options: Options) -> tuple[PreTrainedModel, Any
                 device_map="auto" if device == "auto" else None,
                 # transformers puts an adapter on by itself where PEFT is there; `adapter_folder` does, or refuses.
                 adapter_kwargs={"subfolder": ADAPTER_CONFIG},
+                # In another implementation PaliGemma attends to later tokens where it is given no image.
+                attn_implementation="eager" if "ImageText" in auto.__name__ else None,
                 **common,
             )
         if device != "auto":
@@ -130,6 +130,21 @@ def from_pretrained(source: str, options: Options) -> tuple[PreTrainedModel, Any
         raise ModelError(f"{source!r} could not be loaded: {first_line(error)}") from error
     if getattr(hf, "_hf_peft_config_loaded", False):
         raise ModelError(f"{source!r} brings an adapter in a place where none is looked for; load the adapter itself.")
+    refuse_incomplete(source, info)
+    refuse_leftover(source, info["unexpected_keys"], weights.shapes if weights else {}, config.architectures or [])
+    return hf.eval(), tokenizer_of(source, common), revision
+
+
+def refuse_incomplete(source: str, info: dict[str, Any]) -> None:
+    """Raise if weights are missing, or have other shapes: transformers fills in random numbers.
+
+    Args:
+        source: The model, for the error.
+        info: What transformers says of loading it.
+
+    Raises:
+        ModelError: with the first of their names.
+    """
     if info["mismatched_keys"]:
         wrong = sorted(str(key[0]) for key in info["mismatched_keys"])
         raise ModelError(
@@ -142,8 +157,6 @@ def from_pretrained(source: str, options: Options) -> tuple[PreTrainedModel, Any
             f"{source!r} lacks {len(missing)} of its weights ({', '.join(missing[:3])}...); they would be random: "
             "use a complete checkpoint."
         )
-    refuse_leftover(source, info["unexpected_keys"], weights.shapes if weights else {}, config.architectures or [])
-    return hf.eval(), tokenizer_of(source, common), revision
 
 
 def available(device: str | None) -> str:
@@ -177,6 +190,26 @@ def _commit(source: str, revision: str) -> str:
     return Path(path).parent.name if isinstance(path, str) else revision
 
 
+def _class_for(config: Any, trust_remote_code: bool) -> Any | None:
+    """Which of transformers' classes opens a checkpoint; None if it holds no language model.
+
+    With an LM head, alone or behind towers for images, or without one; of a classifier the model below its head.
+    """
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+
+    if _headless(config):
+        return AutoModel
+    if trust_remote_code or config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return AutoModelForCausalLM
+    if config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and not config.is_encoder_decoder:
+        return AutoModelForImageTextToText
+    return None
+
+
 def _headless(config: Any) -> bool:
     """Whether the checkpoint holds a model without its LM head, like GPT2Model; GPT2LMHeadModel has one."""
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
@@ -184,15 +217,23 @@ def _headless(config: Any) -> bool:
     bases = {name for one in MODEL_MAPPING_NAMES.values() for name in ((one,) if isinstance(one, str) else one)}
     names = config.architectures or [""]
     remote = getattr(config, "auto_map", None) or {}
-    return names[0] in bases or ("AutoModel" in remote and "AutoModelForCausalLM" not in remote)
+    return names[0] in bases or is_classifier(names) or ("AutoModel" in remote and "AutoModelForCausalLM" not in remote)
 
 
 def tokenizer_of(source: str, common: dict[str, Any]) -> Any | None:
-    """The tokenizer beside the weights; None where there is none, or where a package that it needs is missing."""
+    """The tokenizer beside the weights, or in a GGUF; None where there is none, or a package that it needs is missing.
+
+    Raises:
+        ModelError: its files cannot be read.
+    """
     from transformers import AutoTokenizer
 
     folder = Path(source)
-    if os.path.isdir(folder) and not any((folder / name).is_file() for name in _TOKENIZERS):
+    if (
+        os.path.isdir(folder)
+        and "gguf_file" not in common
+        and not any((folder / name).is_file() for name in _TOKENIZERS)
+    ):
         return None
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
