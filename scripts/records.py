@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import types
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -41,13 +42,12 @@ def typescript() -> str:
 
 
 def _collect(kind: Any, found: dict[str, type]) -> None:
-    if is_dataclass(kind) and isinstance(kind, type) and kind is not HeadId:
+    if kind is HeadId or kind in found.values():
+        return
+    if is_dataclass(kind):
         if found.setdefault(kind.__name__, kind) is not kind:
             raise ValueError(f"{kind.__module__} and {found[kind.__name__].__module__} both have a {kind.__name__}")
-        for hint in get_type_hints(kind).values():
-            _collect(hint, found) if hint is not kind else None
-        return
-    for part in get_args(kind):
+    for part in get_type_hints(kind).values() if is_dataclass(kind) else get_args(kind):
         _collect(part, found)
 
 
@@ -73,12 +73,12 @@ def _type(kind: Any) -> str:
         return " | ".join(_type(part) for part in inner)
     if origin is Literal:
         return " | ".join(f'"{part}"' for part in inner)
-    if origin in (tuple, list) and inner[-1] is not Ellipsis and origin is tuple:
+    if origin is tuple and inner[-1] is not Ellipsis:
         return f"[{', '.join(_type(part) for part in inner)}]"
     if origin in (tuple, list):
         each = _type(inner[0])
-        return f"({each})[]" if " | " in each else f"{each}[]"
-    if origin is not None and issubclass(origin, (dict,)) or origin is not None and "Mapping" in str(origin):
+        return f"({each})[]" if get_origin(inner[0]) in (Union, types.UnionType, Literal) else f"{each}[]"
+    if origin in (dict, Mapping):
         return f"Record<string, {_type(inner[1])}>"
     if is_dataclass(kind):
         return kind.__name__
