@@ -44,9 +44,8 @@ def typescript() -> str:
 def _collect(kind: Any, found: dict[str, type]) -> None:
     if kind is HeadId or kind in found.values():
         return
-    if is_dataclass(kind):
-        if found.setdefault(kind.__name__, kind) is not kind:
-            raise ValueError(f"{kind.__module__} and {found[kind.__name__].__module__} both have a {kind.__name__}")
+    if is_dataclass(kind) and found.setdefault(kind.__name__, kind) is not kind:
+        raise ValueError(f"{kind.__module__} and {found[kind.__name__].__module__} both have a {kind.__name__}")
     for part in get_type_hints(kind).values() if is_dataclass(kind) else get_args(kind):
         _collect(part, found)
 
