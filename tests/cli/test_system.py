@@ -21,6 +21,11 @@ def run(command, **options):
     return subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=120, **options)
 
 
+def hears_ctrl_c():
+    """For a new process: what runs in a shell's background ignores Ctrl-C, and hands that on."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def in_shell(line, **options):
     return run(["bash", "-c", line, "bash", sys.executable], **options)
 
@@ -88,7 +93,13 @@ def test_ctrl_c_at_any_moment(delay):
         "import sys; from headscope.__main__ import main; print('begun', flush=True); "
         "sys.argv = ['headscope', 'check', 'demo']; main()"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hears_ctrl_c,
+    )
     assert process.stdout.readline() == "begun\n"
     time.sleep(delay)
     process.send_signal(signal.SIGINT)
@@ -106,4 +117,4 @@ def test_an_interrupt_that_a_library_made_another_error_of():
         "    except KeyboardInterrupt:\n        raise ImportError('half a module')\n"
         "m.app = f\nentry.main()"
     )
-    one_line(run([sys.executable, "-c", code]), 130, "stopped by Ctrl-C")
+    one_line(run([sys.executable, "-c", code], preexec_fn=hears_ctrl_c), 130, "stopped by Ctrl-C")

@@ -101,7 +101,7 @@ class Running:
         *,
         method: str | None = None,
         headers: dict[str, str | None] | None = None,
-        timeout: float = 60,
+        timeout: float = 300,
     ) -> tuple[int, Any, dict[str, str]]:
         """Status, answer, headers. A dict is sent as JSON, bytes as they are; a header that is None is left out."""
         given: dict[str, str | None] = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
