@@ -8,21 +8,26 @@ default: independent draws from the pool, whose mean is the truth. `mean` is ove
 
     scan        every score, and what it exceeds its control by: every head and role, 32 prompts
     verify      the change of the second copy's loss without each head, 32 prompts
-    circuit     of each edge that is found, `effect` and `loss_nats`; of each receiver its stripes and
-                what is `restored`; 32 prompts
+    circuit     of each edge that is found, `effect` and `loss_nats`; of each receiver its stripes and what is
+                `restored`; 128 prompts
     behavior    what removing each head takes of the effect of a claim, 48 facts of the built-in ones
     emergence   step and width of a rise of known step and width, three widths, with the scatter of checkpoints equal
                 along the curve or largest inside the rise
 
-What hardly ever varies in a pool has no coverage that 32 of its prompts could give: a mean made by less than one prompt
-in twenty is counted apart, as `rare`.
+Counted apart:
+
+    rare        a mean made by less than one prompt in twenty: as few prompts as a command reads may all miss those
+    resolved    what varies by more than the resolution that its interval has at least: 1.96 standard errors are wider.
+                An interval as wide as the resolution holds the truth always, or nearly
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +39,7 @@ import headscope as hs
 from headscope.evidence.behavior.measure import Bench, Meter
 from headscope.evidence.behavior.sets import wrong_facts
 from headscope.evidence.circuit.measure import N_PROMPTS as TWINS
-from headscope.evidence.circuit.measure import PERIOD
+from headscope.evidence.circuit.measure import PERIOD, SEARCH_PROMPTS
 from headscope.evidence.emergence.change import TENTHS, phase_change
 from headscope.evidence.scan.measure import RESOLUTION, prompt_scores
 from headscope.heads import HeadId
@@ -44,7 +49,7 @@ from headscope.probes.copies import copies
 from headscope.probes.pairs import read_pairs
 from headscope.probes.repeated import N_PROMPTS
 from headscope.probes.twins import twins
-from headscope.stats import mean_intervals, ratio_interval
+from headscope.stats import LOSS_RESOLUTION, mean_intervals
 
 ZOO = Path(__file__).parents[1] / "tests" / "lab" / "zoo"
 MODELS = ("demo", "copy-0", "llama", "gpt-neox", "gpt2")
@@ -53,8 +58,60 @@ READERS = ("demo", "llama", "gpt-neox", "gpt2")
 """Those with a tokenizer."""
 FACTS = 48
 
-Measured = Callable[[hs.Model], tuple[np.ndarray, np.ndarray]]
-"""[thing] coverage, and whether it is rare."""
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Pool:
+    """What was measured once in every prompt."""
+
+    rows: np.ndarray
+    """[prompt, thing]"""
+    of: str
+    """Which quantity."""
+    n: int
+    """Prompts that the command reads."""
+    least: float = 0.0
+    """The intervals' resolution."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Coverage:
+    """Of some things."""
+
+    covered: np.ndarray
+    rare: np.ndarray
+    resolved: np.ndarray
+
+    @classmethod
+    def of(cls, pool: Pool, redraws: int) -> Coverage:
+        """Of everything in a pool that varies."""
+        spread = pool.rows.std(axis=0)
+        rows, spread = pool.rows[:, spread > 0], spread[spread > 0]
+        return cls(
+            covered=held(rows, pool.n, redraws, least=pool.least),
+            rare=rare(rows),
+            resolved=1.96 * spread / math.sqrt(pool.n) > pool.least,
+        )
+
+    @classmethod
+    def all(cls, parts: Sequence[Coverage]) -> Coverage:
+        """Of several together."""
+        return cls(
+            covered=np.concatenate([one.covered for one in parts]),
+            rare=np.concatenate([one.rare for one in parts]),
+            resolved=np.concatenate([one.resolved for one in parts]),
+        )
+
+    def summary(self) -> dict[str, float | int]:
+        """Mean and worst of all; the worst of what is not rare, the mean of what is resolved."""
+        return {
+            "mean": float(self.covered.mean()),
+            "worst": float(self.covered.min()),
+            "of": len(self.covered),
+            "rare": int(self.rare.sum()),
+            "worst_not_rare": float(self.covered[~self.rare].min(initial=1.0)),
+            "resolved": int(self.resolved.sum()),
+            "mean_resolved": float(self.covered[self.resolved].mean()) if self.resolved.any() else 1.0,
+        }
 
 
 def opened(name: str) -> hs.Model:
@@ -74,27 +131,19 @@ def held(pool: np.ndarray, n: int, redraws: int, *, least: float = 0.0, seed: in
     return found / redraws
 
 
-def held_ratio(parts: np.ndarray, n: int, redraws: int, *, seed: int = 0) -> float:
-    """The same for the ratio of the means of two columns."""
-    random, (above, below) = np.random.default_rng(seed), parts.mean(axis=0)
-    found = 0
-    for _ in range(redraws):
-        drawn = parts[random.integers(len(parts), size=n)]
-        _, ends = ratio_interval(drawn[:, 0], drawn[:, 1])
-        found += ends is None or ends[0] <= above / below <= ends[1]
-    return found / redraws
-
-
 def rare(pool: np.ndarray) -> np.ndarray:
     """[thing]: whether less than one row in twenty makes nine tenths of the squares about the mean."""
     squares = np.sort((pool - pool.mean(axis=0)) ** 2, axis=0)[::-1]
     return squares[: len(pool) // 20].sum(0) >= 0.9 * squares.sum(0)
 
 
-def scan_pool(model: hs.Model, prompts: int) -> np.ndarray:
-    """[prompt, thing]: scores and selectivities."""
+def scan_pool(model: hs.Model, prompts: int) -> list[Pool]:
+    """Scores and selectivities."""
     scores, controls = prompt_scores(model, hs.repeated_tokens(model, n_prompts=prompts, seed=20))
-    return np.concatenate([scores, scores - controls], axis=1).reshape(prompts, -1)
+    parts = {"score": scores, "selectivity": scores - controls}
+    return [
+        Pool(rows=rows.reshape(prompts, -1), of=name, n=N_PROMPTS, least=RESOLUTION) for name, rows in parts.items()
+    ]
 
 
 def every(model: hs.Model) -> list[frozenset[HeadId]]:
@@ -102,70 +151,61 @@ def every(model: hs.Model) -> list[frozenset[HeadId]]:
     return [frozenset([HeadId(layer, head)]) for layer, n in model.check.heads.items() for head in range(n)]
 
 
-def verify_pool(model: hs.Model, prompts: int) -> np.ndarray:
-    """[prompt, head]: the change of the second copy's loss."""
+def verify_pool(model: hs.Model, prompts: int) -> list[Pool]:
+    """The change of the second copy's loss without each head."""
     probe = hs.repeated_tokens(model, n_prompts=prompts, seed=20)
     ablator = Ablator.of(model, probe, method="mean", corpus=None, positions=None, seed=0)
     queries = {"second_copy": [copies(prompt).second for prompt in probe.prompts]}
     found = losses(ablator, probe.prompts, queries, [frozenset(), *every(model)])["second_copy"]
-    return (found[1:] - found[0]).T
+    return [Pool(rows=(found[1:] - found[0]).T, of="delta_loss_nats", n=N_PROMPTS, least=LOSS_RESOLUTION)]
 
 
-def circuit_pools(model: hs.Model, prompts: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """[prompt, thing] of stripes, effects and losses, and [prompt, 2] of what each receiver restores, and the most."""
+def circuit_pool(model: hs.Model, prompts: int) -> list[Pool]:
+    """Stripes, effects and losses of the edges that are found, and what each receiver restores.
+
+    The interval of a ratio A / B holds r where that of the mean of a - r b holds zero
+    (`headscope.stats.ratio_interval`), so the rows of `restored` are a - R b, R the pool's ratio.
+    """
     first = min(model.check.heads)
     receivers = [one.head for one in hs.scan(model).heads("induction") if one.head.layer > first]
-    edges = [edge for edge in hs.trace_circuit(model, receivers).edges if not edge.any_of] if receivers else []
-    if not edges:
-        return np.empty((prompts, 0)), []
+    few = hs.repeated_tokens(model, n_prompts=SEARCH_PROMPTS, period=PERIOD)
+    edges = [edge for edge in hs.trace_circuit(model, receivers, probe=few).edges if not edge.any_of]
     paths = Paths(model, twins(hs.repeated_tokens(model, n_prompts=prompts, period=PERIOD, seed=20)), receivers)
     clean, corrupt = (dict(zip(receivers, paths.stripe(run), strict=True)) for run in (paths.clean, paths.corrupt))
     senders = sorted({edge.sender for edge in edges})
     contents = paths.contents(paths.clean, paths.corrupt, [frozenset([one]) for one in senders])
-    means, ratios, untouched = [*clean.values(), *corrupt.values()], list[np.ndarray](), paths.loss(paths.clean)
+    untouched = paths.loss(paths.clean)
+    found: dict[str, list[np.ndarray]] = {"stripe": [*clean.values(), *corrupt.values()]}
     for head in dict.fromkeys(edge.receiver for edge in edges):
         own = [edge for edge in edges if edge.receiver == head]
         for edge in own:
             row = senders.index(edge.sender)
             given = {name: contents[head][name][row : row + 1] for name in INPUTS}
-            means.append(clean[head] - paths.patched(paths.clean, head, edge.input, given[edge.input])[0])
-            means += list(paths.losses(paths.clean, [(head, name, given[name][0]) for name in INPUTS]) - untouched)
+            left = paths.patched(paths.clean, head, edge.input, given[edge.input])[0]
+            found.setdefault("effect", []).append(clean[head] - left)
+            losses_of = paths.losses(paths.clean, [(head, name, given[name][0]) for name in INPUTS])
+            found.setdefault("loss_nats", []).extend(losses_of - untouched)
         together = paths.contents(paths.corrupt, paths.clean, [frozenset(edge.sender for edge in own)])[head]
         restored = paths.replaced(paths.corrupt, head, {edge.input: together[edge.input] for edge in own})[0]
-        ratios.append(np.stack([restored - corrupt[head], clean[head] - corrupt[head]], axis=1))
-    return np.stack(means, axis=1), ratios
+        gained, most = restored - corrupt[head], clean[head] - corrupt[head]
+        found.setdefault("restored", []).append(gained - gained.mean() / most.mean() * most)
+    least = {"loss_nats": LOSS_RESOLUTION}
+    return [
+        Pool(rows=np.stack(rows, axis=1), of=name, n=TWINS, least=least.get(name, 0.0)) for name, rows in found.items()
+    ]
 
 
-def circuit(model: hs.Model, prompts: int, redraws: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coverage of everything of `circuit_pools`, and what of it is rare."""
-    means, ratios = circuit_pools(model, prompts)
-    means = means[:, means.std(axis=0) > 0]
-    shares = [held_ratio(one, TWINS, redraws) for one in ratios]
-    return np.append(held(means, TWINS, redraws), shares), np.append(rare(means), np.zeros(len(ratios), bool))
-
-
-def behavior_pool(model: hs.Model) -> np.ndarray:
-    """[fact, head]: what removing the head takes of the effect."""
+def behavior_pool(model: hs.Model) -> list[Pool]:
+    """What removing each head takes of the effect of each fact."""
     bench = Bench(model, read_pairs(model, wrong_facts()), Meter(0))
     ablator = Ablator(model=model, method="zero", corpus=None, positions=None, seed=0)
     everyone = np.arange(len(bench.pairs))
     found = bench.ablated(ablator, everyone, every(model), "")
-    return bench.by_fact(bench.removed(found, everyone), everyone).T
+    return [Pool(rows=bench.by_fact(bench.removed(found, everyone), everyone).T, of="removed", n=FACTS)]
 
 
-def of_rows(measure: Callable[[hs.Model], np.ndarray], n: int, redraws: int, least: float = 0.0) -> Measured:
-    """Coverage of the means of all that a pool holds, and what of it is rare."""
-
-    def found(model: hs.Model) -> tuple[np.ndarray, np.ndarray]:
-        pool = measure(model)
-        pool = pool[:, pool.std(axis=0) > 0]
-        return held(pool, n, redraws, least=least), rare(pool)
-
-    return found
-
-
-def emergence(redraws: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coverage of step and width, for rises of three widths, and scatter that is equal or largest inside the rise."""
+def emergence(redraws: int) -> Coverage:
+    """Of step and width, for rises of three widths, and scatter that is equal or largest inside the rise."""
     random, steps, rows = np.random.default_rng(0), np.arange(0, 1201, 50), []
     for width in (300, 150, 75):
         share = 1 / (1 + np.exp(-(steps - 610) / (width / TENTHS)))
@@ -177,19 +217,8 @@ def emergence(redraws: int) -> tuple[np.ndarray, np.ndarray]:
                     ends = None if found is None else (found.step, found.width)[number].ci95
                     inside[number] += ends is not None and ends[0] <= true <= ends[1]
             rows.append(inside / redraws)
-    return np.concatenate(rows), np.zeros(2 * len(rows), bool)
-
-
-def summary(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, float | int]:
-    """Mean and worst of all, and the worst of what is not rare."""
-    covered, seldom = (np.concatenate(some) for some in zip(*parts, strict=True))
-    return {
-        "mean": float(covered.mean()),
-        "worst": float(covered.min()),
-        "worst_not_rare": float(covered[~seldom].min()),
-        "rare": int(seldom.sum()),
-        "of": len(covered),
-    }
+    covered = np.concatenate(rows)
+    return Coverage(covered=covered, rare=np.zeros(len(covered), bool), resolved=np.ones(len(covered), bool))
 
 
 def main() -> None:
@@ -203,31 +232,44 @@ def main() -> None:
     logging.disable_progress_bar()
     torch.set_num_threads(1)
     prompts, redraws = given.prompts, given.redraws
-    on_models: dict[str, tuple[tuple[str, ...], Measured]] = {
-        "scan": (MODELS, of_rows(lambda one: scan_pool(one, prompts), N_PROMPTS, redraws, RESOLUTION)),
-        "verify": (MODELS, of_rows(lambda one: verify_pool(one, prompts), N_PROMPTS, redraws)),
-        "circuit": (MODELS, lambda one: circuit(one, prompts, redraws)),
-        "behavior": (READERS, of_rows(behavior_pool, FACTS, redraws)),
+    on_models: dict[str, tuple[tuple[str, ...], Callable[[hs.Model], list[Pool]]]] = {
+        "scan": (MODELS, lambda model: scan_pool(model, prompts)),
+        "verify": (MODELS, lambda model: verify_pool(model, prompts)),
+        "circuit": (MODELS, lambda model: circuit_pool(model, prompts)),
+        "behavior": (READERS, behavior_pool),
     }
     document: dict[str, Any] = {"bars": {}, "floors": {}}
     for kind in given.only.split(","):
+        by_model, by_quantity = dict[str, list[Coverage]](), dict[str, list[Coverage]]()
         if kind == "emergence":
-            parts = {"curves": emergence(max(1, redraws // 10))}
+            by_model["curves"] = [emergence(max(1, redraws // 10))]
         else:
             names, measure = on_models[kind]
-            parts = {name: measure(opened(name)) for name in names}
-        parts = {name: one for name, one in parts.items() if len(one[0])}
-        found = summary(list(parts.values()))
-        document[kind] = found | {"by_model": {name: summary([one]) for name, one in parts.items()}}
-        document |= {f"{kind}_mean": found["mean"], f"{kind}_worst": found["worst"]}
+            for name in names:
+                for pool in measure(opened(name)):
+                    found = Coverage.of(pool, redraws)
+                    by_model.setdefault(name, []).append(found)
+                    by_quantity.setdefault(pool.of, []).append(found)
+        whole = Coverage.all([one for parts in by_model.values() for one in parts]).summary()
+        document[kind] = whole | {
+            of: {name: Coverage.all(parts).summary() for name, parts in some.items()}
+            for of, some in (("by_model", by_model), ("by_quantity", by_quantity))
+        }
+        document |= {f"{kind}_mean": whole["mean"], f"{kind}_worst": whole["worst"]}
         document["floors"] |= {f"{kind}_mean": 0.93, f"{kind}_worst": 0.88}
         document["bars"] |= {f"{kind}_mean": 0.97}
         if not given.json:
-            print(
-                f"{kind:10s} mean {found['mean']:.3f}  worst {found['worst']:.3f}  of {found['of']}; "
-                f"without {found['rare']} rare {found['worst_not_rare']:.3f}",
-                flush=True,
-            )
+            for label, one in (
+                (kind, whole),
+                *document[kind]["by_model"].items(),
+                *document[kind]["by_quantity"].items(),
+            ):
+                print(
+                    f"{label:16s} mean {one['mean']:.3f}  worst {one['worst']:.3f}  of {one['of']:3d};  "
+                    f"{one['resolved']:3d} resolved: mean {one['mean_resolved']:.3f};  "
+                    f"without {one['rare']:2d} rare: worst {one['worst_not_rare']:.3f}",
+                    flush=True,
+                )
     if given.json:
         print(json.dumps(document, indent=1))
 

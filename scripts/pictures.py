@@ -27,8 +27,9 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 import headscope as hs
 from headscope.cli.quiet import hush
-from headscope.explore.reading import SUGGESTION, Reader
+from headscope.explore.reading import Reader
 from headscope.explore.server import listening, server_of
+from headscope.explore.starting import SENTENCE
 from headscope.page.report import write_page
 from scripts.browser import find
 
@@ -105,7 +106,7 @@ def switch(page: Page) -> None:
     """The strongest induction head off; who looks from the last token to the one that is due?"""
     chips = page.locator(".tokens .chip")
     chips.last.wait_for()
-    assert page.locator("textarea").input_value() == SUGGESTION
+    assert page.locator("textarea").input_value() == SENTENCE
     page.get_by_label("Head", exact=True).select_option("L1H0")
     page.get_by_role("button", name="Switch L1H0 off").click()
     texts = chips.all_inner_texts()

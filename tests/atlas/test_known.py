@@ -107,7 +107,8 @@ def test_an_atlas_agrees_differs_or_did_not_test(atlas, listed, capsys, tmp_path
     assert hs.Atlas.from_dict(atlas.to_dict()) == atlas
     print_atlas(atlas)
     text = capsys.readouterr().out
-    assert "known as" in text
+    assert re.search(r"unexplained +known as", text)
+    assert re.search(r"induction +primary .* induction\? *$", text, re.MULTILINE)
     assert "agrees: 1; differs: 1; not tested: 1" in text
     atlas.save(tmp_path)
     found = CliRunner().invoke(app, ["known", str(tmp_path), "--json"])
@@ -136,7 +137,7 @@ def test_known_as_stands_beside_a_head(built, listed, tmp_path, command):
     built.model.save_pretrained(tmp_path)
     (induction,) = built.heads("induction")
     options = ["--n-prompts", "4"] + (["--head", str(induction)] if command == "verify" else [])
-    text = CliRunner().invoke(app, [command, str(tmp_path), *options], env={"COLUMNS": "160"}).stdout
+    text = CliRunner().invoke(app, [command, str(tmp_path), *options]).stdout
     assert "known as" in text
     assert any(str(induction) in line and "induction?" in line for line in text.splitlines())
 

@@ -129,7 +129,7 @@ CASES = {
     "a set that carries nothing": (
         replace(LOCALISED, heads=(finding(carries=False),), team=replace(TEAM, carries=False)),
         "no localised heads found",
-        "not the one set built from them head by head",
+        "not the set of at most 2 that was grown or shrunk from them head by head",
     ),
     "heads without a set": (replace(LOCALISED, team=None), "diffuse", "at most 2"),
     "random sets do as much": (

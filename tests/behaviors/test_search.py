@@ -333,3 +333,47 @@ def test_repeats_of_eight_facts_localise_nothing_in_a_random_model(planted, seed
     assert found.score.claim_minus_twin.ci95[0] > 0, "in these facts the effect is real"
     assert found.conclusion == "no localised heads found"
     assert any("64 pairs are about 8 ids" in one for one in found.reasons)
+
+
+# ---- the set, on effects that are known
+
+
+def chosen_set(takes, *, largest=2, n_heads=8):
+    """The set that a search chooses among heads 0 to n - 1; `takes` says what a set takes of an effect of 1."""
+    one = object.__new__(_Search)
+    one.largest, one.tried = largest, []
+
+    def removed(worlds):
+        one.tried += worlds
+        return np.array([takes({head.head for head in world}) for world in worlds])
+
+    one._removed, one.searched = removed, None
+    one.bench = type("Effect", (), {"mean_effect": staticmethod(lambda pairs: 1.0)})
+    found = one._greedy(tuple(HeadId(1, head) for head in range(n_heads)))
+    return {head.head for head in found}, one.tried
+
+
+def test_heads_of_which_any_suffices_are_found_from_above():
+    # Either of 2 and 5 is enough: without one alone nothing is lost. 8 alone, all 8, then 8 + 7 + ... + 3 sets.
+    found, tried = chosen_set(lambda gone: float({2, 5} <= gone))
+    assert found == {2, 5}
+    assert len(tried) == 8 + 1 + 8 + 7 + 6 + 5 + 4 + 3
+    # Of three none is found in a set of two: it takes all three.
+    assert chosen_set(lambda gone: float({2, 5, 6} <= gone))[0] == set()
+    assert chosen_set(lambda gone: float({2, 5, 6} <= gone), largest=3)[0] == {2, 5, 6}
+
+
+def test_a_set_that_grows_is_not_searched_from_above():
+    # 0.6 and 0.3, each by itself: 8 sets of one, 7 of two.
+    found, tried = chosen_set(lambda gone: 0.6 * (1 in gone) + 0.3 * (4 in gone))
+    assert found == {1, 4}
+    assert len(tried) == 8 + 7
+
+
+def test_of_a_diffuse_effect_the_larger_of_both_sets_is_kept():
+    # Each of 8 takes an eighth: two take a quarter, whichever way they are found, and growing comes first.
+    assert chosen_set(lambda gone: len(gone) / 8)[0] == {0, 1}
+    # 0.2 by head 7 alone, and 0.45 by 2 and 5 together only.
+    assert chosen_set(lambda gone: 0.2 * (7 in gone) + 0.45 * ({2, 5} <= gone))[0] == {2, 5}
+    # All together take less than half: nothing is shrunk.
+    assert len(chosen_set(lambda gone: 0.4 * ({2, 5} <= gone))[1]) == 8 + 1

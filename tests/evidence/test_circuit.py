@@ -23,6 +23,7 @@ from headscope.interventions.paths import Paths
 from headscope.planted.handbuilt import DECOYS, handbuilt
 from headscope.planted.handbuilt_rotary import handbuilt_rotary
 from headscope.probes.twins import twins
+from headscope.stats import LOSS_RESOLUTION
 
 KINDS = ("plain", "rotary", "grouped")
 DEMO = ("L1H0", "L1H1", "L1H2", "L1H3", "L1H5")
@@ -61,6 +62,12 @@ def assert_zero(estimate, within):
     assert max(map(abs, estimate.ci95)) < within
 
 
+def assert_no_loss(estimate, within):
+    """Nothing but rounding is lost, and no interval of a loss is narrower than the resolution."""
+    assert abs(estimate.mean) < within
+    assert estimate.ci95 == approx((-LOSS_RESOLUTION, LOSS_RESOLUTION), abs=within)
+
+
 # ---- models whose circuit we know
 
 
@@ -88,8 +95,8 @@ def test_the_planted_edge_is_the_only_one(seed):
     assert_zero(edge.query_effect, 1e-9)
     assert_zero(one.strongest_query, 1e-6)
     assert edge.loss_nats["k"].ci95[0] > 3
-    assert_zero(edge.loss_nats["q"], 1e-5)
-    assert_zero(edge.loss_nats["v"], 1e-5)
+    assert_no_loss(edge.loss_nats["q"], 1e-5)
+    assert_no_loss(edge.loss_nats["v"], 1e-5)
     assert_zero(one.strongest_other, 1e-6)
     # Weights could not have told: far from a random rotation, but the decoy sender composes as much.
     assert edge.weights.z > 10
@@ -97,6 +104,30 @@ def test_the_planted_edge_is_the_only_one(seed):
     assert one.weights_agree is False
     assert edge.weights.rank <= 2
     assert edge.weights.ratio == approx(edge.weights.score * np.sqrt(dimensions(truth)), rel=1e-6)
+
+
+def test_senders_are_searched_in_the_first_prompts_and_measured_in_all(monkeypatch):
+    # With room for 5 of 12 prompts in the search: the same edge; its q-value is that of the search, its effect the mean
+    # over all 12, and every other sender is tried in 5.
+    truth, whole = traced(0)
+    monkeypatch.setattr(tracing, "SEARCH_PROMPTS", 5)
+    model, tried, own = hs.load(truth.model), [], Paths.contents
+    monkeypatch.setattr(
+        Paths,
+        "contents",
+        lambda self, base, other, worlds, **named: (
+            tried.append((self.n_prompts, len(worlds))) or own(self, base, other, worlds, **named)
+        ),
+    )
+    found = trace_circuit(model, truth.heads("induction"), probe=short(model))
+    (edge,), (same,), (receiver,) = found.edges, whole.edges, found.receivers
+    assert (edge.sender, edge.input) == (same.sender, same.input)
+    assert edge.effect == same.effect
+    assert edge.q_value > same.q_value
+    assert receiver.stripe == whole.receivers[0].stripe
+    assert receiver.restored == whole.receivers[0].restored
+    assert tried[0] == (5, found.senders_tried)
+    assert max(n_worlds for n_prompts, n_worlds in tried if n_prompts == 12) == 1
 
 
 def dimensions(truth):

@@ -12,7 +12,8 @@ from pytest import approx
 
 import headscope as hs
 from headscope.errors import ArgumentError, TokenError
-from headscope.explore.reading import SUGGESTION, TOP, Reader
+from headscope.explore.reading import TOP, Reader
+from headscope.explore.starting import SENTENCE
 from headscope.heads import HeadId
 from headscope.probes import random_tokens
 from headscope.records.codec import encode
@@ -67,7 +68,7 @@ def test_mean_puts_the_mean_over_random_tokens_in_place_of_a_head(reader, text, 
 def test_the_strongest_induction_head_lowers_the_repeated_token(reader):
     # The idea of the page, in numbers: without it the token that is due becomes less probable.
     strongest = hs.scan(reader.model).heads("induction")[0].head
-    due = reader.read(SUGGESTION, off=[strongest], method="mean").next[-1][0]
+    due = reader.read(SENTENCE, off=[strongest], method="mean").next[-1][0]
     assert due.text == "mp"
     assert due.clean > 0.5
     assert due.ablated < 0.2 * due.clean
@@ -185,7 +186,7 @@ def test_a_tokenizer_that_gives_nothing_and_a_model_without_one_are_refused(read
 
     model = hs.load(tiny_causal_lm("gpt2"))
     with pytest.raises(TokenError, match="has no tokenizer"):
-        Reader(model).read("1 2")
+        Reader(model).read("one two")
     with pytest.raises(TokenError, match="is empty"):
         Reader(dataclasses.replace(model, tokenizer=Numbers())).read("no number")
     started = Numbers()

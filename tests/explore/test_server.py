@@ -18,8 +18,9 @@ from headscope.errors import ArgumentError, UnsupportedModel
 from headscope.explore import guard
 from headscope.explore.desk import Desk
 from headscope.explore.guard import MAX_BODY
-from headscope.explore.reading import SUGGESTION, Reader
+from headscope.explore.reading import Reader
 from headscope.explore.server import listening, serve
+from headscope.explore.starting import SENTENCE
 from headscope.records.codec import encode
 
 PATIENCE_S = 30
@@ -44,7 +45,7 @@ def test_a_client_learns_what_can_be_asked(running, reader):
     assert about["schema"] == "headscope.explore/1"
     assert about["model"]["id"] == "demo"
     assert about["heads"] == encode(reader.heads)
-    assert (about["max_tokens"], about["suggestion"]) == (512, SUGGESTION)
+    assert (about["max_tokens"], about["suggestion"]) == (512, SENTENCE)
 
 
 def test_the_report_says_how_far_it_is_and_then_comes(running):

@@ -4,9 +4,11 @@ import type { JSX } from "preact";
 import { NOT_ASKED, route, setText, together } from "./circuit";
 import { onTop, rgb, type Theme, verdictColour } from "./colours";
 import { type Heads, name, type Report, type TokenRow, type VerdictMeaning } from "./data";
+import type { Cursor, Way } from "./cursor";
 import { Effects } from "./effects";
 import { Scroll } from "./figure";
 import { Pattern } from "./pattern";
+import { Word } from "./words";
 import { fixed, interval, percent, shown, signed, tidy, words } from "./text";
 
 export function Verdict({ verdict, theme }: { verdict: VerdictMeaning; theme: Theme }): JSX.Element {
@@ -26,9 +28,11 @@ export function Card(props: {
   heads: Heads;
   theme: Theme;
   head: string;
+  cursor: Cursor;
+  way: Way;
   onOpen: (head: string) => void;
 }): JSX.Element {
-  const { report, heads, theme, head } = props;
+  const { report, heads, theme, head, cursor, way } = props;
   const verdict = heads.verdicts.get(head);
   const scores = heads.scores.get(head);
   const tables = heads.tables.get(head);
@@ -60,7 +64,7 @@ export function Card(props: {
       </header>
       <div class="columns">
         <div>
-          <Pattern key={head} report={report} heads={heads} head={head} theme={theme} />
+          <Pattern key={head} report={report} heads={heads} head={head} theme={theme} cursor={cursor} way={way} />
           {tables ? (
             <div class="tables">
               <TokenTable title="Writes when it attends to ..." first="attends to" then="raises most" rows={tables.ov} />
@@ -93,9 +97,15 @@ export function Card(props: {
                 <thead>
                   <tr>
                     <th scope="col">role</th>
-                    <th scope="col">score and 95% interval</th>
-                    <th scope="col">chance</th>
-                    <th scope="col">control</th>
+                    <th scope="col">
+                      score and 95% <Word of="interval" />
+                    </th>
+                    <th scope="col">
+                      <Word of="chance" />
+                    </th>
+                    <th scope="col">
+                      <Word of="control" />
+                    </th>
                   </tr>
                 </thead>
                 <tbody>
@@ -115,7 +125,7 @@ export function Card(props: {
             <h3>What it copies</h3>
             {copying ? (
               <p>
-                Direct copying {interval(copying.direct, 2, signed)}, eigenvalue score{" "}
+                Direct <Word of="copying" /> {interval(copying.direct, 2, signed)}, <Word of="eigenvalue score" />{" "}
                 {copying.eigenvalue === null ? "none" : signed(copying.eigenvalue, 2)}; it raises the token it attends to
                 above all others for {percent(copying.top1)} of tokens.
               </p>

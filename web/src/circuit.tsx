@@ -7,6 +7,7 @@ import { type Edge, type HeadRef, name, type Receiver, type Report, type SenderS
 import { Figure, Scroll, useWidth } from "./figure";
 import type { Rows } from "./save";
 import { fixed, interval, percent, signed, words } from "./text";
+import { Word } from "./words";
 
 const BOX_W = 116;
 const BOX_H = 44;
@@ -181,7 +182,9 @@ function Receivers({ report, onOpen }: { report: Report; onOpen: (head: string) 
             <tr>
               <th scope="col">head</th>
               <th scope="col">told by, with the share of its stripe</th>
-              <th scope="col">stripe</th>
+              <th scope="col">
+                <Word of="stripe" />
+              </th>
               <th scope="col">with another token</th>
               <th scope="col">they restore</th>
               <th scope="col">unexplained</th>

@@ -100,6 +100,8 @@ export interface Receiver extends HeadRef {
 export interface Token {
   id: number;
   text: string | null;
+  /** Where several tokens are the bytes of one character, which `text` then is: which of them, of how many. */
+  part?: [number, number] | null;
 }
 export interface TokenRow {
   token: number;
@@ -331,6 +333,11 @@ export class Heads {
     for (const head of report.tables.heads) this.tables.set(name(head), head);
     for (const head of report.example.patterns) this.encoded.set(name(head), head.bytes);
     this.names = [...this.refs.keys()];
+  }
+
+  /** Whether the file holds a head's pattern. */
+  has(head: string): boolean {
+    return this.encoded.has(head);
   }
 
   /** What a head's verdict means. */

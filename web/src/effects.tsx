@@ -6,6 +6,7 @@ import type { Theme } from "./colours";
 import type { Estimate, HeadVerdict } from "./data";
 import { Drawn, Figure, useWidth } from "./figure";
 import { interval, signed } from "./text";
+import { Word } from "./words";
 
 export interface Row {
   label: string;
@@ -21,7 +22,7 @@ export function Effects({ head, id, theme }: { head: HeadVerdict; id: string; th
   add(head.exact ? "second copy" : "second copy, an estimate", head.delta_loss_nats, true);
   add("first copy (control)", head.first_copy);
   add("beyond other heads", head.over_random);
-  add("put back, others gone", head.put_back?.delta_loss_nats);
+  add("restored, others ablated", head.put_back?.delta_loss_nats);
   add("on your text", head.natural);
   if (!rows.length) return <p class="soft">Its removal was not tried.</p>;
   return (
@@ -33,7 +34,20 @@ export function Effects({ head, id, theme }: { head: HeadVerdict; id: string; th
         ["measured", "mean_nats", "low", "high"],
         ...rows.map((row) => [row.label, row.value.mean, row.value.ci95?.[0], row.value.ci95?.[1]]),
       ]}
-      caption="Nats per token, mean and 95% interval over held-out prompts. Right of 0: the head helped. Beyond other heads: what it changes the second copy more than the first, less the same for the other heads of its layer without a stripe. Put back: what it restores when all heads with a stripe are gone."
+      caption={
+        <>
+          <Word of="nats">Nats</Word> per token, mean and 95% <Word of="interval" /> over held-out prompts. Right of 0: the
+          head helped. First copy: the <Word of="control" />. Beyond other heads: what it changes the second copy more than
+          the first, less the same for the other heads of its layer without a stripe. <Word of="restored">Restored</Word>:
+          what it recovers while all other heads with a stripe are ablated.
+          {head.q_value !== null && (
+            <>
+              {" "}
+              <Word of="q" /> = {head.q_value < 0.001 ? "below 0.001" : head.q_value.toFixed(3)}.
+            </>
+          )}
+        </>
+      }
     >
       {/* Never narrower than the rule's 0.01 nats, so that nothing looks like something. */}
       <Points rows={rows} least={[-0.002, 0.01]} theme={theme} />

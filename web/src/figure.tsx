@@ -7,6 +7,20 @@ import { csv, type Rows, save, standalone } from "./save";
 
 const LISTED = 400;
 
+/** The figures on the page, by their names: what each gives as files. */
+const FIGURES = new Map<string, { svg: () => string | null; rows: () => Rows }>();
+
+/** Every figure on the page as files, by their names. */
+export function figureFiles(): Record<string, string> {
+  const files: Record<string, string> = {};
+  for (const [id, figure] of FIGURES) {
+    files[`${id}.csv`] = csv(figure.rows());
+    const svg = figure.svg();
+    if (svg !== null) files[`${id}.svg`] = svg;
+  }
+  return files;
+}
+
 export function Figure(props: {
   id: string;
   title: string;
@@ -20,9 +34,18 @@ export function Figure(props: {
 }): JSX.Element {
   const drawing = useRef<HTMLDivElement>(null);
   const [open, setOpen] = useState(false);
-  const saveSvg = () => {
+  const drawn = () => {
+    if (props.table) return null;
     const svg = drawing.current?.querySelector("svg");
-    const text = props.svg ? props.svg() : svg ? standalone(svg, props.theme.paper) : null;
+    return props.svg ? props.svg() : svg ? standalone(svg, props.theme.paper) : null;
+  };
+  useEffect(() => {
+    const mine = { svg: drawn, rows: props.rows };
+    FIGURES.set(props.id, mine);
+    return () => void (FIGURES.get(props.id) === mine && FIGURES.delete(props.id));
+  });
+  const saveSvg = () => {
+    const text = drawn();
     if (text !== null) save(`${props.id}.svg`, "image/svg+xml", text);
   };
   return (

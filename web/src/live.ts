@@ -9,6 +9,7 @@ export interface About {
   model: Model;
   heads: HeadRef[];
   suggestion: string;
+  examples: { title: string; text: string }[];
   max_characters: number;
   max_tokens: number;
 }
@@ -20,7 +21,7 @@ export interface Asked {
 }
 export interface Option {
   id: number;
-  text: string;
+  text: string | null;
   clean: number;
   ablated: number | null;
 }
@@ -43,9 +44,17 @@ export interface Writes {
   note: string | null;
   reason: string | null;
 }
+/** Every head on a text, in so many places a side. */
+export interface Patterns {
+  side: number;
+  /** Query and key of every token after an earlier copy. */
+  targets: [number, number][];
+  heads: (HeadRef & { bytes: string; stripe: number | null; chance: number | null })[];
+}
 export interface Answers {
   read: [Asked, Reading];
   pattern: [Asked & { head: string }, { bytes: string }];
+  patterns: [Asked, Patterns];
   looks: [Asked & { query: number; key: number }, Look[]];
   writes: [Asked & { position: number }, Writes];
 }

@@ -1,14 +1,16 @@
 /* The page: a report's parts, and on a live page the user's own prompt above them. */
 
 import { type JSX, render } from "preact";
-import { useEffect, useMemo, useState } from "preact/hooks";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { Behaviors } from "./behavior";
 import { Card, Verdict } from "./card";
 import { CircuitGraph } from "./circuit";
 import { usePrinting, useTheme } from "./colours";
+import { Cursor } from "./cursor";
 import { checked, held, Heads, type HeadVerdict, MOSAIC, type Model, type Mosaic, name, type Report } from "./data";
 import { Emergence } from "./emergence";
 import { Scroll } from "./figure";
+import { Glance } from "./glance";
 import { type About, Server, type Step, token } from "./live";
 import { TokenLoss } from "./loss";
 import { HeadMap } from "./map";
@@ -16,11 +18,13 @@ import { MosaicPage } from "./mosaic";
 import { Prompt } from "./prompt";
 import { ProvenanceList, Quoted } from "./provenance";
 import { type Part, SECTIONS } from "./section";
-import { read, type State, written } from "./state";
+import { read, readView, type State, VIEW, type View, written, writtenView } from "./state";
 import { fixed, interval, percent, signed, tidy } from "./text";
+import { Word } from "./words";
 import "./styles.css";
 
 const LISTED = 14;
+const CANDIDATES = 5;
 const POLL_MS = 700;
 
 /** The parts beneath the finding, in order. */
@@ -29,14 +33,22 @@ const PARTS: Part[] = [
     id: "heads",
     title: "Heads",
     class: "columns heads",
-    draw: ({ report, heads, ranked, theme, head, open }) => (
+    draw: ({ report, heads, ranked, theme, head, open, view, onView }) => (
       <>
         <div>
           <h2>Heads that matter</h2>
           <p class="soft">By what the second copy's loss does without each, whether it has a role or not.</p>
           <RoleTable ranked={ranked} heads={heads} theme={theme} selected={head} onOpen={open} />
         </div>
-        <HeadMap report={report} heads={heads} theme={theme} selected={head} onOpen={open} />
+        <HeadMap
+          report={report}
+          heads={heads}
+          theme={theme}
+          selected={head}
+          mode={view.role}
+          onMode={(role) => onView({ role })}
+          onOpen={open}
+        />
         <EveryHead heads={heads} />
       </>
     ),
@@ -44,13 +56,32 @@ const PARTS: Part[] = [
   {
     id: "head",
     title: "One head",
-    draw: ({ report, heads, theme, head, open }) =>
-      head && <Card report={report} heads={heads} theme={theme} head={head} onOpen={open} />,
+    draw: ({ report, heads, theme, head, open, view, cursor }) =>
+      head && <Card report={report} heads={heads} theme={theme} head={head} cursor={cursor} way={view.way} onOpen={open} />,
+  },
+  {
+    id: "patterns",
+    title: "Patterns",
+    draw: ({ report, heads, theme, open, view, onView, cursor }) => (
+      <Glance
+        report={report}
+        heads={heads}
+        theme={theme}
+        pins={view.pins ?? pinsOf(report)}
+        way={view.way}
+        cursor={cursor}
+        onPins={(pins) => onView({ pins })}
+        onWay={(way) => onView({ way })}
+        onOpen={open}
+      />
+    ),
   },
   { id: "loss", title: "Loss", draw: ({ report, theme }) => <TokenLoss report={report} theme={theme} /> },
   {
     id: "circuit-part",
     title: "Circuit",
+    // Without a head to explain it would be an empty card; the notes of how it was made say why there is none.
+    when: (report) => report.circuit === null || report.circuit.receivers.length > 0,
     draw: ({ report, theme, open }) => <CircuitGraph report={report} theme={theme} onOpen={open} />,
   },
   {
@@ -84,12 +115,12 @@ function partsOf(report: Report): Part[] {
 
 /** A report that the page holds. */
 function Held({ report }: { report: Report }): JSX.Element {
-  const [head, setHead] = useState(() => first(report));
+  const [view, setView] = useAddress<View>({ ...VIEW, head: first(report) }, readView, writtenView);
   return (
     <>
       <Top model={report.model} parts={partsOf(report)} />
       <main>
-        <Parts report={report} head={head} onHead={setHead} />
+        <Parts report={report} view={view} onView={setView} />
       </main>
     </>
   );
@@ -98,33 +129,37 @@ function Held({ report }: { report: Report }): JSX.Element {
 /** A page whose server reads the user's own prompt, and makes the report meanwhile. */
 function Live({ server, about }: { server: Server; about: About }): JSX.Element {
   const theme = useTheme();
-  const start = { text: about.suggestion, head: name(about.heads[0] ?? { layer: 0, head: 0 }), off: [], method: "mean", picked: [] } as State;
-  const [state, setState] = useState(() => read(location.hash, start));
+  const start: State = { ...VIEW, text: about.suggestion, head: name(about.heads[0] ?? { layer: 0, head: 0 }), off: [], method: "mean", picked: [] };
+  const [state, setState] = useAddress<State>(start, read, written);
   const [chosen, setChosen] = useState(() => location.hash.includes("head="));
   const made = useReport(server);
   const report = made !== null && typeof made === "object" && "schema" in made ? made : null;
   const change = (parts: Partial<State>) => {
     if (parts.head !== undefined) setChosen(true);
-    setState((before) => ({ ...before, ...parts }));
+    setState(parts);
   };
-  useEffect(() => {
-    if (report && !chosen) setState((before) => ({ ...before, head: first(report) || before.head }));
-  }, [report]);
-  useEffect(() => history.replaceState(null, "", written(state)), [state]);
-  useEffect(() => {
-    const follow = () => setState((before) => read(location.hash, before));
-    addEventListener("hashchange", follow);
-    return () => removeEventListener("hashchange", follow);
-  }, []);
   const team = report?.verify.sets[0]?.heads.map(name) ?? [];
   const parts = [{ id: "prompt", title: "Your prompt" }, ...(report ? partsOf(report) : [])];
   return (
     <>
-      <Top model={about.model} parts={parts} stay />
+      <Top model={about.model} parts={parts} />
       <main>
-        <Prompt server={server} about={about} state={state} team={team} theme={theme} onState={change} />
+        <Prompt
+          server={server}
+          about={about}
+          state={state}
+          team={team}
+          theme={theme}
+          chosen={chosen}
+          onState={change}
+          onFound={(head) => setState({ head })}
+          onExample={(text) => {
+            setChosen(false);
+            setState({ text, picked: [], pins: null });
+          }}
+        />
         {report ? (
-          <Parts report={report} head={state.head} onHead={(head) => change({ head })} />
+          <Parts report={report} view={state} onView={change} />
         ) : (
           <section class="waiting">
             <h2>The report of {tidy(about.model.id)}</h2>
@@ -170,11 +205,32 @@ function useReport(server: Server): Report | Step | string | null {
   return made;
 }
 
-/** The page's head. `stay`: its links move the window and leave the address, which holds the state. */
-function Top({ model, parts, stay = false }: { model: Model; parts: { id: string; title: string }[]; stay?: boolean }): JSX.Element {
+/** What is shown, in the address too, and followed as either changes. */
+function useAddress<S extends View>(
+  start: S,
+  read: (fragment: string, before: S) => S,
+  written: (state: S) => string,
+): [S, (change: Partial<S>) => void] {
+  const [state, set] = useState(() => read(location.hash, start));
+  const drawn = useRef(false);
+  useEffect(() => {
+    // A page that was opened without a state keeps its plain address until something is chosen.
+    if (drawn.current || location.hash.includes("=")) history.replaceState(null, "", written(state));
+    drawn.current = true;
+  }, [state]);
+  useEffect(() => {
+    const follow = () => set((before) => read(location.hash, before));
+    addEventListener("hashchange", follow);
+    return () => removeEventListener("hashchange", follow);
+  }, []);
+  return [state, (change) => set((before) => ({ ...before, ...change }))];
+}
+
+/** The page's head. Its links move the window and leave the address, which holds the state. */
+function Top({ model, parts }: { model: Model; parts: { id: string; title: string }[] }): JSX.Element {
   const move = (event: MouseEvent) => {
     const target = (event.target as Element).closest("a")?.getAttribute("href")?.slice(1);
-    if (!stay || !target) return;
+    if (!target) return;
     event.preventDefault();
     document.getElementById(target)?.scrollIntoView({ block: "start" });
   };
@@ -199,13 +255,20 @@ function Top({ model, parts, stay = false }: { model: Model; parts: { id: string
 }
 
 /** The finding and all parts of a report. */
-function Parts(props: { report: Report; head: string; onHead: (head: string) => void }): JSX.Element {
-  const { report, head } = props;
+function Parts(props: { report: Report; view: View; onView: (change: Partial<View>) => void }): JSX.Element {
+  const { report, view, onView } = props;
   const theme = useTheme();
   const heads = useMemo(() => new Heads(report), [report]);
   const ranked = useMemo(() => byEffect(report, heads), [report, heads]);
+  const head = heads.refs.has(view.head) ? view.head : first(report);
+  const cursor = useMemo(() => {
+    const [start, end] = report.example.second;
+    const n = report.example.tokens.length;
+    const on = view.on?.every((one) => one < n) ? view.on : null;
+    return new Cursor([start + Math.floor((end - start) / 2), -1], on, (held) => onView({ on: held }));
+  }, [report]);
   const open = (chosen: string) => {
-    props.onHead(chosen);
+    onView({ head: chosen });
     requestAnimationFrame(() => {
       const title = document.getElementById("card-title");
       title?.closest("article")?.scrollIntoView({ block: "start" });
@@ -232,7 +295,7 @@ function Parts(props: { report: Report; head: string; onHead: (head: string) => 
       </section>
       {partsOf(report).map((part) => (
         <section id={part.id} class={part.class}>
-          {part.draw({ report, heads, ranked, theme, head, open })}
+          {part.draw({ report, heads, ranked, theme, head, open, view, onView, cursor })}
         </section>
       ))}
     </>
@@ -248,7 +311,7 @@ function RoleTable(props: {
 }): JSX.Element {
   const named = props.ranked.filter((one) => props.heads.meaning(one.verdict).has_role);
   const [all, setAll] = useState(false);
-  if (!named.length) return <p>None: no head has a role, and the loss depends on no single one.</p>;
+  if (!named.length) return <Candidates {...props} />;
   return (
     <>
       <Scroll label="Heads that matter">
@@ -257,9 +320,15 @@ function RoleTable(props: {
             <tr>
               <th scope="col">head</th>
               <th scope="col">verdict</th>
-              <th scope="col">loss without it, nats</th>
-              <th scope="col">stripe</th>
-              <th scope="col">copying</th>
+              <th scope="col">
+                loss without it, <Word of="nats" />
+              </th>
+              <th scope="col">
+                <Word of="stripe" />
+              </th>
+              <th scope="col">
+                <Word of="copying" />
+              </th>
             </tr>
           </thead>
           <tbody>
@@ -286,6 +355,61 @@ function RoleTable(props: {
           {all ? "Fewer" : `${named.length - LISTED} more`}
         </button>
       )}
+    </>
+  );
+}
+
+/** Where no head has a role: those that come nearest, against chance and their controls. */
+function Candidates({ heads, onOpen }: { heads: Heads; onOpen: (head: string) => void }): JSX.Element {
+  const best = heads.names
+    .flatMap((head) => {
+      const score = heads.scores.get(head)?.["induction"];
+      return score ? [{ head, score }] : [];
+    })
+    .sort((a, b) => b.score.mean - a.score.mean)
+    .slice(0, CANDIDATES);
+  return (
+    <>
+      <p>None: no head has a role, and the loss depends on no single one. The best candidates for induction:</p>
+      <Scroll label="Best candidates">
+        <table class="roles">
+          <thead>
+            <tr>
+              <th scope="col">head</th>
+              <th scope="col">
+                <Word of="stripe" /> and 95% <Word of="interval" />
+              </th>
+              <th scope="col">
+                <Word of="chance" />
+              </th>
+              <th scope="col">
+                <Word of="control" />
+              </th>
+              <th scope="col">
+                loss without it, <Word of="nats" />
+              </th>
+            </tr>
+          </thead>
+          <tbody>
+            {best.map(({ head, score }) => {
+              const delta = heads.verdicts.get(head)?.delta_loss_nats;
+              return (
+                <tr>
+                  <th scope="row">
+                    <button type="button" class="link" onClick={() => onOpen(head)}>
+                      {head}
+                    </button>
+                  </th>
+                  <td>{interval(score)}</td>
+                  <td>{fixed(score.chance, 3)}</td>
+                  <td>{score.control === null ? "" : fixed(score.control, 3)}</td>
+                  <td>{delta ? interval(delta, 3, signed) : ""}</td>
+                </tr>
+              );
+            })}
+          </tbody>
+        </table>
+      </Scroll>
     </>
   );
 }
@@ -318,6 +442,13 @@ function first(report: Report): string {
   const ranked = byEffect(report, heads);
   const best = ranked.find((one) => heads.meaning(one.verdict).is_induction) ?? ranked[0] ?? report.scan.heads[0];
   return best ? name(best) : "";
+}
+
+/** Heads whose patterns are side by side at first: the one that is opened, and the strongest sender to it. */
+function pinsOf(report: Report): string[] {
+  const head = first(report);
+  const feeds = report.circuit?.edges.find((one) => name(one.receiver) === head);
+  return feeds ? [head, name(feeds.sender)] : head ? [head] : [];
 }
 
 /** Heads with a role or an effect, then the rest; each the largest effect first, up or down. */

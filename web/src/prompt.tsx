@@ -2,52 +2,23 @@
 
 import type { JSX } from "preact";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { useAnswer } from "./answer";
 import type { Theme } from "./colours";
-import { decoded, name, type Token } from "./data";
+import { Cursor, type Place, resolved, usePlace, type Way } from "./cursor";
+import { decoded, name, place, type Token } from "./data";
 import { Scroll } from "./figure";
-import type { About, Answers, Asked, Look, Reading, Server, Writes } from "./live";
+import { WaySwitch } from "./glance";
+import type { About, Asked, Look, Patterns, Reading, Server, Writes } from "./live";
 import { Keys, Losses } from "./loss";
 import { LossChange, Next } from "./next";
 import { Matrix, tint } from "./pattern";
 import type { State } from "./state";
 import { chance, shown, signed, tidy } from "./text";
+import { YourPatterns } from "./yours";
 
 const TYPING_MS = 300;
 const HOVER_MS = 120;
 const LISTED = 8;
-
-interface Given<K extends keyof Answers> {
-  asked: Answers[K][0];
-  value: Answers[K][1];
-}
-
-/** What the server says to the last question; earlier ones are called back. */
-function useAnswer<K extends keyof Answers>(
-  server: Server,
-  what: K,
-  asked: Answers[K][0] | null,
-  wait = 0,
-): { given: Given<K> | null; trouble: string; busy: boolean } {
-  const [found, set] = useState<{ key: string; given: Given<K> | null; trouble: string }>({ key: "null", given: null, trouble: "" });
-  const key = JSON.stringify(asked);
-  useEffect(() => {
-    if (asked === null) return set({ key, given: null, trouble: "" });
-    const control = new AbortController();
-    const timer = setTimeout(async () => {
-      try {
-        const value = await server.answer(what, asked, control.signal);
-        if (!control.signal.aborted) set({ key, given: { asked, value }, trouble: "" });
-      } catch (error) {
-        if (!control.signal.aborted) set({ key, given: null, trouble: (error as Error).message });
-      }
-    }, wait);
-    return () => {
-      clearTimeout(timer);
-      control.abort();
-    };
-  }, [key]);
-  return { ...found, busy: found.key !== key };
-}
 
 export function Prompt(props: {
   server: Server;
@@ -55,38 +26,64 @@ export function Prompt(props: {
   state: State;
   team: string[];
   theme: Theme;
+  /** Whether the reader chose the head. */
+  chosen: boolean;
   onState: (change: Partial<State>) => void;
+  /** The head with the largest stripe on a text. */
+  onFound: (head: string) => void;
+  onExample: (text: string) => void;
 }): JSX.Element {
-  const { server, about, state, theme, onState } = props;
-  const { text, head, off, method } = state;
-  const [hovered, setHovered] = useState<number | null>(null);
-  const [cell, setCell] = useState(-1);
+  const { server, about, state, theme, chosen, onState } = props;
+  const { text, head, off, method, way } = state;
   const read = useAnswer(server, "read", { text, off, method }, TYPING_MS);
   const reading = read.given?.value ?? null;
   // Everything below is about the text that was read, not the one that is being typed.
   const same: Asked | null = read.given && { text: read.given.asked.text, off, method };
   const n = reading?.tokens.length ?? 0;
   const picked = state.picked.filter((one) => one < n);
-  const query = Math.min(n - 1, hovered ?? (picked.length ? Math.max(...picked) : n - 1));
   const [low = -1, high = -1] = picked.length === 2 ? [Math.min(...picked), Math.max(...picked)] : [];
+  const hold = useRef<(held: Place | null) => void>(() => {});
+  hold.current = (held) => onState({ picked: held ? held.filter((one) => one >= 0).reverse() : [] });
+  const cursor = useMemo(() => new Cursor([n - 1, -1], null, (held) => hold.current(held)), [n]);
+  const [one = -1] = picked;
+  cursor.held = high >= 0 ? [high, low] : one >= 0 ? (way === "from" ? [one, -1] : [-1, one]) : null;
+  const at = usePlace(cursor);
   const pattern = useAnswer(server, "pattern", same && { ...same, head });
+  const all = useAnswer(server, "patterns", same);
   const looks = useAnswer(server, "looks", same && high >= 0 ? { ...same, query: high, key: low } : null);
+  const query = Math.min(n - 1, Math.max(0, at[0] >= 0 ? at[0] : at[1]));
   const writes = useAnswer(server, "writes", same && { ...same, position: query }, HOVER_MS);
   // An answer about the text before is none.
-  const ofThis = <K extends keyof Answers>(given: Given<K> | null) => (given?.asked.text === same?.text ? given : null);
-  const [current, looked, wrote] = [ofThis(pattern.given), ofThis(looks.given), ofThis(writes.given)];
+  const ofThis = <G extends { asked: Asked }>(given: G | null): G | null => (given?.asked.text === same?.text ? given : null);
+  const [current, looked, wrote, seen] = [ofThis(pattern.given), ofThis(looks.given), ofThis(writes.given), ofThis(all.given)];
   const bytes = useMemo(() => (current ? decoded(current.value.bytes) : null), [current]);
+  const resolvedAt = resolved((q, k) => bytes?.[place(q, k)] ?? 0, Math.max(1, n), at, way);
   const without = reading?.off.length ? `${reading.off.map(name).join(", ")} (${reading.method})` : null;
-  const busy = read.busy || pattern.busy || looks.busy || writes.busy;
+  const busy = read.busy || pattern.busy || all.busy || looks.busy || writes.busy;
   const toggle = (heads: string[], on: boolean) =>
     onState({ off: on ? off.filter((one) => !heads.includes(one)) : [...new Set([...off, ...heads])] });
-  const pick = (at: number) => onState({ picked: picked.length === 1 ? [...picked, at] : [at] });
+  const pick = (at: number) =>
+    onState({ picked: picked.length === 1 ? (picked[0] === at ? [] : [...picked, at]) : [at] });
+  // Until the reader chooses a head, it is the one with the largest stripe on this very text.
+  const best = seen && largest(seen.value);
+  useEffect(() => {
+    if (best && !chosen) props.onFound(best);
+  }, [seen?.asked.text]);
+  const targets = (seen?.value.targets ?? []) as Place[];
   return (
     <section id="prompt" class="prompt-part" aria-labelledby="prompt-title" aria-busy={busy}>
       <div class="figure-head">
         <h2 id="prompt-title">Your prompt</h2>
         <Share />
       </div>
+      <p class="examples">
+        <span class="soft">Try</span>
+        {about.examples.map((one) => (
+          <button type="button" aria-pressed={one.text === text} onClick={() => props.onExample(one.text)}>
+            {one.title}
+          </button>
+        ))}
+      </p>
       <textarea
         aria-label="Your prompt"
         rows={2}
@@ -102,7 +99,7 @@ export function Prompt(props: {
       ) : (
         <p class="soft hint" role="status">
           {reading
-            ? `${n} of at most ${about.max_tokens} tokens${read.busy ? ", reading ..." : ""}. Rest on a token to see where ${head} looks from it; click two to see which heads look from the later to the earlier.`
+            ? `${n} of at most ${about.max_tokens} tokens${read.busy ? ", reading ..." : ""}. Rest on a token to see where ${head} looks from it; a click holds it, and a second one asks which heads look from the later to the earlier.`
             : "Reading ..."}
         </p>
       )}
@@ -110,14 +107,12 @@ export function Prompt(props: {
         <>
           <Tokens
             tokens={reading.tokens}
-            query={query}
+            query={way === "from" ? resolvedAt[0] : resolvedAt[1]}
+            way={way}
             picked={picked}
             bytes={bytes}
             theme={theme}
-            onHover={(at) => {
-              setHovered(at);
-              setCell(-1);
-            }}
+            onHover={(at) => cursor.hover(at === null ? [n - 1, -1] : way === "from" ? [at, -1] : [-1, at])}
             onPick={pick}
           />
           <Switches {...props} toggle={toggle} />
@@ -132,13 +127,10 @@ export function Prompt(props: {
                   head={current.asked.head}
                   tokens={reading.tokens}
                   bytes={bytes}
-                  stripe={[]}
+                  targets={targets}
                   theme={theme}
-                  at={[query, cell]}
-                  onAt={([q, k]) => {
-                    setHovered(q);
-                    setCell(k);
-                  }}
+                  cursor={cursor}
+                  way={way}
                 />
               ) : (
                 <p class="soft">{tidy(pattern.trouble) || "Looking ..."}</p>
@@ -167,6 +159,21 @@ export function Prompt(props: {
               {(looks.trouble || writes.trouble) && <p class="warn">{tidy(looks.trouble || writes.trouble)}</p>}
             </div>
           </div>
+          {seen && same && (
+            <YourPatterns
+              server={server}
+              asked={same}
+              tokens={reading.tokens}
+              patterns={seen.value}
+              pins={state.pins ?? next(seen.value, head)}
+              way={way}
+              theme={theme}
+              cursor={cursor}
+              onPins={(pins) => onState({ pins })}
+              onHead={(head) => onState({ head })}
+            />
+          )}
+          {all.trouble && <p class="warn">{tidy(all.trouble)}</p>}
           <Losses
             id="your-loss"
             title="Loss of each token of your prompt"
@@ -186,6 +193,21 @@ export function Prompt(props: {
       )}
     </section>
   );
+}
+
+/** The head with the largest stripe; none where no token comes twice. */
+function largest({ heads }: Patterns): string | null {
+  const first = heads.reduce<Patterns["heads"][number] | null>(
+    (best, one) => (one.stripe !== null && one.stripe > (best?.stripe ?? -1) ? one : best),
+    null,
+  );
+  return first && name(first);
+}
+
+/** The two heads with the largest stripes, but for the one that is looked through. */
+function next({ heads }: Patterns, head: string): string[] {
+  const others = heads.filter((one) => one.stripe !== null && name(one) !== head);
+  return others.sort((a, b) => (b.stripe ?? 0) - (a.stripe ?? 0)).slice(0, 2).map(name);
 }
 
 /** The address bar holds the state, and no secret. */
@@ -208,13 +230,14 @@ function Share(): JSX.Element {
 function Tokens(props: {
   tokens: Token[];
   query: number;
+  way: Way;
   picked: number[];
   bytes: Uint8Array | null;
   theme: Theme;
   onHover: (at: number | null) => void;
   onPick: (at: number) => void;
 }): JSX.Element {
-  const { tokens, query, picked, bytes, theme } = props;
+  const { tokens, query, picked, bytes, theme, way } = props;
   const block = useRef<HTMLDivElement>(null);
   const [focused, setFocused] = useState(-1);
   const move = (event: KeyboardEvent) => {
@@ -238,9 +261,9 @@ function Tokens(props: {
       {tokens.map((token, i) => (
         <button
           type="button"
-          class={`chip${i === query ? " query" : ""}${picked.includes(i) ? " picked" : ""}`}
-          style={bytes ? tint(bytes, query, i, theme) : {}}
-          title={`token ${i}, id ${token.id}`}
+          class={`chip${i === query ? " query" : ""}${picked.includes(i) ? " picked" : ""}${token.part ? " part" : ""}`}
+          style={bytes ? tint(bytes, query, i, theme, way) : {}}
+          title={`token ${i}, id ${token.id}${token.part ? `, byte ${token.part[0]} of ${token.part[1]} of one character` : ""}`}
           tabIndex={i === reached ? 0 : -1}
           aria-pressed={picked.includes(i)}
           onPointerEnter={() => props.onHover(i)}
@@ -295,6 +318,7 @@ function Switches(props: {
           </label>
         ))}
       </fieldset>
+      <WaySwitch way={state.way} onWay={(way) => onState({ way })} name="your-way" />
       {off.length > 0 && (
         <span class="off" role="group" aria-label="Switched off">
           <span class="soft">Off</span>

@@ -3,8 +3,11 @@
 import type { JSX } from "preact";
 import { useRef, useState } from "preact/hooks";
 import type { Report } from "./data";
+import { figureFiles } from "./figure";
 import { save } from "./save";
 import { fixed, tidy } from "./text";
+import { Glossary } from "./words";
+import { zipped } from "./zip";
 
 export function ProvenanceList({ report }: { report: Report }): JSX.Element {
   const { model, provenance } = report;
@@ -48,6 +51,8 @@ export function ProvenanceList({ report }: { report: Report }): JSX.Element {
       </dl>
       <h3>The command</h3>
       <Quoted text={tidy(provenance.command)} code />
+      <h3>To cite</h3>
+      <Quoted text={bibtex(report)} code />
       <h3>Notes</h3>
       <ul class="reasons">
         {notes.map((one) => (
@@ -55,6 +60,9 @@ export function ProvenanceList({ report }: { report: Report }): JSX.Element {
         ))}
       </ul>
       <p class="files">
+        <button type="button" onClick={() => save(`${file(model.id)}.zip`, "application/zip", everything(report))}>
+          Download everything
+        </button>
         {(["scan", "verify", "circuit"] as const)
           .filter((one) => report[one])
           .map((one) => (
@@ -66,8 +74,33 @@ export function ProvenanceList({ report }: { report: Report }): JSX.Element {
             </button>
           ))}
       </p>
+      <Glossary />
     </>
   );
+}
+
+/** How the program and its version are cited. */
+function bibtex({ provenance }: Report): string {
+  const version = provenance.versions["headscope"] ?? "";
+  return `@software{headscope, title = {headscope}, author = {{the headscope authors}}, version = {${version}}, note = {Finds, verifies and explains attention heads in decoder-only language models}}`;
+}
+
+/** All that the page holds: the document, each result, each figure as numbers and drawing, and how to make and cite it. */
+function everything(report: Report): Blob {
+  const json = (value: unknown) => JSON.stringify(value, null, 1);
+  const results = (["scan", "verify", "circuit"] as const).filter((one) => report[one]);
+  return zipped({
+    "report.json": json(report),
+    ...Object.fromEntries(results.map((one) => [`${one}.json`, json(report[one])])),
+    ...Object.fromEntries(Object.entries(figureFiles()).map(([name, text]) => [`figures/${file(name)}`, text])),
+    "command.txt": `${report.provenance.command}\n`,
+    "cite.bib": `${bibtex(report)}\n`,
+  });
+}
+
+/** A name that every file system takes. */
+function file(name: string): string {
+  return name.replaceAll(/[^\w.-]+/g, "-").replace(/^[-.]+/, "").slice(0, 80) || "report";
 }
 
 /** Text that can be copied with one press. */

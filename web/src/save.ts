@@ -3,7 +3,7 @@
 export type Cell = string | number | null | undefined;
 export type Rows = Cell[][];
 
-export function save(file: string, kind: string, content: string): void {
+export function save(file: string, kind: string, content: string | Blob): void {
   const url = URL.createObjectURL(new Blob([content], { type: kind }));
   const link = document.createElement("a");
   link.href = url;

@@ -2,7 +2,9 @@
 
 import type { ComponentChildren } from "preact";
 import type { Theme } from "./colours";
+import type { Cursor } from "./cursor";
 import type { Heads, HeadVerdict, Report, Result } from "./data";
+import type { View } from "./state";
 
 /** What a part of the page may show. */
 export interface Shared {
@@ -12,6 +14,10 @@ export interface Shared {
   theme: Theme;
   head: string;
   open: (head: string) => void;
+  view: View;
+  onView: (change: Partial<View>) => void;
+  /** The place that all patterns of the report's prompt read out. */
+  cursor: Cursor;
 }
 
 export interface Part {

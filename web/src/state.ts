@@ -1,19 +1,55 @@
-/* What a live page shows, as the fragment of its address: to reload, to bookmark, to share on the same machine. */
+/* What a page shows, as the fragment of its address: to reload, to bookmark, to share. */
 
+import type { Place, Way } from "./cursor";
 import type { Method } from "./live";
 
-export interface State {
-  text: string;
-  /** The head whose looks are shown. */
+/** What a report shows. */
+export interface View {
   head: string;
+  /** What the map is coloured by. */
+  role: string;
+  /** Heads whose patterns are side by side; null for those that the page chooses. */
+  pins: string[] | null;
+  way: Way;
+  /** Query and key held in the report's prompt. */
+  on: Place | null;
+}
+
+/** What a live page shows. */
+export interface State extends View {
+  text: string;
   off: string[];
   method: Method;
   /** Tokens picked, at most two: the later one looks at the earlier. */
   picked: number[];
 }
 
+export const VIEW: View = { head: "", role: "verdict", pins: null, way: "from", on: null };
+
+export function writtenView(view: View): string {
+  const parts = new URLSearchParams({ head: view.head });
+  if (view.role !== VIEW.role) parts.set("role", view.role);
+  if (view.pins) parts.set("pins", view.pins.join(" "));
+  if (view.way !== VIEW.way) parts.set("way", view.way);
+  if (view.on) parts.set("on", view.on.join(" "));
+  return `#${parts}`;
+}
+
+export function readView(fragment: string, before: View): View {
+  const parts = new URLSearchParams(fragment.replace(/^#/, ""));
+  const on = numbers(parts.get("on"));
+  return {
+    head: parts.get("head") || before.head,
+    role: parts.get("role") || before.role,
+    pins: parts.has("pins") ? list(parts.get("pins")).slice(0, 4) : before.pins,
+    way: parts.get("way") === "to" ? "to" : before.way,
+    on: on.length === 2 ? (on as Place) : before.on,
+  };
+}
+
 export function written(state: State): string {
-  const parts = new URLSearchParams({ text: state.text, head: state.head });
+  const parts = new URLSearchParams({ text: state.text });
+  for (const [name, value] of new URLSearchParams(writtenView(state).slice(1))) parts.set(name, value);
   if (state.off.length) parts.set("off", state.off.join(" "));
   if (state.method !== "mean") parts.set("method", state.method);
   if (state.picked.length) parts.set("at", state.picked.join(" "));
@@ -24,12 +60,19 @@ export function written(state: State): string {
 export function read(fragment: string, before: State): State {
   const parts = new URLSearchParams(fragment.replace(/^#/, ""));
   if (!parts.has("text")) return before;
-  const list = (name: string) => (parts.get(name) ?? "").split(" ").filter(Boolean);
   return {
+    ...readView(fragment, before),
     text: parts.get("text") ?? before.text,
-    head: parts.get("head") || before.head,
-    off: list("off"),
+    off: list(parts.get("off")),
     method: parts.get("method") === "zero" ? "zero" : "mean",
-    picked: list("at").map(Number).filter(Number.isInteger).slice(0, 2),
+    picked: numbers(parts.get("at")).slice(0, 2),
   };
+}
+
+function list(text: string | null): string[] {
+  return (text ?? "").split(" ").filter(Boolean);
+}
+
+function numbers(text: string | null): number[] {
+  return list(text).map(Number).filter(Number.isInteger);
 }

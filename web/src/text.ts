@@ -3,12 +3,14 @@
 import type { Estimate, Token } from "./data";
 
 const MARKS: Record<string, string> = { "\n": "\u21b5", "\t": "\u21e5", "\r": "\u240d", "\u007f": "\u2421" };
+const SUBSCRIPTS = [..."\u2080\u2081\u2082\u2083\u2084\u2085\u2086\u2087\u2088\u2089"];
 const HIDDEN = /[\u0080-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/;
 
 /** A token so that it can be seen, in at most `limit` characters; `spaces` marks a leading space and counts runs of them. */
-export function shown(token: Pick<Token, "text"> & { id?: number; token?: number }, spaces = false, limit = 24): string {
+export function shown(token: Pick<Token, "text" | "part"> & { id?: number; token?: number }, spaces = false, limit = 24): string {
   if (token.text === null) return `#${token.id ?? token.token}`;
   if (token.text === "") return "\u2205";
+  if (token.part) return `${tidy(token.text)}${SUBSCRIPTS[token.part[0]] ?? ""}`;
   let text = token.text;
   if (!spaces && text.trim() !== "" && text.startsWith(" ")) text = text.slice(1);
   if (spaces) text = text.replaceAll(/ {2,}/g, (run) => `\u2423\u00d7${run.length}`);

@@ -2,6 +2,7 @@
 
     read       the loss of each token and what is predicted after it, with all heads and without those switched off
     pattern    where one head looks
+    glance     where every head looks, small, and its stripe on this text
     looks      which heads look from one token to another: one probability of each head, p_ij = exp(l_ij - lse_i), and
                no matrix
     writes     what each head adds to the logits at one token (`headscope.explore.writing`)
@@ -28,7 +29,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from headscope.detectors.standard import induction
 from headscope.errors import ArgumentError, NonFiniteError, TokenError, UnsupportedModel, brief
+from headscope.explore.starting import ids_of
 from headscope.explore.writing import Writes, Writing
 from headscope.heads import HeadId, ranking
 from headscope.interventions.ablation import CORPUS_PROMPTS, Ablator, token_losses
@@ -36,9 +39,10 @@ from headscope.model.attention import Attention
 from headscope.model.interface import Visit
 from headscope.model.load import Model
 from headscope.model.replay import Replay
+from headscope.model.tokenizer import tokenizing
 from headscope.page.example import as_bytes, token_text
 from headscope.probes import probe_text, probe_tokens, random_tokens
-from headscope.probes.probe import Tokens
+from headscope.probes.probe import Tokens, check_fits
 
 Off = Literal["zero", "mean"]
 """What takes the place of a head that is switched off."""
@@ -49,8 +53,10 @@ MAX_TOKENS = 512
 """Longest text that a model reads, where its context is not shorter: a pattern takes the square of it."""
 TOP = 8
 """Tokens predicted at each place, of each of the two models."""
-SUGGESTION = "The quick brown fox jumps over the lazy dog. The quick brown fox ju"
-"""Text to begin with: it repeats, and stops within a word."""
+MOST_DOTS = 48
+"""Places a side of a pattern that is shown small."""
+MOST_BYTES = 4
+"""Of a character in UTF-8."""
 SHORTEST = 64
 """Tokens of the shortest prompts that means are taken over."""
 
@@ -61,8 +67,10 @@ class Word:
 
     id: int
     """Its id."""
-    text: str
-    """As the tokenizer shows it."""
+    text: str | None
+    """As the tokenizer shows it; None without one."""
+    part: tuple[int, int] | None = None
+    """Where several tokens are the bytes of one character, which `text` then is: which of them, of how many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +79,8 @@ class Option:
 
     id: int
     """Its id."""
-    text: str
-    """As the tokenizer shows it."""
+    text: str | None
+    """As the tokenizer shows it; None without one."""
     clean: float
     """Its probability with all heads."""
     ablated: float | None
@@ -111,6 +119,32 @@ class Look:
     """Probability, exact."""
     chance: float
     """1 / keys that the query may see there; 0 where this key is not among them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Small:
+    """One head's attention on a text, small."""
+
+    head: HeadId
+    """Which."""
+    pattern: UInt8[np.ndarray, " place"]
+    """Lower triangle, row by row, 255 for a probability of 1; of each square of places the largest."""
+    stripe: float | None
+    """Mean attention to the tokens after earlier copies, the induction score of this text; None without copies."""
+    chance: float | None
+    """The same of a head that attends to all tokens alike."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Glance:
+    """Every head on a text."""
+
+    side: int
+    """Places a side of each pattern: the tokens, or `MOST_DOTS` where they are more."""
+    targets: tuple[tuple[int, int], ...]
+    """Query and key of every token that comes after an earlier copy of the query's."""
+    heads: tuple[Small, ...]
+    """Of each head."""
 
 
 class Reader:
@@ -155,16 +189,23 @@ class Reader:
         return tuple(sorted(found))
 
     def tokens(self, text: str) -> Tokens:
-        """The ids of a text.
+        """The ids of a text, or those that it names: `ids: 5 17 9`; without a tokenizer it can name them alone.
 
         Raises:
-            TokenError: no tokenizer; a text that is empty, too long, gives no token, or is not Unicode.
+            TokenError: words without a tokenizer; a text that is empty, too long, gives no token, or is not Unicode;
+                ids that the model does not have.
         """
         if len(text) > MAX_CHARACTERS:
             raise TokenError(f"the text has {len(text)} characters; at most {MAX_CHARACTERS} are read: shorten it.")
         if any("\ud800" <= one <= "\udfff" for one in text):
             raise TokenError("the text holds half of a surrogate pair, which is no character; remove it.")
-        (tokens,) = probe_text(self.model, text).prompts
+        ids = ids_of(self.model, text)
+        if ids is None:
+            (tokens,) = probe_text(self.model, text).prompts
+        else:
+            probe = probe_tokens([ids])
+            check_fits(probe, self.model)
+            (tokens,) = probe.prompts
         if tokens.tolist() == [self.model.bos_token_id]:
             raise TokenError("the tokenizer finds no token in this text; give another.")
         if len(tokens) > self.limit:
@@ -193,7 +234,7 @@ class Reader:
         clean, *ablated = (tuple(loss.tolist()) for loss in losses)
         mean, *without = (float(loss.cpu().double().mean()) if len(loss) else None for loss in losses)
         return Reading(
-            tokens=tuple(self._word(one) for one in tokens.tolist()),
+            tokens=self._words(tokens),
             off=heads,
             method=method,
             clean=clean,
@@ -222,6 +263,41 @@ class Reader:
 
         self._see(tokens, visit, self._edit(tokens, heads, method))
         return found[0]
+
+    def glance(self, text: str, *, off: Sequence[HeadId | str] = (), method: Off = "mean") -> Glance:
+        """Every head's attention on a text, small, and its stripe there.
+
+        Raises:
+            TokenError: see `tokens`.
+            ArgumentError: no such head.
+        """
+        tokens, heads = self.tokens(text), self.named(off)
+        targets = induction(tokens)
+        query, key = (torch.from_numpy(np.ascontiguousarray(one)) for one in (targets.query, targets.key))
+        counts = torch.bincount(query, minlength=len(tokens)).double()
+        found: list[Small] = []
+
+        def mean(row: Tensor) -> float | None:
+            """Mean over queries of what they put on their targets."""
+            if not len(query):
+                return None
+            on = torch.zeros(len(tokens), dtype=torch.float64).index_add_(0, query, row.double())
+            return float(on[counts > 0].mean())
+
+        chance = mean(1 / (query + 1.0))
+
+        def visit(attention: Attention) -> None:
+            for head, pattern in enumerate(attention.pattern()[0].float().cpu()):
+                named = HeadId(attention.layer, head, attention.call)
+                stripe = mean(pattern[query, key])
+                found.append(Small(head=named, pattern=as_bytes(_pooled(pattern)), stripe=stripe, chance=chance))
+
+        self._see(tokens, visit, self._edit(tokens, heads, method))
+        return Glance(
+            side=min(len(tokens), MOST_DOTS),
+            targets=tuple(zip(query.tolist(), key.tolist(), strict=True)),
+            heads=tuple(sorted(found, key=lambda one: one.head)),
+        )
 
     def looks(
         self, text: str, query: int, key: int, *, off: Sequence[HeadId | str] = (), method: Off = "mean"
@@ -333,6 +409,33 @@ class Reader:
         return tuple(found)
 
     def _word(self, token: int) -> Word:
-        text = token_text(self.model, token)
-        assert text is not None, "a text was read with a tokenizer"
-        return Word(id=token, text=text)
+        return Word(id=token, text=token_text(self.model, token))
+
+    def _words(self, tokens: Tokens) -> tuple[Word, ...]:
+        """The tokens as they show; bytes of one character, which show as nothing alone, with the character."""
+        words = [self._word(one) for one in tokens.tolist()]
+        at = 0
+        while at < len(words):
+            for n in range(2, min(MOST_BYTES, len(words) - at) + 1) if _broken(words[at].text) else ():
+                with tokenizing(self.model.id):
+                    whole = str(self.model.tokenizer.decode(tokens[at : at + n].tolist()))  # type: ignore[union-attr]
+                if not _broken(whole) and len(whole.strip()) == 1:
+                    words[at : at + n] = [
+                        Word(id=one.id, text=whole, part=(i + 1, n)) for i, one in enumerate(words[at : at + n])
+                    ]
+                    at += n - 1
+                    break
+            at += 1
+        return tuple(words)
+
+
+def _broken(text: str | None) -> bool:
+    """Whether a tokenizer shows bytes that are no character."""
+    return text is not None and "\ufffd" in text
+
+
+def _pooled(pattern: Float[Tensor, "query key"]) -> Float[Tensor, "row column"]:
+    """A pattern in at most `MOST_DOTS` places a side: the largest of each square, so that a thin line is kept."""
+    if len(pattern) <= MOST_DOTS:
+        return pattern
+    return torch.nn.functional.adaptive_max_pool2d(pattern[None, None], MOST_DOTS)[0, 0]

@@ -5,6 +5,7 @@
     GET  /api/report   the document `headscope.report/1`, or 202 and how far it has come
     POST /api/read     {"text", "off": [head], "method"}          `Reader.read`
     POST /api/pattern  {... "head"}                               `Reader.pattern`
+    POST /api/patterns {"text", "off": [head], "method"}        `Reader.glance`
     POST /api/looks    {... "query", "key"}                       `Reader.looks`
     POST /api/writes   {... "position"}                           `Reader.writes`
 
@@ -37,7 +38,8 @@ from headscope.errors import ArgumentError, HeadscopeError
 from headscope.explore.connection import Connection
 from headscope.explore.desk import Aside, Desk, Failed, Full, Progress
 from headscope.explore.guard import API, Guard
-from headscope.explore.reading import MAX_CHARACTERS, SUGGESTION, Reader
+from headscope.explore.reading import MAX_CHARACTERS, Reader
+from headscope.explore.starting import starts
 from headscope.model.load import Model
 from headscope.page.html import page_html, policy
 from headscope.page.report import refuse_other_models, report_document
@@ -183,11 +185,13 @@ def application(
     report = Aside(desk, lambda progress: _document(model, seed, behavior, progress))
     page = page_html(title=f"{model.id} - headscope", source=API).encode()
     headers = {"Content-Security-Policy": f"{policy(live=True)}; frame-ancestors 'none'"}
+    beginnings = starts(model, seed=seed)
     about = {
         "schema": SCHEMA,
         "model": encode(ModelInfo.of(model)),
         "heads": encode(reader.heads),
-        "suggestion": SUGGESTION,
+        "suggestion": beginnings[0].text,
+        "examples": encode(beginnings),
         "max_characters": MAX_CHARACTERS,
         "max_tokens": reader.limit,
     }
@@ -259,6 +263,23 @@ def application(
         def ask() -> dict[str, str]:
             found = reader.pattern(asked.text, asked.head, off=asked.off, method=asked.method)
             return {"bytes": base64.b64encode(found.tobytes()).decode()}
+
+        return await answer(request, ask)
+
+    @app.post(f"{API}patterns")
+    async def patterns(asked: Asked, request: Request) -> Response:
+        def ask() -> dict[str, Any]:
+            found = reader.glance(asked.text, off=asked.off, method=asked.method)
+            heads = [
+                {
+                    **encode(one.head),
+                    "bytes": base64.b64encode(one.pattern.tobytes()).decode(),
+                    "stripe": one.stripe,
+                    "chance": one.chance,
+                }
+                for one in found.heads
+            ]
+            return {"side": found.side, "targets": [list(pair) for pair in found.targets], "heads": heads}
 
         return await answer(request, ask)
 

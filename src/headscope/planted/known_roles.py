@@ -110,9 +110,9 @@ SUPPRESSION = 0.3
 """Of what induction writes, what the suppressing heads take off."""
 TILT = 6.0
 """How far positions raise the logit of the start token, which never comes next; the bias head takes it off again."""
-LOUD = 192.0
+LOUD = 112.0
 """Frobenius norm of the loud head's OV."""
-SMALL_GAIN = 0.5
+SMALL_GAIN = 0.4
 """What the small head writes, in units of a token's code; beside it the layer holds loud heads."""
 NTH_VALUE = 10
 """Position of the second value of an asking prompt with a start token."""
@@ -275,7 +275,7 @@ class _Draws:
             case "mover_relay":
                 return plan.head("none", self._asking("name", inhibited=True), plan.write("embedded", "told", 1.0))
             case "first_name":
-                return plan.head("none", self._at(FIRST_NAME), copy)
+                return plan.head("none", self._gated(self._at(FIRST_NAME), "asks", DIGITS * POSITION_GAIN), copy)
             case "told":
                 pattern = plan.pattern(("here", "here", POSITION_GAIN))
                 return plan.head("none", pattern, plan.write("told", "token", COPY_GAIN))

@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from headscope.heads import Support
 from headscope.model.model import Model
-from headscope.stats import mean_intervals, ratio_interval, share_interval
+from headscope.stats import LOSS_RESOLUTION, mean_intervals, ratio_interval, share_interval
 
 if TYPE_CHECKING:
     from headscope.model.load import Opened
@@ -111,13 +111,25 @@ class Estimate:
     mean: float
     """Mean over prompts."""
     ci95: tuple[float, float] | None
-    """Over prompts, by `headscope.stats.mean_intervals`; for shares of yes-or-no answers, Wilson's."""
+    """Over prompts, by `headscope.stats.mean_intervals`; for shares of yes-or-no answers, Wilson's; for ratios,
+    Fieller's; for differences of a loss never narrower than `headscope.stats.LOSS_RESOLUTION` on either side."""
 
     @classmethod
     def of(cls, samples: Float[np.ndarray, " prompt"]) -> Estimate:
         """From one value per prompt; differences of paired values give a paired interval."""
         mean, ci95 = mean_intervals(samples)
         return cls(mean=float(mean), ci95=None if ci95 is None else (float(ci95[0]), float(ci95[1])))
+
+    @classmethod
+    def of_loss(cls, samples: Float[np.ndarray, " prompt"]) -> Estimate:
+        """Of differences of a loss in nats: no end lies nearer to the mean than `headscope.stats.LOSS_RESOLUTION`."""
+        found = cls.of(samples)
+        if found.ci95 is None:
+            return found
+        low, high = found.ci95
+        return cls(
+            mean=found.mean, ci95=(min(low, found.mean - LOSS_RESOLUTION), max(high, found.mean + LOSS_RESOLUTION))
+        )
 
     @classmethod
     def share(cls, samples: Float[np.ndarray, " prompt"]) -> Estimate:

@@ -22,7 +22,9 @@ def circuit(
     heads: Annotated[
         list[str] | None, typer.Option("--head", help="Explain this head, like L5H1; repeat it. No verification then.")
     ] = None,
-    n_prompts: Annotated[int, typer.Option(help="Random prompts to draw, each clean and corrupt.")] = 32,
+    n_prompts: Annotated[
+        int, typer.Option(help="Random prompts to draw, each clean and corrupt; senders are searched in the first 32.")
+    ] = 128,
     period: Annotated[
         int | None, typer.Option(help="Length of the repeated run, at least 3; by default 24, or what fits.")
     ] = None,

@@ -213,7 +213,7 @@ class _Course:
         """Every head's first-order estimate."""
         estimates = gradients(self.ablator, self.prompts, self.queries["second_copy"], self.heads)
         return [
-            HeadEffect(head=head, delta_loss_nats=Estimate.of(row), exact=False, n_prompts=0)
+            HeadEffect(head=head, delta_loss_nats=Estimate.of_loss(row), exact=False, n_prompts=0)
             for head, row in zip(self.heads, estimates, strict=True)
         ]
 
@@ -278,7 +278,7 @@ class _Course:
         return found[1:] - found[0]
 
     def _exact(self, head: HeadId, row: np.ndarray) -> HeadEffect:
-        return HeadEffect(head=head, delta_loss_nats=Estimate.of(row), exact=True, n_prompts=len(row))
+        return HeadEffect(head=head, delta_loss_nats=Estimate.of_loss(row), exact=True, n_prompts=len(row))
 
 
 def _rounds(n_prompts: int) -> list[int]:

@@ -138,7 +138,7 @@ def ablate(
         positions=positions,
         losses={
             kind: LossChange(
-                clean=Estimate.of(rows[0]), ablated=Estimate.of(rows[1]), delta=Estimate.of(rows[1] - rows[0])
+                clean=Estimate.of(rows[0]), ablated=Estimate.of(rows[1]), delta=Estimate.of_loss(rows[1] - rows[0])
             )
             for kind, rows in sorted(found.items())
         },

@@ -14,6 +14,8 @@ from headscope.render.plain import console as terminal
 
 COLUMNS = 11
 """Of the table, without `known as`."""
+KNOWN_WIDTH = 32
+"""Characters of `known as`."""
 WIDTH = 100
 """Characters that the table needs; a narrower terminal wraps its lines."""
 
@@ -21,7 +23,8 @@ WIDTH = 100
 def print_atlas(found: Atlas, *, top: int = 30) -> None:
     """Print heads that are unexplained or have a role's score, at most `top` of each kind."""
     console = terminal()
-    console.width = max(WIDTH, console.width)
+    published = known_as(found.model)
+    console.width = max(WIDTH + (KNOWN_WIDTH if published else 0), console.width)
     print_model(console, found.model)
     kind = "quick: attention and weights only, so no role is confirmed" if found.quick else "full"
     n_prompts = found.settings["n_prompts"]
@@ -42,9 +45,8 @@ def print_atlas(found: Atlas, *, top: int = 30) -> None:
         table.add_column(name, no_wrap=True)
     for name in ("score", "control", "chance", "zero", "mean", "transfer", "Δ loss", "unexplained"):
         table.add_column(name, justify="right", no_wrap=True)
-    published = known_as(found.model)
     if published:
-        table.add_column("known as")
+        table.add_column("known as", no_wrap=True)
     for head in shown[:top]:
         _add(table, head, of.get(head.head, []), published.get(head.head, ""))
     console.print()

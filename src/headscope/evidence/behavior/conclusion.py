@@ -111,12 +111,13 @@ def conclude(evidence: Evidence, rule: Rule = RULE) -> tuple[str, tuple[str, ...
     if team is None or not team.carries:
         if alone:
             reasons.append(
-                f"{_named(alone)} each carry a little of it, and no set of at most {few} was found that does"
+                f"{_named(alone)} each carry a little of it, and the set of at most {few} that was grown or shrunk "
+                "head by head does not; other sets were not tried"
             )
             return DIFFUSE, tuple(reasons)
         reasons.append(
-            "none of the heads tried alone, and not the one set built from them head by head, lowers the effect "
-            "significantly when taken out and patched; other sets were not tried"
+            f"none of the heads tried alone, and not the set of at most {few} that was grown or shrunk from them head "
+            "by head, lowers the effect significantly when taken out and patched; other sets were not tried"
         )
         return NOT_FOUND, tuple(reasons)
     names = ", ".join(map(str, team.heads))

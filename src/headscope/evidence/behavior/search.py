@@ -5,7 +5,9 @@
     3. triage       for all heads at once, by gradient: what patching each from the neutral prompt, and from the twin,
                     would remove. The best by either contrast survive. A first-order estimate: a head in whose place
                     another would act can be missed.
-    4. set          greedily, by exact removal in the search pairs
+    4. set          greedily, by exact removal in the search pairs: heads are added one by one; where that finds no set
+                    with half of the effect, they are taken back one by one from all of them, for heads that stand in
+                    for each other show nothing one by one
     5. test         in held-out pairs: each survivor and the set, by mean ablation and by patching; q-values over all
     6. disproof     random sets (any heads, of the same layers, of the same size of W_O), accuracy without a claim,
                     loss on the prompts' words, the other contrasts, pairs whose answer cannot be copied, the
@@ -286,20 +288,44 @@ class _Search:
         return triage, self._greedy(tuple(triage))
 
     def _greedy(self, survivors: tuple[HeadId, ...]) -> tuple[HeadId, ...]:
-        """The set, one head at a time: the one whose removal, with those before, takes most of the effect."""
+        """The set: grown head by head, or shrunk head by head from all survivors where that takes more."""
         effect = self.bench.mean_effect(self.searched)
+        if effect <= 0:
+            return ()
+        grown, gone = self._grown(survivors, effect)
+        if gone >= RULE.removed * effect or len(survivors) <= self.largest:
+            return grown
+        shrunk, also_gone = self._shrunk(survivors, effect)
+        return shrunk if also_gone >= gone + STEP * effect else grown
+
+    def _grown(self, survivors: tuple[HeadId, ...], effect: float) -> tuple[tuple[HeadId, ...], float]:
+        """Each time the head whose removal, with those before, takes most of the effect; and what the set takes."""
         chosen: tuple[HeadId, ...] = ()
         gone = 0.0
-        while effect > 0 and len(chosen) < self.largest and gone < ENOUGH * effect:
+        while len(chosen) < min(self.largest, len(survivors)) and gone < ENOUGH * effect:
             left = [head for head in survivors if head not in chosen]
-            worlds = [frozenset([*chosen, head]) for head in left]
-            found = self.bench.ablated(self.ablator, self.searched, worlds, "choosing a set")
-            removed = self.bench.by_fact(self.bench.removed(found, self.searched), self.searched).mean(1)
+            removed = self._removed([frozenset([*chosen, head]) for head in left])
             best = int(removed.round(6).argmax())
             if removed[best] < gone + STEP * effect:
                 break
             chosen, gone = (*chosen, left[best]), float(removed[best])
-        return chosen
+        return chosen, gone
+
+    def _shrunk(self, survivors: tuple[HeadId, ...], effect: float) -> tuple[tuple[HeadId, ...], float]:
+        """Of all survivors, each time without the head that is missed least; none where all together take little."""
+        chosen, gone = survivors, float(self._removed([frozenset(survivors)])[0])
+        while len(chosen) > self.largest:
+            if gone < RULE.removed * effect:
+                return (), 0.0
+            removed = self._removed([frozenset(chosen) - {head} for head in chosen])
+            least = int(removed.round(6).argmax())
+            chosen, gone = tuple(head for head in chosen if head != chosen[least]), float(removed[least])
+        return chosen, gone
+
+    def _removed(self, worlds: Sequence[World]) -> Float[np.ndarray, " world"]:
+        """What each set takes of the effect in the search pairs."""
+        found = self.bench.ablated(self.ablator, self.searched, worlds, "choosing a set")
+        return self.bench.by_fact(self.bench.removed(found, self.searched), self.searched).mean(1)
 
     def test(
         self, chosen: tuple[dict[HeadId, dict[str, float]], tuple[HeadId, ...]]

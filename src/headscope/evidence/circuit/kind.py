@@ -31,7 +31,7 @@ KIND = Kind(
     schema="headscope.circuit/1",
     result=_result,
     sweep=Sweepable(
-        settings={"n_prompts": 32, "period": 24, "seed": 0},
+        settings={"n_prompts": 128, "period": 24, "seed": 0},
         measure=_measure,
         columns={
             **table_of(("sender", "receiver", "input"), "string"),

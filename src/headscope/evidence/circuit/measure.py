@@ -26,8 +26,12 @@ compares more than one token; where they take half of the stripe, their senders 
 Weights are asked too: composition (`headscope.evidence.composition.measure`) of the same pairs. It says what could be
 read; patching says what is. Agreement takes more than chance: a margin over every other head of the model's own.
 
-Cost: over 32 prompts of about 55 tokens, four whole passes; one pass per head of the layers before the last receiver;
-a few for each set and for each sender that is named; and what `verify` costs where no receivers are given.
+Senders are searched in the first 32 prompts, q-values are from there; what was found is measured in all prompts. A
+circuit asks one query in each, so its values scatter more, and are more skewed, than scores that average many queries.
+
+Cost: over prompts of about 55 tokens, four whole passes over all 128; one pass over 32 per head of the layers before
+the last receiver; a few over 32 for each set, and over all 128 for each sender that is named; and what `verify` costs
+where no receivers are given.
 
 It misleads where senders act only through another head (a path of three heads): with all others held that path is
 cut, and it shows as unexplained. The value path is measured, but no corrupt prompt changes the token at the key.
@@ -55,12 +59,13 @@ from headscope.model.load import Heads, Model, Source, load
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.probe import check_fits, probe_of
 from headscope.probes.repeated import fitting_period
-from headscope.probes.twins import CONTEXT, twins
+from headscope.probes.twins import CONTEXT, Twin, twins
 from headscope.records.common import Estimate, ModelInfo, Provenance
 from headscope.stats import p_values
 
-N_PROMPTS = 32
-PERIOD = 24
+N_PROMPTS, PERIOD = 128, 24
+SEARCH_PROMPTS = 32
+"""Of all prompts, those in which every sender is tried."""
 
 
 def trace_circuit(
@@ -78,7 +83,7 @@ def trace_circuit(
         model: What `headscope.load` takes, or gives.
         receivers: Heads to explain; by default those that the verification calls `induction` or `redundant_induction`.
         verification: What `hs.verify` gave for this model; made where it is needed.
-        probe: Repeated tokens; by default 32 prompts with runs of about 24.
+        probe: Repeated tokens; by default 128 prompts with runs of about 24.
         seed: Of the default probe, the corrupt prompts, and the verification.
         progress: Called with (what is being done, done, of).
 
@@ -155,7 +160,7 @@ def _traced(
     last = max(head.layer for head in paths.receivers)
     senders = [HeadId(layer, one) for layer, n in sorted(model.check.heads.items()) if layer < last for one in range(n)]
     asked = _asked(paths)
-    tracing = Tracing(paths, asked, senders, report)
+    tracing = _tracing(paths, twins(probe, seed=seed), asked, senders, report)
     edges = tracing.edges("before_key", verdicts)
     context, lost = list[Edge](), dict[HeadId, dict[str, Estimate]]()
     for change in CONTEXT if asked else ():
@@ -168,7 +173,7 @@ def _traced(
             lost.setdefault(head, {})[change] = Estimate.of_ratio(clean[row] - corrupt[row], clean[row])
         compared = [head for head in asked if lost[head][change].mean >= RULE.context]
         if compared:
-            context += Tracing(other, compared, senders, report).edges(change, verdicts)
+            context += _tracing(other, pairs, compared, senders, report).edges(change, verdicts)
     notes, weights = list[str](), _composition(model, {edge.input for edge in (*edges, *context)})
     if _grouped(model):
         notes.append(
@@ -190,6 +195,21 @@ def _traced(
         "sets": tuple(tracing.sets),
         "context": tuple(context),
     }
+
+
+def _tracing(
+    paths: Paths,
+    pairs: Sequence[Twin],
+    asked: Sequence[HeadId],
+    senders: Sequence[HeadId],
+    report: Callable[[str, int, int], None],
+) -> Tracing:
+    """All prompts, with a search in the first of them."""
+    search = None
+    if asked and len(pairs) > SEARCH_PROMPTS:
+        few = Paths(paths.model, pairs[:SEARCH_PROMPTS], asked, offsets=paths.offsets)
+        search = Tracing(few, asked, senders, report)
+    return Tracing(paths, asked, senders, report, search=search)
 
 
 def _asked(paths: Paths) -> list[HeadId]:

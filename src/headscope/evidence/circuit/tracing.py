@@ -34,8 +34,12 @@ class Tracing:
         asked: Sequence[HeadId],
         senders: Sequence[HeadId],
         report: Callable[[str, int, int], None],
+        *,
+        search: Tracing | None = None,
     ) -> None:
+        """`search`, of a part of the prompts, tries every sender; without one these prompts do."""
         self.paths, self.asked, self.senders, self._report = paths, tuple(asked), tuple(senders), report
+        self._search: Tracing = search or self
         self.sets: list[SenderSet] = []
         self.restored: dict[tuple[HeadId, Mlps], Estimate] = {}
         self._clean = dict(zip(paths.receivers, paths.stripe(paths.clean), strict=True))
@@ -44,8 +48,29 @@ class Tracing:
 
     def edges(self, change: Change, verdicts: Mapping[HeadId, Any]) -> list[Edge]:
         """Named senders and sets of all receivers, strongest first for each; their weights are not yet asked."""
+        found: list[Edge] = []
+        for head, worlds in self._search.named().items():
+            held = [world for world, _ in worlds]
+            single = {(sender, name) for world, name in worlds if len(world) == 1 for sender in world}
+            members = [frozenset([sender]) for world in held for sender in sorted(world)]
+            self._learn("clean", "recompute", [*held, *members], "measuring what was found")
+            self._restore(head, worlds)
+            if self.paths.can_hold_mlps:
+                self._learn("clean", "held", held, "patching, MLPs held")
+            losses = self._losses(head, list(dict.fromkeys(held)))
+            of_head = [
+                self._edge(head, name, sender, world, change, q_value, losses[world], verdicts)
+                for (world, name), q_value in worlds.items()
+                for sender in sorted(world)
+                if len(world) == 1 or (sender, name) not in single
+            ]
+            found += sorted(of_head, key=lambda edge: ranking(edge.effect.mean, edge.sender))
+        return found
+
+    def named(self) -> dict[HeadId, dict[tuple[Sources, Input], float]]:
+        """For each receiver the senders and sets that the rule names, each with its q-value."""
         if not self.asked:
-            return []
+            return {}
         alone = [frozenset([sender]) for sender in self.senders]
         self._learn("clean", "recompute", alone, "patching, MLPs recomputed")
         tests: list[tuple[HeadId, Input, HeadId]] = [
@@ -57,7 +82,7 @@ class Tracing:
         ]
         p = np.asarray([float(p_values(self._lost(head, name, frozenset([sender])))) for head, name, sender in tests])
         q = dict(zip(tests, benjamini_hochberg(p).tolist(), strict=True))
-        found: list[Edge] = []
+        found: dict[HeadId, dict[tuple[Sources, Input], float]] = {}
         for head in self.asked:
             worlds: dict[tuple[Sources, Input], float] = {
                 (frozenset([sender]), name): q[head, name, sender]
@@ -69,18 +94,7 @@ class Tracing:
             single = {(next(iter(world)), name) for world, name in worlds}
             for name in ROUTES:
                 worlds |= self._replacing(head, name, {sender for sender, route in single if route == name})
-            self._restore(head, worlds)
-            held = [world for world, _ in worlds]
-            if self.paths.can_hold_mlps:
-                self._learn("clean", "held", held, "patching, MLPs held")
-            losses = self._losses(head, list(dict.fromkeys(held)))
-            of_head = [
-                self._edge(head, name, sender, world, change, q_value, losses[world], verdicts)
-                for (world, name), q_value in worlds.items()
-                for sender in sorted(world)
-                if len(world) == 1 or (sender, name) not in single
-            ]
-            found += sorted(of_head, key=lambda edge: ranking(edge.effect.mean, edge.sender))
+            found[head] = worlds
         return found
 
     def receivers(self, edges: Sequence[Edge], verdicts: Mapping[HeadId, Any]) -> tuple[Receiver, ...]:
@@ -209,7 +223,7 @@ class Tracing:
         rows = self.paths.losses(self.paths.clean, changes) - self._clean_loss
         by_world = rows.reshape(len(worlds), len(INPUTS), -1)
         return {
-            world: {name: Estimate.of(row) for name, row in zip(INPUTS, one, strict=True)}
+            world: {name: Estimate.of_loss(row) for name, row in zip(INPUTS, one, strict=True)}
             for world, one in zip(worlds, by_world, strict=True)
         }
 
@@ -247,11 +261,7 @@ class Tracing:
         asked, verdict = head in self.asked, verdicts.get(head)
         routes: tuple[Input, ...] = ROUTES if asked else ()
         named = {edge.sender for edge in edges if edge.input == "k"}
-        lost = {
-            name: {sender: self._lost(head, name, frozenset([sender])) for sender in self._before(head)}
-            for name in routes
-        }
-        others = [by for sender, by in lost.get("k", {}).items() if sender not in named]
+        strongest = {name: self._strongest(head, name, named if name == "k" else set[HeadId]()) for name in routes}
         restored = self.restored.get((head, "recompute"))
         best = edges[0].weights if edges else None
         return Receiver(
@@ -262,8 +272,8 @@ class Tracing:
             restored=restored,
             restored_mlps_held=self.restored.get((head, "held")),
             unexplained=1.0 - (0.0 if restored is None else restored.mean) if asked else None,
-            strongest_other=_strongest(others),
-            strongest_query=_strongest(lost.get("q", {}).values()),
+            strongest_other=strongest.get("k"),
+            strongest_query=strongest.get("q"),
             weights_agree=None
             if best is None or best.z is None or best.margin is None
             else best.z >= RULE.z and best.margin >= RULE.margin,
@@ -271,7 +281,12 @@ class Tracing:
             offset=self.paths.offsets.get(head, 0),
         )
 
+    def _strongest(self, head: HeadId, name: Input, but: set[HeadId]) -> Estimate | None:
+        """The largest effect, up or down, of a sender that is none of these."""
+        search, senders = self._search, [sender for sender in self._before(head) if sender not in but]
 
-def _strongest(effects: Iterable[Float[np.ndarray, " prompt"]]) -> Estimate | None:
-    strongest = max(effects, key=lambda effect: abs(effect.mean()).round(6), default=None)
-    return None if strongest is None else Estimate.of(strongest)
+        def size(sender: HeadId) -> float:
+            return abs(search._lost(head, name, frozenset([sender])).mean()).round(6)
+
+        strongest = max(senders, key=size, default=None)
+        return None if strongest is None else Estimate.of(self._lost(head, name, frozenset([strongest])))

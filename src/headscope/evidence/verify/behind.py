@@ -53,7 +53,8 @@ class Behind:
         }
         rows += self._rows.values()
         q = benjamini_hochberg(np.asarray([float(p_values(row)) for row in rows])) if rows else np.empty(0)
-        found = [Change(delta_loss_nats=Estimate.of(row), q_value=float(one)) for row, one in zip(rows, q, strict=True)]
+        estimates = map(Estimate.of_loss, rows)
+        found = [Change(delta_loss_nats=one, q_value=float(p)) for one, p in zip(estimates, q, strict=True)]
         n = len(self._alone)
         self.removed = dict(zip(self._alone, found[:n], strict=True))
         self.restored = dict(zip(self._gone, found[n:], strict=True))

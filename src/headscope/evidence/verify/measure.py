@@ -227,7 +227,7 @@ def _judged(evidence: Evidence, effect: HeadEffect | None, trial: Trial) -> Head
 def _first_copy(trial: Trial, head: HeadId) -> tuple[Estimate, Estimate]:
     """What removing a head does to the first copy's loss, and how much more it does to the second's."""
     first = trial.delta({head}, "first_copy")
-    return Estimate.of(first), Estimate.of(trial.delta({head}) - first)
+    return Estimate.of_loss(first), Estimate.of_loss(trial.delta({head}) - first)
 
 
 def _set(
@@ -237,7 +237,7 @@ def _set(
     singles = np.sum([trial.delta({head}) for head in heads], axis=0)
     copying = None if circuits is None else circuits.copying(heads)
     best = max((one.top1 for head in heads if (one := alone[head]) is not None), default=0.0)
-    beyond = Estimate.of(together - singles)
+    beyond = Estimate.of_loss(together - singles)
     low, high = beyond.ci95 or (beyond.mean, beyond.mean)
     relation: Relation = "independent"
     if len(heads) == 1:
@@ -249,10 +249,10 @@ def _set(
     return HeadSet(
         heads=tuple(heads),
         relation=relation,
-        delta_loss_nats=Estimate.of(together),
-        first_copy=Estimate.of(trial.delta(heads, "first_copy")),
+        delta_loss_nats=Estimate.of_loss(together),
+        first_copy=Estimate.of_loss(trial.delta(heads, "first_copy")),
         natural=trial.natural(heads),
-        sum_of_singles=Estimate.of(singles),
+        sum_of_singles=Estimate.of_loss(singles),
         copying=copying,
     )
 
@@ -260,10 +260,10 @@ def _set(
 def _draw(trial: Trial, heads: tuple[HeadId, ...], others: tuple[HeadId, ...]) -> Draw:
     return Draw(
         heads=heads,
-        delta_loss_nats=Estimate.of(trial.delta(heads)),
+        delta_loss_nats=Estimate.of_loss(trial.delta(heads)),
         random_heads=others,
-        random_delta_loss_nats=Estimate.of(trial.delta(others)),
-        random_first_copy=Estimate.of(trial.delta(others, "first_copy")),
+        random_delta_loss_nats=Estimate.of_loss(trial.delta(others)),
+        random_first_copy=Estimate.of_loss(trial.delta(others, "first_copy")),
     )
 
 

@@ -47,7 +47,7 @@ def over_others(trial: Trial, head: HeadId, others: Sequence[HeadId]) -> Estimat
     if not others:
         return None
     rows = np.sort([trial.few(one) for one in others], axis=0)
-    return Estimate.of(trial.few(head) - rows[(len(others) - 1) // 2])
+    return Estimate.of_loss(trial.few(head) - rows[(len(others) - 1) // 2])
 
 
 def sizes_of(circuits: Circuits | None) -> dict[HeadId, float] | None:

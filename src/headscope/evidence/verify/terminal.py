@@ -12,6 +12,8 @@ from headscope.evidence.verify.result import HeadSet, HeadVerdict, Verification
 from headscope.records.common import Estimate
 from headscope.render.plain import console as terminal
 
+KNOWN_WIDTH = 24
+"""Characters of `known as`."""
 WIDTH = 100
 """Characters that the table needs; a narrower terminal wraps its lines."""
 
@@ -19,7 +21,7 @@ WIDTH = 100
 def print_verification(found: Verification, *, top: int) -> None:
     """Print the verdicts, largest effect first, and what they rest on."""
     console = terminal()
-    console.width = max(WIDTH, console.width)
+    console.width = max(WIDTH + (KNOWN_WIDTH if known_as(found.model) else 0), console.width)
     print_model(console, found.model)
     console.print(Text(_made(found), style="dim"))
     console.print()
@@ -76,7 +78,7 @@ def _table(found: Verification, heads: list[HeadVerdict], *, natural: bool) -> T
         table.add_column(name, justify="right", no_wrap=True)
     published = known_as(found.model)
     if published:
-        table.add_column("known as")
+        table.add_column("known as", no_wrap=True)
     for one in heads:
         delta = one.delta_loss_nats
         interval = "" if delta is None or delta.ci95 is None else f"[{delta.ci95[0]:+.3f}, {delta.ci95[1]:+.3f}]"

@@ -136,4 +136,6 @@ class Trial:
 
     def natural(self, heads: Sequence[HeadId]) -> Estimate | None:
         """The same on natural text; None where there is none."""
-        return None if ("natural", frozenset(heads)) not in self._found else Estimate.of(self.delta(heads, "natural"))
+        if ("natural", frozenset(heads)) not in self._found:
+            return None
+        return Estimate.of_loss(self.delta(heads, "natural"))

@@ -2,7 +2,7 @@
 
     score       share of class members whose value, as the head reads it where the member stands alone, raises the
                 successor above all other members of the class, through W_O and the unembedding; chance 1 / class
-    control     the same for as many words without an order, arranged at random
+    control     the same for as many words without an order, mean over 8 random arrangements
     zero, mean  drop of logit(successor) - logit(last member) at the end of lists like `Monday Tuesday Wednesday`
     specific    the same drop when the head no longer reads the list
     transfer    the same drop, for successor against the twin's, when the head's z at the end is that of a twin with
@@ -11,7 +11,8 @@
                 logit(z) - logit(y): a head that lowers the last token, or copies, acts there alike
 
 The value is read from the model's own forward pass on [start, member], so whatever the first layers make of the token
-is in it, the first MLP among it. A head that raises the member itself or the one before scores 0.
+is in it, the first MLP among it. A head that raises the member itself or the one before scores 0; one that copies what
+a successor of an earlier layer wrote there scores 1, and comes out by its tests.
 
 Reference:
     Gould et al. 2023, arXiv:2312.09230, whose score goes through the first MLP alone.
@@ -41,6 +42,10 @@ LISTED = 3
 """Members in a list."""
 FILLER = 6
 """Random tokens before it."""
+ARRANGED = 8
+"""Arrangements of words without an order, over which the control is a mean."""
+_Group = tuple[tuple[int, ...], list[int], list[int]]
+"""Ids; which of them are asked, by number; and the number that each of those is to raise."""
 
 
 def _values(bench: Bench, ids: Sequence[int]) -> dict[int, torch.Tensor]:
@@ -69,17 +74,20 @@ def _score(bench: Bench) -> Scored:
     if len(words) < 3:
         raise NotAsked("its tokenizer has fewer than 3 words without an order of one token each")
     random = np.random.default_rng(bench.seed)
-    groups, wanted, controls = [], [], []
+    groups, wanted = [], []
+    controls: list[list[_Group]] = [[] for _ in range(ARRANGED)]
     for one in classes:
         size = min(len(one.ids), len(words))
         asked = [at for at in range(len(one.ids)) if one.after(at) is not None]
         groups.append((one.ids, asked, [(at + 1) % len(one.ids) for at in asked]))
-        mixed = tuple(int(words[at]) for at in random.permutation(len(words))[:size])
         drawn = [at % size for at in range(len(asked))]
-        controls.append((mixed, drawn, [(at + 1) % size for at in drawn]))
+        for one_of in controls:
+            mixed = tuple(int(words[at]) for at in random.permutation(len(words))[:size])
+            one_of.append((mixed, drawn, [(at + 1) % size for at in drawn]))
         wanted += [1 / len(one.ids)] * len(asked)
     score, itself, before = _shares(bench, circuits, groups)
-    control, _, _ = _shares(bench, circuits, controls)
+    arranged, _, _ = _shares(bench, circuits, [group for one_of in controls for group in one_of])
+    control = arranged.reshape(ARRANGED, *score.shape).mean(0)
     return Scored(
         heads=bench.heads,
         score=score,
@@ -96,9 +104,7 @@ def _score(bench: Bench) -> Scored:
     )
 
 
-def _shares(
-    bench: Bench, circuits: Circuits, groups: Sequence[tuple[tuple[int, ...], list[int], list[int]]]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _shares(bench: Bench, circuits: Circuits, groups: Sequence[_Group]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Whether a member raises the one after, itself, or the one before, above the rest of its group [member, head]."""
     ids = [one for group, _, _ in groups for one in group]
     values = _values(bench, ids)
