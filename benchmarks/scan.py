@@ -5,6 +5,9 @@
 Short: 8 prompts of 101 tokens with their 8 controls, every detector, against the model's own full forward pass over
 the same 16 x 101 tokens. By counting, a pass that ends with the last attention does 0.64 of that work.
 Long: one prompt of 8,192 tokens, every detector, against the body's plain forward pass, which makes no logits.
+Llama: 8 x 149 tokens of Llama 1B's shape, bfloat16, grouped queries, against the full forward pass. A processor without
+bfloat16 instructions takes minutes for that pass, which hides what a scan adds: it is then not measured, and
+`--only llama_bf16 --llama-layers 1` shows that it runs.
 Check: the self-check at loading against a default scan of the same model.
 Memory: peak resident bytes above those of the loaded model, each in a process of its own, in turns, median of seven:
 the allocator's luck moves a single figure by a tenth.
@@ -31,6 +34,13 @@ from headscope.model.selfcheck import selfcheck
 
 LONG = 8192
 PROCESSES = 7
+LLAMA_1B: dict[str, Any] = {
+    "hidden_size": 2048,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 8192,
+}
+LLAMA_LAYERS, LLAMA_WORDS = 16, 128_256
 KERNELS = ("flash", "tiled", "reference")
 
 
@@ -71,6 +81,55 @@ def short(rounds: int) -> dict[str, Any]:
         "tokens": list(tokens.shape),
         "median_s": medians(seconds),
         "ratio": {kernel: round(ratio(seconds, kernel, "own_full_forward"), 3) for kernel in KERNELS},
+    }
+
+
+def has_bf16() -> bool:
+    """Whether this processor multiplies bfloat16 itself."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def llama_bf16(rounds: int, layers: int = LLAMA_LAYERS) -> dict[str, Any]:
+    """Scan of 4 x 149 tokens and their controls against the full forward pass, both in bfloat16.
+
+    With fewer layers there are fewer words, so that the unembedding keeps its share; the last MLP, which a scan leaves
+    out, has a larger one.
+    """
+    words = LLAMA_WORDS * layers // LLAMA_LAYERS
+    config = transformers.LlamaConfig(
+        **LLAMA_1B,
+        num_hidden_layers=layers,
+        vocab_size=words,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        hf = transformers.LlamaForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(before)
+    model = hs.load(hf)
+    probe = hs.repeated_tokens(model, n_prompts=4, period=74, jitter=False, bos=True)
+    assert probe.controls is not None
+    tokens = torch.from_numpy(np.stack([*probe.prompts, *probe.controls]))
+
+    def bare() -> None:
+        model.run(tokens, lambda attention: None, stop_at_last=True)
+
+    seconds = interleaved(
+        {"own_full_forward": own_forward(hf, tokens), "bare_pass": bare, "scan": lambda: hs.scan(model, probe=probe)},
+        rounds=rounds,
+    )
+    return {
+        "tokens": list(tokens.shape),
+        "layers": layers,
+        "median_s": medians(seconds),
+        "ratio": round(ratio(seconds, "scan", "own_full_forward"), 3),
+        "ratio_bare_pass": round(ratio(seconds, "bare_pass", "own_full_forward"), 3),
+        "scoring_share": round(ratio(seconds, "scan", "bare_pass") - 1, 3),
     }
 
 
@@ -154,12 +213,12 @@ def resident(field: str) -> int:
 
 
 def measure(rounds: int) -> dict[str, Any]:
-    """Everything, as one JSON-ready document."""
+    """Everything that this processor can measure, as one JSON-ready document."""
     few = max(2, rounds // 3)
     quick, slow, checks = short(rounds), long(few), check(3)
     peaks = [{name: peak_bytes(name) for name in ("forward", "scan")} for _ in range(PROCESSES)]
     memory = {name: int(statistics.median(one[name] for one in peaks)) for name in ("forward", "scan")}
-    return {
+    found = {
         "schema": "headscope.benchmark.scan/1",
         "ratio_short": quick["ratio"]["flash"],
         "ratio_long": slow["ratio"]["flash"],
@@ -177,8 +236,14 @@ def measure(rounds: int) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
+            "bfloat16": has_bf16(),
         },
     }
+    if has_bf16():
+        found["llama_bf16"] = llama_bf16(few)
+        found["ratio_llama_bf16"] = found["llama_bf16"]["ratio"]
+        found["bars"]["ratio_llama_bf16"] = 1.0
+    return found
 
 
 def main() -> None:
@@ -187,7 +252,13 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--rounds", type=int, default=9, help="timed rounds of the short comparison")
     parser.add_argument("--child", choices=("forward", "scan"), help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=("short", "llama_bf16"), help="print this comparison alone")
+    parser.add_argument("--llama-layers", type=int, default=LLAMA_LAYERS)
     options = parser.parse_args()
+    if options.only:
+        alone = short(options.rounds) if options.only == "short" else llama_bf16(options.rounds, options.llama_layers)
+        print(json.dumps(alone, indent=1))
+        return
     if options.child:
         child(options.child)
         return

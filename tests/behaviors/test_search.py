@@ -339,7 +339,7 @@ def test_repeats_of_eight_facts_localise_nothing_in_a_random_model(planted, seed
 
 
 def chosen_set(takes, *, largest=2, n_heads=8):
-    """The set that a search chooses among heads 0 to n - 1; `takes` says what removing a set takes of an effect of 1."""
+    """The set that a search chooses among heads 0 to n - 1; `takes` says what a set takes of an effect of 1."""
     one = object.__new__(_Search)
     one.largest, one.tried = largest, []
 

@@ -41,7 +41,12 @@ def test_no_single_number_misleads(case, n_heads, seed):
 
 
 def test_a_direct_path_that_contradicts_the_effect_is_told():
-    for case, verdict in (("rewritten_copier", "induction"), ("rewritten_suppressor", "anti_induction")):
+    for case, verdict in (
+        ("rewritten_copier", "induction"),
+        ("rewritten_suppressor", "anti_induction"),
+        ("mlp_copier", "induction"),
+        ("mlp_suppressor", "anti_induction"),
+    ):
         built, found = check(case, 4, 0)
         (head,) = [head for head, name in built.verdicts.items() if name == verdict]
         sign = 1 if verdict == "induction" else -1

@@ -108,13 +108,25 @@ def test_the_arithmetic_of_one_probability():
     assert attention.probabilities(*place).item() == approx(1 / (1 + math.exp(-1)))
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 97, 98, 1000])
-def test_chunks_change_nothing(monkeypatch, chunk):
+@pytest.mark.parametrize("targets", [1, 7, 97, 98, 1000])
+def test_chunks_change_nothing(monkeypatch, targets):
     # 2 * 7 * 7 = 98 places
-    attention = seen(*vectors(), Rule(scale=0.3, causal=True))
+    q, k, v = vectors()
+    attention = seen(q, k, v, Rule(scale=0.3, causal=True))
     whole = attention.probabilities(*everywhere())
-    monkeypatch.setattr(attention_module, "CHUNK", chunk)
+    monkeypatch.setattr(attention_module, "CHUNK", targets * q.shape[1] * q.shape[3])
     assert torch.equal(attention.probabilities(*everywhere()), whole)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_grouped_queries_of_16_bits_are_scored_as_if_their_keys_were_repeated_and_wide(kv_heads):
+    q, k, v = (part.bfloat16() for part in vectors(kv_heads=kv_heads))
+    rule = Rule(scale=0.3, causal=True)
+    # Numbers of 16 bits are numbers of 32 bits: nothing is rounded but the sums.
+    wide = [repeat_heads(part, q.shape[1]).float() for part in (q, k, v)]
+    given, wanted = (seen(*parts, rule, "tiled").probabilities(*everywhere()) for parts in ((q, k, v), wide))
+    assert given.dtype == torch.float32
+    torch.testing.assert_close(given, wanted, atol=1e-6, rtol=1e-5)
 
 
 def test_no_targets_give_an_empty_answer():

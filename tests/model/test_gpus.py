@@ -180,7 +180,7 @@ MUTATIONS = {
         changed(
             attention,
             "_gathered",
-            lambda own: lambda s, batch, query, key: own(s, batch.cpu(), query.cpu(), key.cpu()),
+            lambda own: lambda s, rows, *places: own(s, rows, *(one.cpu() for one in places)),
         ),
         scanned,
     ),

@@ -111,6 +111,8 @@ HALF_NOISE = 3.0
 """Size of `N` beside the half-copiers' `I`."""
 NOISE_NORM = 10.0
 """Frobenius norm of the noise head's OV over the induction head's."""
+LINEAR = 16.0
+"""Where GELU of a neuron is its input, up to rounding."""
 LAYER_NORM_EPSILON = 2.0**30
 """So large that a variance below 2^6 is lost beside it in float32; its root is the gain, 2^15."""
 
@@ -379,8 +381,10 @@ def assemble(
     positions: Float[Tensor, "position direction"],
     unembedding: Float[Tensor, "token direction"],
     random: torch.Generator,
+    *,
+    mlp: tuple[Float[Tensor, "direction neuron"], Float[Tensor, "neuron direction"]] | None = None,
 ) -> GPT2LMHeadModel:
-    """Rotate everything and put it into a stock GPT-2."""
+    """Rotate everything and put it into a stock GPT-2; `mlp` is what the first layer's reads and writes."""
     d_head, n_directions = layers[0][0].o.shape
     n_heads = len(layers[0])
     d_model = n_heads * d_head
@@ -390,7 +394,7 @@ def assemble(
         n_embd=d_model,
         n_layer=len(layers),
         n_head=n_heads,
-        n_inner=8,
+        n_inner=8 if mlp is None else mlp[0].shape[1],
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
@@ -423,6 +427,13 @@ def assemble(
             k[:, index] = basis.T @ head.k @ qk_turn
             v[:, index] = basis.T @ head.v @ ov_turn
             o[index] = ov_turn.T @ head.o @ basis
+    if mlp is not None:
+        # With a bias so large GELU is the identity: what is written is linear, and the bias is taken off again.
+        at, (read, write) = "transformer.h.0.mlp.", mlp
+        weights[at + "c_fc.weight"].copy_(basis.T @ read)
+        weights[at + "c_fc.bias"].fill_(LINEAR)
+        weights[at + "c_proj.weight"].copy_(write @ basis)
+        weights[at + "c_proj.bias"].copy_(-LINEAR * write.sum(0) @ basis)
     model.load_state_dict(weights)
     return model
 

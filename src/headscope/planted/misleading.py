@@ -9,6 +9,9 @@ an induction head's pattern in the second, everything rotated at random. Each ca
                           head copies that, and lowers the token itself a little: its direct path says it suppresses
     rewritten_suppressor  its mirror image, beside a stronger induction head: it lowers what it attends to, while its
                           direct path says that it copies
+    mlp_copier            as rewritten_copier, but the first layer's MLP writes the identity: a token's effective
+                          embedding is copied, while the direct path reads the raw one
+    mlp_suppressor        as rewritten_suppressor, by the same MLP
     faint                 beside the induction head one of the same pattern that lowers what it attends to by 0.002
     two, three            as many equal induction heads, any one of which suffices
     part_of_a_stripe      two induction heads, either of which suffices; one rests on the start token in part, so that
@@ -38,7 +41,15 @@ from headscope.planted.handbuilt import (
 )
 
 Case = Literal[
-    "busy_neighbour", "rewritten_copier", "rewritten_suppressor", "faint", "two", "three", "part_of_a_stripe"
+    "busy_neighbour",
+    "rewritten_copier",
+    "rewritten_suppressor",
+    "mlp_copier",
+    "mlp_suppressor",
+    "faint",
+    "two",
+    "three",
+    "part_of_a_stripe",
 ]
 CASES: tuple[Case, ...] = get_args(Case)
 
@@ -102,6 +113,10 @@ def misleading(
         case "rewritten_suppressor":
             first += [("matters", plan.head("none", itself, plan.write("token", "renamed", 1.0)))]
             second = [("induction", copy), ("anti_induction", _rewritten(plan, -SUPPRESSED * COPY_GAIN))]
+        case "mlp_copier":
+            second = [("induction", _rewritten(plan, COPY_GAIN))]
+        case "mlp_suppressor":
+            second = [("induction", copy), ("anti_induction", _rewritten(plan, -SUPPRESSED * COPY_GAIN))]
         case "faint":
             write = plan.write("token", "token", -FAINT)
             second = [("induction", copy), ("attends_only", plan.head("none", plan.induction_pattern(), write))]
@@ -127,7 +142,8 @@ def misleading(
     unembedding = torch.zeros(vocab_size, space.n_directions, dtype=torch.float64)
     unembedding[:, space["token"]] = code
     unembedding[:, space["embedded"]] = (direct - 1.0) * code
-    return Misleading(model=assemble(layers, embedding, positions, unembedding, random), verdicts=verdicts)
+    mlp = plan.write("token", "renamed", 1.0) if case in ("mlp_copier", "mlp_suppressor") else None
+    return Misleading(model=assemble(layers, embedding, positions, unembedding, random, mlp=mlp), verdicts=verdicts)
 
 
 def _rewritten(plan: Plan, gain: float) -> PlannedHead:
