@@ -104,7 +104,8 @@ def test_torch_s_own_attention_module_is_right(batch_first, need_weights):
 
         given = model.backbone.logits(model.run(ids, without))
         other = copy.deepcopy(module)
-        other.layers[layer].out_proj.weight.data[:, head * 6 : head * 6 + 6] = 0
+        w_o = other.get_parameter(f"layers.{layer}.out_proj.weight")  # [out, in], 6 columns for each head
+        w_o.data[:, head * 6 : head * 6 + 6] = 0
         with torch.no_grad():
             wanted, plain = other(ids, own=True), module(ids, own=True)
         assert float((wanted - plain).abs().max()) > 1e-3

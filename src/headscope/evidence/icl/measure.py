@@ -213,7 +213,7 @@ def _check_counts(n_windows: int, seed: int) -> None:
 
 
 def _lengths(model: Model, window: int | None, early: int | None, late: int | None) -> tuple[int, int, int, str | None]:
-    """The window, the early and the late token, and what to tell of them; each checked against the others and the context."""
+    """The window, the early and the late token, each checked against the others and the context; and what to note."""
     longest = model.max_tokens
     if window is None:
         window = WINDOW if late is None else max(WINDOW, late + 1)
