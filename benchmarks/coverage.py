@@ -204,21 +204,22 @@ def behavior_pool(model: hs.Model) -> list[Pool]:
     return [Pool(rows=bench.by_fact(bench.removed(found, everyone), everyone).T, of="removed", n=FACTS)]
 
 
-def emergence(redraws: int) -> Coverage:
+def emergence(redraws: int) -> dict[str, Coverage]:
     """Of step and width, for rises of three widths, and scatter that is equal or largest inside the rise."""
-    random, steps, rows = np.random.default_rng(0), np.arange(0, 1201, 50), []
+    random, steps, found = np.random.default_rng(0), np.arange(0, 1201, 50), dict[str, Coverage]()
     for width in (300, 150, 75):
         share = 1 / (1 + np.exp(-(steps - 610) / (width / TENTHS)))
-        for scatter in (np.full(len(steps), 0.02), 0.005 + 0.1 * np.sqrt(4 * share * (1 - share))):
+        scatters = {"equal": np.full(len(steps), 0.02), "inside": 0.005 + 0.1 * np.sqrt(4 * share * (1 - share))}
+        for where, scatter in scatters.items():
             inside = np.zeros(2)
             for _ in range(redraws):
-                found = phase_change(steps, 0.03 + 0.9 * share + scatter * random.normal(size=len(steps))).found
+                rise = phase_change(steps, 0.03 + 0.9 * share + scatter * random.normal(size=len(steps))).found
                 for number, true in enumerate((610, width)):
-                    ends = None if found is None else (found.step, found.width)[number].ci95
+                    ends = None if rise is None else (rise.step, rise.width)[number].ci95
                     inside[number] += ends is not None and ends[0] <= true <= ends[1]
-            rows.append(inside / redraws)
-    covered = np.concatenate(rows)
-    return Coverage(covered=covered, rare=np.zeros(len(covered), bool), resolved=np.ones(len(covered), bool))
+            neither = np.zeros(2, bool)
+            found[f"{width}, {where}"] = Coverage(covered=inside / redraws, rare=neither, resolved=~neither)
+    return found
 
 
 def main() -> None:
@@ -242,7 +243,7 @@ def main() -> None:
     for kind in given.only.split(","):
         by_model, by_quantity = dict[str, list[Coverage]](), dict[str, list[Coverage]]()
         if kind == "emergence":
-            by_model["curves"] = [emergence(max(1, redraws // 10))]
+            by_model = {name: [one] for name, one in emergence(max(1, redraws // 10)).items()}
         else:
             names, measure = on_models[kind]
             for name in names:

@@ -8,6 +8,7 @@ import sys
 import matplotlib as mpl
 import nbformat
 import numpy as np
+import pypdf
 import pytest
 from matplotlib import pyplot
 from nbclient import NotebookClient
@@ -15,7 +16,7 @@ from pytest import approx
 
 import headscope as hs
 from headscope.render.effects import Row
-from headscope.render.figures import diagram_figure, intervals_figure, maps_figure
+from headscope.render.figures import LABELLED, diagram_figure, intervals_figure, maps_figure
 from headscope.render.graph import Arrow, Node
 from headscope.render.maps import Panel, colour
 
@@ -74,7 +75,40 @@ def test_an_empty_circuit_says_so():
 
 
 def test_text_stays_text_in_a_file():
-    assert "random control" in texts(intervals_figure(ROWS, title="t", axis="nats"))
+    # Drawn as paths, a text is still in the file as a comment: `<text` alone is text.
+    assert ">random control</text>" in texts(intervals_figure(ROWS, title="t", axis="nats"))
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [maps_figure([PANEL]), intervals_figure(ROWS, title="t", axis="a"), diagram_figure(NODES, [ARROW])],
+    ids=["maps", "intervals", "diagram"],
+)
+def test_a_pdf_holds_truetype_fonts(figure):
+    pdf = io.BytesIO()
+    figure.savefig(pdf, format="pdf")
+    fonts = [font.get_object() for page in pypdf.PdfReader(pdf).pages for font in page["/Resources"]["/Font"].values()]
+    assert {(font["/Subtype"], font.get("/DescendantFonts", [{}])[0].get_object()["/Subtype"]) for font in fonts} == {
+        ("/Type0", "/CIDFontType2")  # TrueType; matplotlib's own choice is /Type3, which some publishers refuse
+    }
+
+
+def test_a_figure_is_as_wide_as_a_column():
+    for figure in (
+        maps_figure([PANEL], width_in=3.25),
+        intervals_figure(ROWS, title="t", axis="a", width_in=3.25),
+        diagram_figure(NODES, [ARROW], width_in=3.25),
+    ):
+        assert figure.get_size_inches()[0] == 3.25
+
+
+def test_colours_are_the_verdicts_and_arrows_say_their_share():
+    row = Row(label="L1H1", mean=1.0, ci95=None, word="induction", colour="#d55e00")
+    assert intervals_figure([row], title="t", axis="a").axes[0].lines[1].get_markerfacecolor() == "#d55e00"
+    arrow = Arrow(source="L0H4", target="L1H1", weight=0.5, note="", label="50%")
+    assert "50%" in [one.get_text() for one in diagram_figure(NODES, [arrow]).axes[0].texts]
+    many = diagram_figure(NODES, [arrow] * (LABELLED + 1))
+    assert "50%" not in [one.get_text() for one in many.axes[0].texts]
 
 
 def test_a_figure_is_not_kept_by_pyplot_and_leaves_its_settings_alone():

@@ -136,6 +136,22 @@ def test_movers_are_told_from_what_steers_them(seed):
     assert outcomes["s_inhibition"] == {"s_inhibition": "primary", "lowers_repeated": "correlate"}
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_backup_is_told_from_the_movers_it_stands_in_for(seed):
+    outcomes, _, atlas = found(
+        ["backup_mover", "backup_silent", "negative_mover"], ["name_mover", "backup_mover"], seed
+    )
+    assert outcomes["backup_mover"] == {
+        "backup_mover": "primary",
+        "backup_silent": "correlate",
+        "negative_mover": "correlate",
+    }
+    # The backup takes over for the mover, which is then not needed, and transfers.
+    assert outcomes["name_mover"] == {"name_mover": "secondary", "negative_mover": "interferer"}
+    backup = next(one for one in atlas.findings if one.role == "backup_mover" and one.outcome == "primary")
+    assert backup.measures["with the movers"] < 0.1
+
+
 TRUTH = {
     "induction": {"induction", "order_2", "retrieval", "segments", "copy_suppression", "anti_induction"},
     "previous_token": {"previous_token"},
@@ -145,6 +161,7 @@ TRUTH = {
     "successor": {"successor"},
     "name_mover": {"name_mover", "negative_mover"},
     "negative_mover": {"name_mover", "negative_mover"},
+    "backup_mover": {"backup_mover"},
     "s_inhibition": {"s_inhibition"},
 }
 """Who may hold a role: on repeats whatever finds the place after the earlier copy does induction, too, and a mover of
@@ -154,7 +171,7 @@ either sign is an interferer for the other."""
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(20))
 def test_in_the_model_of_every_role_none_is_missed_and_none_invented(seed):
-    outcomes, _, _ = found(NAMES, list(TRUTH), seed)
+    outcomes, _, _ = found(NAMES, list(TRUTH), seed, n_prompts=12)
     for role, truth in TRUTH.items():
         held = {name for name, outcome in outcomes[role].items() if outcome in HELD}
         assert held <= truth, role
@@ -167,6 +184,13 @@ def test_a_role_that_cannot_be_asked_says_why():
     assert "no tokenizer" in atlas.not_asked["delimiter"]
     with pytest.raises(ArgumentError, match="delimiter was not asked of"):
         atlas.with_role("delimiter")
+
+
+def test_a_quick_atlas_does_not_ask_what_takes_an_ablation():
+    built = known_roles(["backup_mover"])
+    loaded = hs.load(built.model, tokenizer=tokenizer(built.words))
+    atlas = hs.atlas(loaded, ["backup_mover", "sink"], quick=True, n_prompts=4)
+    assert "takes interventions" in atlas.not_asked["backup_mover"]
 
 
 def test_a_random_model_has_no_role():

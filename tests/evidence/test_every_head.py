@@ -328,7 +328,7 @@ def one_layer(n_heads):
         return hs.load(LlamaForCausalLM(config).eval())
 
 
-def raced(monkeypatch, exact, first_order=None, *, top=1, confidence=0.95):
+def raced(monkeypatch, exact, first_order=None, *, top=1, confidence=0.95, negligible=None):
     """A race over a table of effects [head prompt] instead of a model's. Also returns what was read."""
     n_heads, n_prompts = exact.shape
     model = one_layer(n_heads)
@@ -346,7 +346,9 @@ def raced(monkeypatch, exact, first_order=None, *, top=1, confidence=0.95):
 
     monkeypatch.setattr(every_head, "gradients", made_up)
     monkeypatch.setattr(every_head._Course, "_ablated", table)
-    found = hs.ablate_each(model, probe=repeats(model, n_prompts), method="zero", top=top, confidence=confidence)
+    found = hs.ablate_each(
+        model, probe=repeats(model, n_prompts), method="zero", top=top, confidence=confidence, negligible=negligible
+    )
     return {one.head.head: one for one in found.heads}, found, read
 
 
@@ -408,6 +410,41 @@ def test_the_top_is_right_as_often_as_was_asked(monkeypatch):
         best = set(np.argsort(-exact.mean(1))[:3].tolist())
         right += {one.head.head for one in found.heads[:3]} == best
     assert right >= 38  # 95%
+
+
+def test_where_nothing_matters_the_race_ends_after_its_first_round(monkeypatch, rng):
+    # Effects near .001 nats; read in 4 of 32 prompts: half = sqrt(28/32) * t(3) * 1e-4 / 2, far below .009
+    exact = 0.001 + 1e-4 * rng.normal(size=(6, 32))
+    one, found, read = raced(monkeypatch, exact, top=2, negligible=0.01)
+    assert len(read) == found.n_ablations == 6 * 4
+    assert [(effect.exact, effect.n_prompts) for effect in found.heads] == [(False, 4)] * 6
+    for head, row in enumerate(exact):
+        low, high = one[head].delta_loss_nats.ci95
+        assert low < row.mean() < high < 0.01
+    _, whole, _ = raced(monkeypatch, exact, top=2)
+    assert whole.n_ablations > found.n_ablations
+    assert all(effect.exact for effect in whole.heads[:2])
+
+
+def test_what_may_matter_is_measured_among_what_does_not(monkeypatch, rng):
+    # Of a top of 3, one head matters and one might: .012, .008, .012, ... straddles .01. The rest is negligible.
+    exact = 0.001 + 1e-5 * rng.normal(size=(6, 32))
+    exact[2] = 0.5 + 0.1 * rng.normal(size=32)
+    exact[4] = np.tile([0.012, 0.008], 16)
+    one, _, _ = raced(monkeypatch, exact, top=3, negligible=0.01)
+    assert {head for head, effect in one.items() if effect.exact} == {2, 4}
+    assert [one[head].n_prompts for head in (0, 1, 3, 5)] == [4] * 4
+
+
+def test_a_head_that_matters_is_seldom_called_negligible(monkeypatch):
+    # 40 tables of 6 heads whose effects are a fifth of a prompt's spread above .01: by design 1 table in 20 is wrong
+    wrong = 0
+    for seed in range(40):
+        draw = np.random.default_rng(seed).normal(size=(6, 32))
+        exact = 0.0102 + 0.001 * (draw - draw.mean(1, keepdims=True))
+        one, _, _ = raced(monkeypatch, exact, top=5, negligible=0.01)
+        wrong += any(effect.delta_loss_nats.ci95[1] < 0.01 for effect in one.values() if not effect.exact)
+    assert wrong <= 2
 
 
 # ---- in any batch, and out of memory

@@ -159,6 +159,15 @@ def test_where_the_context_is_short_the_default_late_is_its_last_token(gpt2):
     assert result.note == "windows of 64 tokens end before token 500; late is their last token, 63"
 
 
+def test_where_50_is_too_late_the_default_early_is_a_tenth_of_late(gpt2):
+    # windows of 40 tokens: late is 39, early 39 // 10 = 3; of 16 tokens: 15 and 1
+    for window, late, early in ((40, 39, 3), (16, 15, 1)):
+        result = icl(gpt2, tokens=stream(500), window=window)
+        assert (result.settings["early"], result.settings["late"]) == (early, late)
+        assert f"early is token {early}, since late is 50 or less" in result.note
+    assert icl(gpt2, tokens=stream(500)).settings["early"] == 50
+
+
 def test_without_a_stated_context_windows_hold_512_tokens_or_as_many_as_late_needs():
     model = tiny_causal_lm("gpt2")
     model.config.n_positions = -1
@@ -238,7 +247,6 @@ def test_the_model_is_left_as_it_was(gpt2):
         (dict(early=50, late=40), ArgumentError, "early=50 and late=40 in windows of 64 tokens; it needs 1 <= early <"),
         (dict(early=20, late=20), ArgumentError, "early=20 and late=20"),
         (dict(early=0), ArgumentError, "early=0 and late=63"),
-        (dict(window=40), ArgumentError, "early=50 and late=39 in windows of 40 tokens"),
         (dict(late=500), ShapeError, "late=500 needs windows of at least 501 tokens, but .* reads at most 64; use lat"),
         (dict(window=32, late=32, early=5), ShapeError, "late=32 needs .* a window has 32; use late=31 or less"),
         (dict(window=65), ShapeError, "window=65, but .* reads at most 64 tokens; use a shorter window"),

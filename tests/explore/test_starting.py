@@ -43,6 +43,7 @@ def test_ids_are_read_after_their_mark_and_alone_where_there_is_no_tokenizer(rea
     assert ids_of(reader.model, "ids: 5, 17 9") == [5, 17, 9]
     assert ids_of(reader.model, "5 17 9") is None  # words of a model that reads words
     assert ids_of(bare, "5 17 9") == [5, 17, 9]
+    assert ids_of(reader.model, " " * 20_000 + "x") is None  # in time that grows with the text, not its square
     with pytest.raises(TokenError, match="has no tokenizer.*ids: 5 17 9 5"):
         ids_of(bare, "the cat")
     with pytest.raises(TokenError, match="outside the vocabulary"):

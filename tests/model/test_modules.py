@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import random
+from types import SimpleNamespace
 
 import pytest
+import torch
+from torch import nn
 
 from headscope.errors import UnsupportedModel
+from headscope.model.backbone import stated_context
 from headscope.model.load import load
-from tests.model.written import CHOICES, CONTEXT, REFUSED, VOCABULARY, Written, agree
+from tests.model.written import CHOICES, CONTEXT, HEADS, REFUSED, VOCABULARY, D, Written, agree
 
 RIGHT = {
     "separate": {},
@@ -48,6 +53,69 @@ def test_modules_written_by_hand_are_right(name):
     else:
         assert model.check.support == "exact", model.check.reason
     agree(written, model)
+
+
+class OfTorch(nn.Module):
+    """Two layers of `nn.MultiheadAttention`, which has a kernel of its own where no gradient is asked for."""
+
+    def __init__(self, *, batch_first, need_weights):
+        super().__init__()
+        self.batch_first, self.need_weights = batch_first, need_weights
+        self.embed, self.position = nn.Embedding(VOCABULARY, D), nn.Parameter(0.5 * torch.randn(CONTEXT, D))
+        self.layers = nn.ModuleList(nn.MultiheadAttention(D, HEADS, batch_first=batch_first) for _ in range(2))
+        self.norms, self.unembed = nn.ModuleList(nn.LayerNorm(D) for _ in range(2)), nn.Linear(D, VOCABULARY)
+        self.patterns = []
+
+    def forward(self, ids, *, own=False):
+        x, n = self.embed(ids) + self.position[: ids.shape[1]], ids.shape[1]
+        later = torch.ones(n, n).triu(1).bool()
+        self.patterns = []
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            y = norm(x) if self.batch_first else norm(x).transpose(0, 1)
+            told = {"average_attn_weights": False} if own else {}
+            y, pattern = layer(y, y, y, attn_mask=later, need_weights=own or self.need_weights, **told)
+            self.patterns.append(pattern)
+            x = x + (y if self.batch_first else y.transpose(0, 1))
+        return self.unembed(x)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_torch_s_own_attention_module_is_right(batch_first, need_weights):
+    torch.manual_seed(0)
+    module = OfTorch(batch_first=batch_first, need_weights=need_weights).eval()
+    model = load(module)
+    assert (model.check.support, model.check.heads, model.max_tokens) == ("exact", {0: 4, 1: 4}, CONTEXT)
+    ids = torch.randint(VOCABULARY, (3, 13))
+    seen = {}
+    model.run(ids, lambda attention: seen.update({attention.layer: attention.pattern().clone()}))
+    with torch.no_grad():
+        module(ids, own=True)
+    for layer, pattern in enumerate(module.patterns):
+        torch.testing.assert_close(seen[layer], pattern, atol=1e-5, rtol=0)
+    for layer, head in [(0, 1), (1, 3)]:
+
+        def without(attention, layer=layer, head=head):
+            if attention.layer != layer:
+                return None
+            z = attention.z.clone()
+            z[:, :, head] = 0
+            return z
+
+        given = model.backbone.logits(model.run(ids, without))
+        other = copy.deepcopy(module)
+        w_o = other.get_parameter(f"layers.{layer}.out_proj.weight")  # [out, in], 6 columns for each head
+        w_o.data[:, head * 6 : head * 6 + 6] = 0
+        with torch.no_grad():
+            wanted, plain = other(ids, own=True), module(ids, own=True)
+        assert float((wanted - plain).abs().max()) > 1e-3
+        torch.testing.assert_close(given, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["seq_length", "max_seq_len", "max_position_embeddings", "n_positions", "block_size"])
+def test_a_config_s_context_is_read_under_every_name_that_it_has(name):
+    assert stated_context(SimpleNamespace(**{name: 40})) == 40
+    assert stated_context(SimpleNamespace(**{name: None})) is None
 
 
 @pytest.mark.parametrize("twist", REFUSED)

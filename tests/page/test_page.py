@@ -304,6 +304,32 @@ def test_a_page_without_a_finding_says_so(show, document):
     opened.assert_quiet()
 
 
+def test_a_null_result_looks_like_a_result(show, document):
+    # Scores of 0.01 to 0.12: the best candidates stand against chance, the map is rescaled, and no card is empty.
+    for number, head in enumerate(document["scan"]["heads"]):
+        head["scores"]["induction"] |= {
+            "mean": 0.01 * (number + 1),
+            "ci95": [0.0, 0.2],
+            "chance": 0.02,
+            "control": 0.01,
+        }
+    for one in document["verify"]["heads"]:
+        one.update(verdict="none")
+    document["circuit"] |= {"receivers": [], "edges": [], "sets": [], "context": [], "notes": ["none is explained"]}
+    opened = show(document)
+    page = opened.page
+    rows = page.locator("#heads .roles tbody tr").all_inner_texts()
+    assert [one.split()[0] for one in rows] == ["L1H5", "L1H4", "L1H3", "L1H2", "L1H1"]
+    assert rows[0].split("\t")[1:4] == ["0.120 [0.000, 0.200]", "0.020", "0.010"]
+    assert page.locator("#circuit-part").count() == 0
+    assert "none is explained" in page.locator("#made").inner_text()
+    page.check("input[value=induction]", force=True)
+    assert "0.12, the largest" in page.locator("#head-map .legend").inner_text()
+    darkest = page.locator("#head-map rect[data-head=L1H5]").get_attribute("fill")
+    assert darkest == "#08306b"  # the end of the scale
+    opened.assert_quiet()
+
+
 def test_a_head_without_a_pattern_says_so(show, document):
     document["example"]["patterns"] = document["example"]["patterns"][6:]
     document["example"]["left_out"] = 6

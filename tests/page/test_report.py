@@ -135,8 +135,9 @@ def test_without_a_set_the_finding_is_that_there_is_none(results):
     weak = tuple(dataclasses.replace(one, mean=0.1) for one in results.scan.scores)
     found = finding(dataclasses.replace(results.scan, scores=weak), bare, None)
     assert found.sentence.startswith(
-        "In demo, no head does induction; the highest induction score is 0.10; without L0H3"
+        "In demo, no head does induction; the highest induction score is 0.10, L0H0, by chance 0.01; without L0H3"
     )
+    assert found.details[-1].startswith("The best candidates by their induction score: L0H0 0.100 (chance 0.01")
 
 
 def test_a_single_head_is_one_head(results):

@@ -45,7 +45,9 @@ export function Glance(props: {
       }),
     [heads],
   );
-  return (
+  // Drawn again only for what it shows: a report of 1,024 heads changes its card more often than its pins.
+  return useMemo(
+    () => (
     <>
       <h2>Patterns</h2>
       <p class="soft">
@@ -87,6 +89,8 @@ export function Glance(props: {
         <MatrixCaption marked theme={theme} />
       </p>
     </>
+    ),
+    [report, heads, theme, way, cursor, pins.join(" ")],
   );
 }
 

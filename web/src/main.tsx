@@ -24,6 +24,7 @@ import { Word } from "./words";
 import "./styles.css";
 
 const LISTED = 14;
+const CANDIDATES = 5;
 const POLL_MS = 700;
 
 /** The parts beneath the finding, in order. */
@@ -79,6 +80,8 @@ const PARTS: Part[] = [
   {
     id: "circuit-part",
     title: "Circuit",
+    // Without a head to explain it would be an empty card; the notes of how it was made say why there is none.
+    when: (report) => report.circuit === null || report.circuit.receivers.length > 0,
     draw: ({ report, theme, open }) => <CircuitGraph report={report} theme={theme} onOpen={open} />,
   },
   {
@@ -308,7 +311,7 @@ function RoleTable(props: {
 }): JSX.Element {
   const named = props.ranked.filter((one) => props.heads.meaning(one.verdict).has_role);
   const [all, setAll] = useState(false);
-  if (!named.length) return <p>None: no head has a role, and the loss depends on no single one.</p>;
+  if (!named.length) return <Candidates {...props} />;
   return (
     <>
       <Scroll label="Heads that matter">
@@ -352,6 +355,61 @@ function RoleTable(props: {
           {all ? "Fewer" : `${named.length - LISTED} more`}
         </button>
       )}
+    </>
+  );
+}
+
+/** Where no head has a role: those that come nearest, against chance and their controls. */
+function Candidates({ heads, onOpen }: { heads: Heads; onOpen: (head: string) => void }): JSX.Element {
+  const best = heads.names
+    .flatMap((head) => {
+      const score = heads.scores.get(head)?.["induction"];
+      return score ? [{ head, score }] : [];
+    })
+    .sort((a, b) => b.score.mean - a.score.mean)
+    .slice(0, CANDIDATES);
+  return (
+    <>
+      <p>None: no head has a role, and the loss depends on no single one. The best candidates for induction:</p>
+      <Scroll label="Best candidates">
+        <table class="roles">
+          <thead>
+            <tr>
+              <th scope="col">head</th>
+              <th scope="col">
+                <Word of="stripe" /> and 95% <Word of="interval" />
+              </th>
+              <th scope="col">
+                <Word of="chance" />
+              </th>
+              <th scope="col">
+                <Word of="control" />
+              </th>
+              <th scope="col">
+                loss without it, <Word of="nats" />
+              </th>
+            </tr>
+          </thead>
+          <tbody>
+            {best.map(({ head, score }) => {
+              const delta = heads.verdicts.get(head)?.delta_loss_nats;
+              return (
+                <tr>
+                  <th scope="row">
+                    <button type="button" class="link" onClick={() => onOpen(head)}>
+                      {head}
+                    </button>
+                  </th>
+                  <td>{interval(score)}</td>
+                  <td>{fixed(score.chance, 3)}</td>
+                  <td>{score.control === null ? "" : fixed(score.control, 3)}</td>
+                  <td>{delta ? interval(delta, 3, signed) : ""}</td>
+                </tr>
+              );
+            })}
+          </tbody>
+        </table>
+      </Scroll>
     </>
   );
 }

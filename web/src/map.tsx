@@ -21,6 +21,8 @@ interface Cell {
 const LEFT = 34;
 const TOP = 4;
 const BOTTOM = 24;
+/** Scores all below this are shown on a scale of their own. */
+const SMALL = 0.2;
 
 export function HeadMap(props: {
   report: Report;
@@ -184,13 +186,13 @@ function Legend({ mode, report, theme }: { mode: string; report: Report; theme: 
       </ul>
     );
   }
-  const most = mode === "effect" ? mostEffect(report) : 1;
+  const most = mode === "effect" ? mostEffect(report) : mostScore(report, mode);
   const stops = (from: number, to: number) => `linear-gradient(to right, ${css(shade(from, theme))}, ${css(shade(to, theme))})`;
   return (
     <p class="legend">
       <span>{mode === "effect" ? "0 nats" : "0"}</span>
       <span class="ramp" style={{ background: stops(0, 1) }} />
-      <span>{mode === "effect" ? `+${fixed(most, 2)}` : "1, all of its attention"}</span>
+      <span>{mode === "effect" ? `+${fixed(most, 2)}` : most < 1 ? `${fixed(most, 2)}, the largest` : "1, all of its attention"}</span>
       {mode === "effect" && (
         <>
           <span class="ramp short" style={{ background: stops(0, -1) }} />
@@ -205,8 +207,14 @@ function mostEffect(report: Report): number {
   return Math.max(0.01, ...report.verify.heads.map((one) => Math.abs(one.delta_loss_nats?.mean ?? 0)));
 }
 
+/** The end of a role's scale: 1, or the largest score where all are so small that the map would be blank. */
+function mostScore(report: Report, role: string): number {
+  const largest = Math.max(0, ...report.scan.heads.map((one) => one.scores[role]?.mean ?? 0));
+  return largest > 0 && largest < SMALL ? largest : 1;
+}
+
 function cellsOf(report: Report, heads: Heads, mode: string, theme: Theme): Cell[] {
-  const most = mostEffect(report);
+  const most = mode === "effect" ? mostEffect(report) : mostScore(report, mode);
   // In looped models a head has several calls; the map shows the one that says most, as scan's own map does.
   const best = new Map<string, { cell: Cell; weight: number }>();
   for (const name of heads.names) {
@@ -253,7 +261,7 @@ function cellOf(heads: Heads, name: string, mode: string, theme: Theme, most: nu
   const control = score.control === null ? "" : `, on the control ${fixed(score.control, 3)}`;
   return {
     cell: {
-      colour: shade(score.mean, theme),
+      colour: shade(score.mean / most, theme),
       letter: "",
       note: `${name} ${words(mode)}: ${interval(score)}, by chance ${fixed(score.chance, 3)}${control}`,
     },

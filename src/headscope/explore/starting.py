@@ -25,7 +25,7 @@ MOST_TOKENS_A_CHARACTER = 0.8
 """Of a text that suits a tokenizer."""
 PERIOD = 12
 """Length of the run of random tokens: short enough to read."""
-ANY_IDS = re.compile(r"\s*(ids:)?\s*(\d{1,9}(?:[\s,]+\d{1,9})*)[\s,]*")
+ANY_IDS = re.compile(r"(?:(ids:)\s*)?(\d{1,9}(?:[\s,]+\d{1,9})*),?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ def ids_of(model: Model, text: str) -> list[int] | None:
     Raises:
         TokenError: words, and the model has no tokenizer.
     """
-    found = ANY_IDS.fullmatch(text)
+    found = ANY_IDS.fullmatch(text.strip())
     if found is not None and (found[1] or model.tokenizer is None):
         return [int(one) for one in re.split(r"[\s,]+", found[2])]
     if model.tokenizer is None:

@@ -91,7 +91,10 @@ def split_of(attention: nn.Module, z: Tensor) -> Split | None:
 
 
 def weight_of(module: nn.Module, name: str = "weight") -> Tensor:
-    """A module's parameter, whole: put together from all processes, or fetched from where it waits between calls."""
+    """A module's parameter, whole: put together from all processes, or fetched from where it waits between calls.
+
+    One that a quantising library keeps packed is unpacked, where it says how.
+    """
     weight: Any = getattr(module, name)
     if hasattr(weight, "full_tensor"):
         return weight.full_tensor()
@@ -100,7 +103,17 @@ def weight_of(module: nn.Module, name: str = "weight") -> Tensor:
 
         with align_module_device(module):
             return getattr(module, name).detach().clone()
+    if not is_plain(weight):
+        try:
+            return weight.dequantize()
+        except (RuntimeError, AttributeError, TypeError):  # it does not say
+            return weight
     return weight
+
+
+def is_plain(weight: Tensor) -> bool:
+    """Whether a tensor is what it seems: a class of a quantising library may know a few operations alone."""
+    return type(weight) in (Tensor, nn.Parameter, nn.Buffer)
 
 
 def whole_rows(module: nn.Module, given: Tensor, output: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:

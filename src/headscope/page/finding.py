@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from headscope.evidence.circuit.result import INPUT_NAMES, Circuit
-from headscope.evidence.scan.result import Scan
+from headscope.evidence.scan.result import HeadScore, Scan
 from headscope.evidence.verify.result import HeadSet, Verification
 from headscope.heads import HeadId
 from headscope.records.common import Estimate
 
+CANDIDATES = 5
+"""Heads named where none does induction."""
 SHOWN = 6
 """Heads named before the rest are counted."""
 
@@ -51,17 +53,39 @@ def _nothing(name: str, scan: Scan, verification: Verification) -> Finding:
         whose = f"{_count(heads)} ({_names(heads)}) {'attends' if len(heads) == 1 else 'attend'} like one"
         sentence = f"In {name}, no head does induction: {whose}, but the second copy does not depend on that"
     else:
-        best = max((score.mean for score in scan.scores if score.detector == "induction"), default=None)
-        score = "" if best is None else f"; the highest induction score is {best:.2f}"
-        sentence = f"In {name}, no head does induction{score}"
+        best = _candidates(scan)[:1]
+        score = [
+            f"; the highest induction score is {one.mean:.2f}, {one.head}, by chance {one.chance:.2f}" for one in best
+        ]
+        sentence = f"In {name}, no head does induction{''.join(score)}"
     clean = verification.clean
     return Finding(
         sentence=f"{sentence}{_largest_unknown(verification)}.",
         details=(
             f"Its loss is {clean['second_copy'].mean:.2f} nats on the second copy and "
             f"{clean['first_copy'].mean:.2f} on the first.",
+            *_best_of(scan),
         ),
     )
+
+
+def _candidates(scan: Scan) -> list[HeadScore]:
+    """Heads by their induction score, the highest first; none where the scan has no such role."""
+    known = any(role.name == "induction" for role in scan.roles)
+    return scan.ranked("induction")[:CANDIDATES] if known else []
+
+
+def _best_of(scan: Scan) -> tuple[str, ...]:
+    """The best candidates against chance and their controls."""
+    best = _candidates(scan)
+    if not best:
+        return ()
+    shown = [
+        f"{one.head} {one.mean:.3f} (chance {one.chance:.3f}"
+        f"{'' if one.control is None else f', control {one.control:.3f}'})"
+        for one in best
+    ]
+    return (f"The best candidates by their induction score: {', '.join(shown)}.",)
 
 
 def _largest_unknown(verification: Verification) -> str:

@@ -31,6 +31,8 @@ role. Three layers, or four: heads that move tokens, heads that read what these 
               first_name          at that end, attends to where the first name is, copies: a decoy
               lowers_repeated     at that end, attends to the later place of the repeated name, and lowers it: a decoy
     layer 3   told            copies `told`, for mover_relay
+              backup_mover    attends as the name mover does, unless the name has been written already; copies
+              backup_silent   the same, and writes nothing: a decoy
 
 Gains are those of `handbuilt`: a match has all but 1e-4 of the attention.
 
@@ -77,6 +79,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "mover_silent": ("name_mover", "s_inhibition", "repeated_name"),
     "mover_relay": ("told", "s_inhibition", "repeated_name"),
     "lowers_repeated": ("repeated_name",),
+    "backup_mover": ("name_mover", "s_inhibition", "repeated_name"),
+    "backup_silent": ("name_mover", "s_inhibition", "repeated_name"),
 }
 LAYERS: tuple[tuple[str, ...], ...] = (
     (*MOVERS, "bias", "dormant", "small", "delimiter", "repeated_name"),
@@ -88,7 +92,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("copy_suppression", "anti_induction", "name_mover", "negative_mover", "mover_silent", "mover_relay"),
         *("first_name", "lowers_repeated"),
     ),
-    ("told",),
+    ("told", "backup_mover", "backup_silent"),
 )
 NAMES: tuple[str, ...] = tuple(name for layer in LAYERS for name in layer)
 LETTERS = tuple(range(1, 9))
@@ -106,6 +110,8 @@ WORDS: dict[int, str] = {
 ASKS = 39
 """Id of the word at the end of a sentence about two people."""
 SUCCESSOR_GAIN = 6.0
+LOWERED = 4.0
+"""What is taken off a repeated name, in units of its code."""
 SUPPRESSION = 0.3
 """Of what induction writes, what the suppressing heads take off."""
 TILT = 6.0
@@ -265,7 +271,7 @@ class _Draws:
             case "s_inhibition":
                 return plan.head("none", self._asking("again"), plan.write("embedded", "inhibited", 1.0))
             case "lowers_repeated":
-                return plan.head("none", self._asking("again"), plan.write("embedded", "token", -COPY_GAIN))
+                return plan.head("none", self._asking("again"), plan.write("embedded", "token", -LOWERED))
             case "name_mover":
                 return plan.head("none", self._asking("name", inhibited=True), copy)
             case "negative_mover":
@@ -276,6 +282,10 @@ class _Draws:
                 return plan.head("none", self._asking("name", inhibited=True), plan.write("embedded", "told", 1.0))
             case "first_name":
                 return plan.head("none", self._gated(self._at(FIRST_NAME), "asks", DIGITS * POSITION_GAIN), copy)
+            case "backup_mover":
+                return plan.head("none", self._unless_said(), copy)
+            case "backup_silent":
+                return plan.head("none", self._unless_said(), nothing)
             case "told":
                 pattern = plan.pattern(("here", "here", POSITION_GAIN))
                 return plan.head("none", pattern, plan.write("told", "token", COPY_GAIN))
@@ -343,6 +353,16 @@ class _Draws:
         q, q_bias, k = self.parts.pattern(*pairs, rest_gain=0.0)
         q_bias = q_bias.clone()
         q_bias[int(k[self.parts.space["start"]].abs().argmax())] = MATCH_GAIN * (DIGITS - 0.5)
+        return q, q_bias, k
+
+    def _unless_said(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As a name mover, but for a name that was written to `token` beyond the embedding."""
+        q, q_bias, k = self._asking("name", inhibited=True)
+        space = self.parts.space
+        column = int(k[space["embedded"].start].abs().argmax())
+        inner = torch.arange(space.width("token"))
+        q[inner + space["token"].start, inner + column] -= MATCH_GAIN / COPY_GAIN
+        q[inner + space["embedded"].start, inner + column] += MATCH_GAIN / COPY_GAIN
         return q, q_bias, k
 
     def _resting(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

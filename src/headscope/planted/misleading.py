@@ -9,8 +9,8 @@ an induction head's pattern in the second, everything rotated at random. Each ca
                           head copies that, and lowers the token itself a little: its direct path says it suppresses
     rewritten_suppressor  its mirror image, beside a stronger induction head: it lowers what it attends to, while its
                           direct path says that it copies
-    mlp_copier            as rewritten_copier, but the first layer's MLP writes the identity: what is copied is a token's
-                          effective embedding, while the direct path reads the raw one
+    mlp_copier            as rewritten_copier, but the first layer's MLP writes the identity: a token's effective
+                          embedding is copied, while the direct path reads the raw one
     mlp_suppressor        as rewritten_suppressor, by the same MLP
     faint                 beside the induction head one of the same pattern that lowers what it attends to by 0.002
     two, three            as many equal induction heads, any one of which suffices

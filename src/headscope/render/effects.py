@@ -30,6 +30,8 @@ class Row:
     """What stands behind it, like a verdict."""
     control: bool = False
     """Drawn hollow: the reference for the others."""
+    colour: str | None = None
+    """Of its dot and bar in a figure, like `#0072b2`; None for the usual one."""
 
 
 def intervals_svg(rows: Sequence[Row], *, title: str, axis: str) -> str:

@@ -2,12 +2,14 @@
 
 What is drawn is what `headscope.render.maps`, `headscope.render.effects` and `headscope.render.graph` draw as SVG, from
 the same records. A figure belongs to its caller: it is not pyplot's current one, a notebook shows it where it is a
-cell's value, and `figure.savefig("name.pdf")` writes it with text as text.
+cell's value, and `figure.savefig("name.pdf")` writes it with text as text: TrueType in PDF, letters in SVG. Those two
+are settings of matplotlib that are read while a file is written, so the figure sets them then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from headscope.errors import ArgumentError
@@ -30,12 +32,13 @@ _STYLE: dict[str, Any] = {
     "text.color": _INK,
     "xtick.color": _SOFT,
     "ytick.color": _INK,
-    "pdf.fonttype": 42,
-    "svg.fonttype": "none",
 }
+_FILES: dict[str, Any] = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}
+LABELLED = 24
+"""Arrows that still have their share beside them."""
 
 
-def maps_figure(panels: Sequence[Panel], *, columns: int = 3) -> Figure:
+def maps_figure(panels: Sequence[Panel], *, columns: int = 3, width_in: float | None = None) -> Figure:
     """Layer x head maps on one scale from 0 to 1; a cell without a head is blank."""
     pyplot, matplotlib = _matplotlib()
     n_layers = max((len(panel.values) for panel in panels), default=1)
@@ -45,7 +48,9 @@ def maps_figure(panels: Sequence[Panel], *, columns: int = 3) -> Figure:
     size = (columns * max(1.6, n_heads * _CELL_IN + 0.7) + 0.5, rows * max(1.2, n_layers * _CELL_IN + 0.75))
     shades = matplotlib.colors.LinearSegmentedColormap.from_list("headscope", [colour(0.0), colour(1.0)])
     with pyplot.rc_context(_STYLE):
-        figure, grid = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+        figure, grid = pyplot.subplots(
+            rows, columns, figsize=size, squeeze=False, layout="constrained", FigureClass=_paper()
+        )
         image = None
         for panel, axes in zip(panels, grid.flat, strict=False):
             values = [
@@ -61,20 +66,24 @@ def maps_figure(panels: Sequence[Panel], *, columns: int = 3) -> Figure:
             axes.set_axis_off()
         if image is not None:
             figure.colorbar(image, ax=list(grid.flat), label="attention", shrink=0.8)
+    if width_in is not None:
+        figure.set_size_inches(width_in, size[1] * width_in / size[0])
     return _own(pyplot, figure)
 
 
-def intervals_figure(rows: Sequence[Row], *, title: str, axis: str) -> Figure:
+def intervals_figure(rows: Sequence[Row], *, title: str, axis: str, width_in: float | None = None) -> Figure:
     """One row for each effect: a dot at the mean, a bar over its interval, a word behind it."""
     pyplot, _ = _matplotlib()
     with pyplot.rc_context(_STYLE):
-        figure, axes = pyplot.subplots(figsize=(5.2, 0.9 + _ROW_IN * max(1, len(rows))), layout="constrained")
+        size = (width_in or 5.2, 0.9 + _ROW_IN * max(1, len(rows)))
+        figure, axes = pyplot.subplots(figsize=size, layout="constrained", FigureClass=_paper())
         axes.axvline(0, color=_SOFT, linewidth=0.8)
         for place, row in enumerate(rows):
+            ink = row.colour or _LINE
             if row.ci95 is not None:
-                axes.plot(row.ci95, (place, place), color=_LINE, linewidth=1.5, solid_capstyle="butt")
-            face = "white" if row.control else _LINE
-            axes.plot(row.mean, place, "o", markersize=4.5, markerfacecolor=face, markeredgecolor=_LINE)
+                axes.plot(row.ci95, (place, place), color=ink, linewidth=1.5, solid_capstyle="butt")
+            face = "white" if row.control else ink
+            axes.plot(row.mean, place, "o", markersize=4.5, markerfacecolor=face, markeredgecolor=ink)
             axes.annotate(
                 row.word, (1, place), (6, 0), xycoords=axes.get_yaxis_transform(), textcoords="offset points",
                 va="center", color=_SOFT,
@@ -84,12 +93,12 @@ def intervals_figure(rows: Sequence[Row], *, title: str, axis: str) -> Figure:
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.set_title(title, loc="left")
-        axes.set_xlabel(axis)
+        figure.supxlabel(axis, fontsize=8)
     return _own(pyplot, figure)
 
 
-def diagram_figure(nodes: Sequence[Node], arrows: Sequence[Arrow]) -> Figure:
-    """Heads in rows by layer, the last on top, and arrows as wide as what they carry."""
+def diagram_figure(nodes: Sequence[Node], arrows: Sequence[Arrow], *, width_in: float | None = None) -> Figure:
+    """Heads in rows by layer, the last on top, and arrows as wide as what they carry, with that beside them."""
     pyplot, _ = _matplotlib()
     layers = sorted({node.layer for node in nodes})
     widest = max((sum(node.layer == layer for node in nodes) for layer in layers), default=1)
@@ -98,7 +107,8 @@ def diagram_figure(nodes: Sequence[Node], arrows: Sequence[Arrow]) -> Figure:
         those = [node for node in nodes if node.layer == layer]
         at |= {node.label: (widest * (column + 0.5) / len(those), row) for column, node in enumerate(those)}
     with pyplot.rc_context(_STYLE):
-        figure, axes = pyplot.subplots(figsize=(max(3.2, 1.15 * widest + 0.7), max(1.2, 1.1 * len(layers))))
+        size = (width_in or max(3.2, 1.15 * widest + 0.7), max(1.2, 1.1 * len(layers)))
+        figure, axes = pyplot.subplots(figsize=size, FigureClass=_paper())
         figure.subplots_adjust(left=0, right=1, bottom=0, top=1)
         axes.set(xlim=(-0.35, widest), ylim=(-0.5, max(1, len(layers)) - 0.5))
         axes.set_axis_off()
@@ -110,9 +120,18 @@ def diagram_figure(nodes: Sequence[Node], arrows: Sequence[Arrow]) -> Figure:
             (x0, y0), (x1, y1) = at[arrow.source], at[arrow.target]
             style = {"arrowstyle": "-|>", "color": _LINE, "linewidth": 0.6 + 2.4 * arrow.weight, "alpha": 0.85}
             axes.annotate("", (x1, y1 - 0.22), (x0, y0 + 0.22), arrowprops={**style, "shrinkA": 0, "shrinkB": 0})
+            if arrow.label and len(arrows) <= LABELLED:
+                place = (x0 + 0.62 * (x1 - x0), y0 + 0.22 + 0.62 * (y1 - y0 - 0.44))
+                back = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
+                axes.text(*place, arrow.label, fontsize=7, ha="center", va="center", bbox=back)
         for node in nodes:
             x, y = at[node.label]
-            box = {"boxstyle": "round,pad=0.5", "facecolor": _BOX, "edgecolor": _SOFT, "linewidth": 0.6}
+            box = {
+                "boxstyle": "round,pad=0.5",
+                "facecolor": _BOX,
+                "edgecolor": node.colour or _SOFT,
+                "linewidth": 1.4 if node.colour else 0.6,
+            }
             text = f"{node.label}\n{node.note}" if node.note else node.label
             axes.text(x, y, text, ha="center", va="center", bbox=box)
     return _own(pyplot, figure)
@@ -128,6 +147,20 @@ def _matplotlib() -> tuple[Any, Any]:
             'plot needs matplotlib, which is not installed; run pip install "headscope[notebook]".'
         ) from error
     return pyplot, matplotlib
+
+
+@cache
+def _paper() -> type[Figure]:
+    """A figure whose files hold text as text, whatever the caller's settings."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    class PaperFigure(Figure):
+        def savefig(self, *args: Any, **options: Any) -> None:
+            with rc_context(_FILES):
+                super().savefig(*args, **options)
+
+    return PaperFigure
 
 
 def _own(pyplot: Any, figure: Figure) -> Figure:

@@ -24,6 +24,8 @@ class Node:
     """Which row it stands in."""
     note: str
     """What stands beneath its name."""
+    colour: str | None = None
+    """Of its frame, like `#0072b2`; None for a grey one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +40,8 @@ class Arrow:
     """From 0 to 1: its width."""
     note: str
     """Shown when pointed at."""
+    label: str = ""
+    """Stands beside it in a figure."""
 
 
 def diagram_svg(nodes: Sequence[Node], arrows: Sequence[Arrow]) -> str:

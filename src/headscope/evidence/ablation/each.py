@@ -15,6 +15,9 @@
                  best lower end is out; the others go on to three times as many prompts, at last to all, where their
                  effects are exact. A head that the gradient misjudges has a wide interval and stays in the race.
 
+                 With `negligible`, a head whose interval lies below it is out as well, so that where nothing matters
+                 the race ends after its first round, and its top may hold heads that were not read in all prompts.
+
 Heads that are out keep the estimate and interval they left with. The race misleads where a head matters in very few
 prompts, none of them read in the first round, and the gradient says nothing of it there.
 """
@@ -100,7 +103,7 @@ class HeadEffects:
     method: Method
     """`zero`, `mean` or `resample`."""
     heads: tuple[HeadEffect, ...]
-    """Largest effect first. The first `top` of a race are exact."""
+    """Largest effect first. The first `top` of a race are exact, but for those that it left as negligible."""
     probe: dict[str, Any]
     """How the prompts were made."""
     corpus: dict[str, Any] | None
@@ -129,6 +132,7 @@ def ablate_each(
     search: Search = "race",
     top: int = TOP,
     confidence: float = 0.95,
+    negligible: float | None = None,
     corpus: Probe | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -142,6 +146,8 @@ def ablate_each(
         search: `race`, `exhaustive` or `gradient`.
         top: How many heads the race makes sure of.
         confidence: With which the race's top k are those of `exhaustive`.
+        negligible: The race also leaves a head whose whole interval is below this many nats, with that interval. Such
+            heads may be among the first `top`: they are the ones that are not `exact`.
         corpus: Clean prompts for `mean` and `resample`; see `ablate`.
         seed: Of the default probe and of what `resample` draws.
         progress: Called with (ablations done, ablations at most).
@@ -169,7 +175,7 @@ def ablate_each(
     if search == "gradient":
         found = course.gradient_alone()
     elif search == "race":
-        found = course.race(top, confidence)
+        found = course.race(top, confidence, negligible)
     else:
         found = course.exhaustive()
     return HeadEffects(
@@ -217,8 +223,9 @@ class _Course:
             for head, row in zip(self.heads, estimates, strict=True)
         ]
 
-    def race(self, top: int, confidence: float) -> list[HeadEffect]:
+    def race(self, top: int, confidence: float, negligible: float | None) -> list[HeadEffect]:
         """The top k exactly, the rest as far as was needed to rule them out."""
+        least = -math.inf if negligible is None else negligible
         n_heads, n_prompts = len(self.heads), len(self.prompts)
         rounds = _rounds(n_prompts)
         if n_heads <= top or len(rounds) == 1:
@@ -235,10 +242,12 @@ class _Course:
             center[running] = first_order[running].mean(1) + missed.mean(1)
             left = math.sqrt(1 - read / n_prompts)
             half[running] = left * t_quantile(read - 1, error=error) * missed.std(1, ddof=1) / math.sqrt(read)
-            bar = np.sort((center - half)[running])[-top]
+            bar = max(_kth(center[running] - half[running], top), least)
             running = running[center[running] + half[running] >= bar]
+            if not len(running):
+                break
         known = np.isfinite(exact[:, -1])
-        bar = np.sort(exact[known].mean(1))[-top]
+        bar = max(_kth(exact[known].mean(1), top), least)
         for one in np.flatnonzero(~known & (center >= bar)):  # an interval missed: out too early
             read = int(np.isfinite(exact[one]).sum())
             exact[one, read:] = self._ablated([self.heads[one]], range(read, n_prompts))[0]
@@ -279,6 +288,11 @@ class _Course:
 
     def _exact(self, head: HeadId, row: np.ndarray) -> HeadEffect:
         return HeadEffect(head=head, delta_loss_nats=Estimate.of_loss(row), exact=True, n_prompts=len(row))
+
+
+def _kth(values: np.ndarray, k: int) -> float:
+    """The k-th largest; with fewer values there is none to reach."""
+    return float(np.sort(values)[-k]) if len(values) >= k else -math.inf
 
 
 def _rounds(n_prompts: int) -> list[int]:

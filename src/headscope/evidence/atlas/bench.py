@@ -69,6 +69,7 @@ class Bench:
     ) -> None:
         self.model, self.n_prompts, self.seed = model, n_prompts, seed
         self._keep = keep or Keep.nowhere()
+        self._shared: dict[str, dict[str, np.ndarray]] = {}
         self._report = report or (lambda what, done, total: None)
         self.heads: tuple[HeadId, ...] = tuple(
             HeadId(layer, head) for layer, n in sorted(model.check.heads.items()) for head in range(n)
@@ -76,7 +77,9 @@ class Bench:
 
     def kept(self, name: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """Arrays that several roles share, computed once and kept with the partial results."""
-        return self._keep.arrays(name, compute)
+        if name not in self._shared:
+            self._shared[name] = self._keep.arrays(name, compute)
+        return self._shared[name]
 
     # ---- repeated tokens
 

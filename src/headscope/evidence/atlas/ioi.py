@@ -141,7 +141,7 @@ class _Cut:
     def __init__(self, model: Model) -> None:
         if model.tokenizer is None:
             raise NotAsked("the model has no tokenizer, so its names are not known; load it with tokenizer=")
-        self._model = model
+        self._model, self._tokenizer = model, model.tokenizer
         start = model.bos_token_id
         self._start = [] if start is None else [start]
         unknown = getattr(model.tokenizer, "unk_token_id", None)
@@ -167,7 +167,7 @@ class _Cut:
     def _ids(self, words: Mapping[str, str]) -> list[int]:
         with tokenizing(self._model.id):
             text = TEXT.format(**self._slots | dict(words))
-            return [*self._start, *map(int, self._model.tokenizer(text, add_special_tokens=False)["input_ids"])]
+            return [*self._start, *map(int, self._tokenizer(text, add_special_tokens=False)["input_ids"])]
 
     def _slot(self, name: str) -> int | None:
         """Where a word stands: the one token that differs with another word of its kind."""

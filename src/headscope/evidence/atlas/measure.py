@@ -185,6 +185,8 @@ def _try(read: Callable[[], Any]) -> None:
 def _measured(role: Role, bench: Bench, *, quick: bool) -> RolePart:
     started = time.perf_counter()
     try:
+        if quick and role.score_intervenes:
+            raise NotAsked("its score takes interventions, which a quick atlas does not make")
         scored = role.score(bench)
         has = candidates(role, scored)
         tests: Mapping[HeadId, Mapping[str, Sample]] = {}

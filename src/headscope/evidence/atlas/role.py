@@ -88,6 +88,8 @@ class Role:
     """By default the published rule."""
     targets: Callable[[Tokens, Finding], np.ndarray] | None = None
     """(query, key) pairs [place, 2] that a head with this role reads on repeated tokens; None where it has none."""
+    score_intervenes: bool = False
+    """The score itself takes interventions, so that a quick atlas does not ask for it."""
     score_passes: float = 1.0
     """Forward passes of 4,096 tokens that scoring takes, for the estimate of time."""
     explains: bool = True

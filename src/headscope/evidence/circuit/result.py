@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headscope.evidence.head_types import meanings
 from headscope.evidence.scan.result import Timing
 from headscope.heads import HeadId
 from headscope.interventions.paths import Input
@@ -250,19 +251,28 @@ class Circuit:
         """The circuit as SVG."""
         return diagram_svg(*self._graph())
 
-    def plot(self) -> Figure:
+    def plot(self, *, width_in: float | None = None) -> Figure:
         """The circuit as a matplotlib figure; it needs the extra `notebook`.
+
+        Args:
+            width_in: Width in inches, like 6.75 for both columns of a paper; by default what its heads need.
 
         Raises:
             ArgumentError: matplotlib is not installed.
         """
-        return diagram_figure(*self._graph())
+        return diagram_figure(*self._graph(), width_in=width_in)
 
     def _graph(self) -> tuple[list[Node], list[Arrow]]:
+        colours = {one.name: one.colour for one in meanings()}
         nodes = {
             **{one.sender: Node(label=str(one.sender), layer=one.sender.layer, note="sender") for one in self.edges},
             **{
-                one.head: Node(label=str(one.head), layer=one.head.layer, note=one.verdict or "")
+                one.head: Node(
+                    label=str(one.head),
+                    layer=one.head.layer,
+                    note=(one.verdict or "").replace("_", " "),
+                    colour=colours.get(one.verdict or ""),
+                )
                 for one in self.receivers
             },
         }
@@ -271,6 +281,7 @@ class Circuit:
                 source=str(one.sender),
                 target=str(one.receiver),
                 weight=max(0.0, min(1.0, one.share)),
+                label=f"{one.share:.0%}{'' if one.input == 'k' else ' ' + one.input}",
                 note=f"{one.sender} to the {INPUT_NAMES[one.input]} of {one.receiver}: {one.share:.0%} of its stripe"
                 + (f", with all of {', '.join(map(str, one.any_of))}" if one.any_of else ""),
             )

@@ -5,7 +5,8 @@
 
 `Token i` is the token being predicted, counted from 0 in its window, so i tokens stand before it. Where the model has a
 start token, that is token 0. A negative score is good: the model uses what it read. By default late is 500 and early
-50, as in Olsson et al. 2022 (arXiv:2209.11895); some code flips the sign. Windows are disjoint and of one length, and
+50, as in Olsson et al. 2022 (arXiv:2209.11895), or a tenth of late in windows too short for that; some code flips the
+sign. Windows are disjoint and of one length, and
 the difference is taken within each: from one window to the next the loss of a token varies by 3 to 4 nats.
 
 Cost: one forward pass with logits over n_windows * window tokens, by the model's own attention; the logits of one batch
@@ -43,6 +44,7 @@ from headscope.stats import mean_intervals
 SCHEMA = "headscope.icl/1"
 
 LATE = 500
+EARLY = 50
 """The late token, where the caller names none and the window holds it."""
 
 WINDOW = 512
@@ -124,7 +126,7 @@ def icl(
     tokens: Any | None = None,
     n_windows: int = 32,
     window: int | None = None,
-    early: int = 50,
+    early: int | None = None,
     late: int | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -141,7 +143,8 @@ def icl(
         n_windows: Most windows to read; where the text holds more, they are drawn with the seed.
         window: Tokens in a window, the start token included; by default 512, or more where `late` needs it, or the
             model's context if that is shorter.
-        early: The early token, counted from 0.
+        early: The early token, counted from 0; by default 50, or a tenth of `late` where that is 50 or less, and `note`
+            then says so.
         late: The late token; by default 500, or the window's last where it is shorter, and `note` then says so.
         seed: Of the draw, from 0 up.
         progress: Called with (tokens read, tokens in all) after each batch.
@@ -159,7 +162,7 @@ def icl(
     """
     model = load(model)
     _check_counts(n_windows, seed)
-    window, late, note = _lengths(model, window, early, late)
+    window, early, late, note = _lengths(model, window, early, late)
     source, texts = _texts(model, text, tokens)
     available = _windows(model, texts, window)
     if len(available) < 2:
@@ -209,8 +212,8 @@ def _check_counts(n_windows: int, seed: int) -> None:
         raise ArgumentError(f"seed={seed}; it needs a whole number from 0 up.")
 
 
-def _lengths(model: Model, window: int | None, early: int, late: int | None) -> tuple[int, int, str | None]:
-    """The window, the late token, and what to tell of it; each checked against the other and the model's context."""
+def _lengths(model: Model, window: int | None, early: int | None, late: int | None) -> tuple[int, int, int, str | None]:
+    """The window, the early and the late token, each checked against the others and the context; and what to note."""
     longest = model.max_tokens
     if window is None:
         window = WINDOW if late is None else max(WINDOW, late + 1)
@@ -228,12 +231,17 @@ def _lengths(model: Model, window: int | None, early: int, late: int | None) -> 
             f"late={late} needs windows of at least {late + 1} tokens, but {limit}; "
             f"use late={window - 1} or less, or leave it out."
         )
+    if early is None:
+        early = EARLY if late > EARLY else max(1, late // 10)
+        if early < EARLY:
+            told = f"early is token {early}, since late is {EARLY} or less"
+            note = told if note is None else f"{note}; {told}"
     if not 1 <= early < late:
         raise ArgumentError(
             f"early={early} and late={late} in windows of {window} tokens; it needs 1 <= early < late: "
             "move one of them, or use a longer window."
         )
-    return window, late, note
+    return window, early, late, note
 
 
 def _texts(model: Model, text: str | Sequence[str] | None, tokens: Any | None) -> tuple[str, list[Tokens]]:

@@ -282,13 +282,19 @@ class Scan:
             notes=[[_note(best.get(place), place) for place in row] for row in places],
         )
 
-    def plot(self, *detectors: str) -> Figure:
+    def plot(self, *detectors: str, width_in: float | None = None) -> Figure:
         """The maps as a matplotlib figure, for all roles or those named; it needs the extra `notebook`.
+
+        Args:
+            detectors: Names of roles.
+            width_in: Width in inches, like 3.25 or 6.75 for one or both columns of a paper; by default what cells need.
 
         Raises:
             ArgumentError: this scan has no such detector; matplotlib is not installed.
         """
-        return maps_figure([self.panel(name) for name in detectors or [role.name for role in self.roles]])
+        return maps_figure(
+            [self.panel(name) for name in detectors or [role.name for role in self.roles]], width_in=width_in
+        )
 
     def _repr_html_(self) -> str:
         return heatmap_svg([self.panel(role.name) for role in self.roles])

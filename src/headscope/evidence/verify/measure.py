@@ -2,7 +2,8 @@
 
     1. scan          every head's attention, on the probe's prompts; where each looks at a fixed offset
     2. candidates    heads with a stripe, and the top k by their effect on the second copy's loss (`every_head`), all on
-                     the probe's prompts. From here on only held-out prompts count, drawn after them.
+                     the probe's prompts, but for those that the search finds below the rule's least effect. From here
+                     on only held-out prompts count, drawn after them.
     3. one by one    each candidate ablated: loss of the second and of the first copy, and of natural text
     4. behind others all heads with a stripe ablated, and all but one: what one does when the others cannot. For a head
                      that does nothing alone or there, once more with the heads that have a part of a stripe ablated too
@@ -128,12 +129,14 @@ def verify(
             method=ablation,
             search=search,
             top=top,
+            negligible=RULE.delta_loss_nats,
             corpus=ablator.corpus,
             seed=seed,
             progress=lambda done, total: report("searching", done, total),
         )
         effects = {one.head: one for one in found.heads}
-        best = [one.head for one in found.heads[:top]]
+        # Heads that the race left as negligible fall short of the rule, and are not tried again.
+        best = [one.head for one in found.heads[:top] if one.exact or search == "gradient"]
     else:
         best = list(named)
     judged = list(scores) if named is None else list(named)

@@ -262,16 +262,19 @@ class Verification:
         found = ", ".join(f"{n} {one.name}" for n, one in counts if n and (one.has_role or one.letter))
         return f"Verification({self.model.id}: {found or 'no head with a role'})"
 
-    def plot(self, *, top: int = 20) -> Figure:
+    def plot(self, *, top: int = 20, width_in: float | None = None) -> Figure:
         """The largest effects as a matplotlib figure; it needs the extra `notebook`.
 
         Args:
             top: Heads to show, with what removing the set and its random twins does beneath them.
+            width_in: Width in inches, like 3.25 for one column of a paper; by default 5.2.
 
         Raises:
             ArgumentError: matplotlib is not installed.
         """
-        return intervals_figure(self._rows(top), title=f"Without the head, {self.model.id}", axis=_AXIS)
+        return intervals_figure(
+            self._rows(top), title=f"Without the head, {self.model.id}", axis=_AXIS, width_in=width_in
+        )
 
     def _repr_html_(self) -> str:
         return intervals_svg(self._rows(20), title=f"Without the head, {self.model.id}", axis=_AXIS)
@@ -280,16 +283,16 @@ class Verification:
         known = (one for one in self.heads if one.delta_loss_nats is not None)
         measured = sorted(known, key=lambda one: ranking(one.size, one.head))
         effects = [
-            (str(one.head), one.delta_loss_nats, self.meaning(one.verdict).label, False) for one in measured[:top]
+            (str(one.head), one.delta_loss_nats, self.meaning(one.verdict).label, self.meaning(one.verdict).colour)
+            for one in measured[:top]
         ]
-        effects += [(_heads(one.heads), one.delta_loss_nats, "together", False) for one in self.sets]
+        effects += [(_heads(one.heads), one.delta_loss_nats, "together", None) for one in self.sets]
         effects += [
-            (_heads(one.random_heads), one.random_delta_loss_nats, "random control", True)
-            for one in self.controls.random_heads
+            (_heads(one.random_heads), one.random_delta_loss_nats, CONTROL, None) for one in self.controls.random_heads
         ]
         return [
-            Row(label=label, mean=effect.mean, ci95=effect.ci95, word=word, control=control)
-            for label, effect, word, control in effects
+            Row(label=label, mean=effect.mean, ci95=effect.ci95, word=word, control=word == CONTROL, colour=colour)
+            for label, effect, word, colour in effects
             if effect is not None
         ]
 
@@ -308,6 +311,7 @@ NUMBERS = (
 """The columns that are numbers even where none was measured."""
 
 
+CONTROL = "random control"
 _AXIS = "change of the second copy's loss, nats per token"
 
 

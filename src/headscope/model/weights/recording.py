@@ -15,7 +15,7 @@ from headscope.errors import UnsupportedModel
 from headscope.model.attention import Attention
 from headscope.model.load import Model
 from headscope.model.names import block_of
-from headscope.model.parallel import weight_of, whole_rows
+from headscope.model.parallel import is_plain, weight_of, whole_rows
 from headscope.model.scope import hooking
 from headscope.model.taps import TOLERANCE
 
@@ -177,6 +177,8 @@ def _stored_map(call: Call, tolerance: float) -> tuple[Tensor, Tensor] | None:
     if not isinstance(stored, Tensor) or not stored.is_floating_point():
         return None
     stored = weight_of(call.module)
+    if not is_plain(stored):
+        return None
     x, y, weight = widened(call.given), widened(call.output), widened(stored)
     biased = isinstance(getattr(call.module, "bias", None), Tensor)
     shift = widened(weight_of(call.module, "bias")) if biased else weight.new_zeros(y.shape[-1])

@@ -10,6 +10,7 @@ A role file `NAME.py` holds `ROLE = Role(...)` (`headscope.evidence.atlas.role`)
                                     chance [head], control [prompt, head] where the role is about content. Must not
                                     depend on heads' order. Raise `NotAsked("reason")` where the model lacks what the
                                     probe needs (no tokenizer, a short context, words it cannot cut).
+    score_intervenes                True where the score itself must ablate; a quick atlas then does not ask
     test(bench, scored, heads)      for the heads that have the score (at most 12, best first), by head and name the
         -> {head: {name: Sample}}   values per prompt. Positive values: the head serves the role. Names with a meaning:
                                         zero, mean      loss of the role's outcome under each ablation: necessity

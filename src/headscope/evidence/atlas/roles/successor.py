@@ -106,7 +106,8 @@ def _score(bench: Bench) -> Scored:
 
 def _shares(bench: Bench, circuits: Circuits, groups: Sequence[_Group]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Whether a member raises the one after, itself, or the one before, above the rest of its group [member, head]."""
-    ids = [one for group, _, _ in groups for one in group]
+    ids = list(dict.fromkeys(one for group, _, _ in groups for one in group))
+    number = {one: at for at, one in enumerate(ids)}
     values = _values(bench, ids)
     total = sum(len(asked) for _, asked, _ in groups)
     found = np.zeros((3, total, len(bench.heads)))
@@ -114,15 +115,15 @@ def _shares(bench: Bench, circuits: Circuits, groups: Sequence[_Group]) -> tuple
         layer = circuits.layers[head.layer]
         read = values[head.layer][:, layer.kv_head(head.head)].to(circuits.embedding)
         written = read @ circuits.ov([head])[1]
-        first = row = 0
+        row = 0
         for group, asked, after in groups:
-            raised = written[first : first + len(group)] @ circuits.unembedding[list(group)].T
+            raised = written[[number[one] for one in group]] @ circuits.unembedding[list(group)].T
             if bool((raised != 0).any()):
                 best = raised.argmax(1).cpu().numpy()[asked]
                 back = np.asarray(asked) - 1
                 for at, expected in enumerate((after, asked, back)):
                     found[at, row : row + len(asked), column] = best == expected
-            first, row = first + len(group), row + len(asked)
+            row += len(asked)
     return found[0], found[1], found[2]
 
 
