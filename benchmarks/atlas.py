@@ -31,10 +31,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import headscope as hs
-from headscope.evidence.atlas.bench import N_PROMPTS, Bench
 from headscope.evidence.atlas.ioi import PLACES, TEXT, THINGS
 from headscope.evidence.atlas.measure import PASS_TOKENS
 from headscope.evidence.atlas.outcome import HELD
+from headscope.evidence.atlas.runner import N_PROMPTS, RoleRunner
 from headscope.evidence.atlas.words import NAMES, ORDERED, UNORDERED
 from headscope.model.model import Model
 
@@ -77,7 +77,7 @@ def measure(n_prompts: int) -> dict[str, Any]:
         patch(
             "headscope.evidence.atlas.measure.candidates", lambda role, scored: np.ones(len(scored.heads), dtype=bool)
         ),
-        patch.object(Bench, "induction_heads", new_callable=PropertyMock, return_value=heads),
+        patch.object(RoleRunner, "induction_heads", new_callable=PropertyMock, return_value=heads),
         counted(model) as tokens,
     ):
         plans: list[Any] = []

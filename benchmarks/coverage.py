@@ -36,7 +36,7 @@ import torch
 from transformers.utils import logging
 
 import headscope as hs
-from headscope.evidence.behavior.measure import Bench, Meter
+from headscope.evidence.behavior.measure import ContrastRunner, ForwardCounter
 from headscope.evidence.behavior.sets import wrong_facts
 from headscope.evidence.circuit.measure import N_PROMPTS as TWINS
 from headscope.evidence.circuit.measure import PERIOD, SEARCH_PROMPTS
@@ -46,9 +46,9 @@ from headscope.heads import HeadId
 from headscope.interventions.ablation import Ablator, losses
 from headscope.interventions.paths import INPUTS, Paths
 from headscope.probes.copies import copies
+from headscope.probes.corrupt import corrupt_pairs
 from headscope.probes.pairs import read_pairs
 from headscope.probes.repeated import N_PROMPTS
-from headscope.probes.twins import twins
 from headscope.stats import LOSS_RESOLUTION, mean_intervals
 
 ZOO = Path(__file__).parents[1] / "tests" / "lab" / "zoo"
@@ -170,7 +170,7 @@ def circuit_pool(model: hs.Model, prompts: int) -> list[Pool]:
     receivers = [one.head for one in hs.scan(model).heads("induction") if one.head.layer > first]
     few = hs.repeated_tokens(model, n_prompts=SEARCH_PROMPTS, period=PERIOD)
     edges = [edge for edge in hs.trace_circuit(model, receivers, probe=few).edges if not edge.any_of]
-    paths = Paths(model, twins(hs.repeated_tokens(model, n_prompts=prompts, period=PERIOD, seed=20)), receivers)
+    paths = Paths(model, corrupt_pairs(hs.repeated_tokens(model, n_prompts=prompts, period=PERIOD, seed=20)), receivers)
     clean, corrupt = (dict(zip(receivers, paths.stripe(run), strict=True)) for run in (paths.clean, paths.corrupt))
     senders = sorted({edge.sender for edge in edges})
     contents = paths.contents(paths.clean, paths.corrupt, [frozenset([one]) for one in senders])
@@ -197,11 +197,11 @@ def circuit_pool(model: hs.Model, prompts: int) -> list[Pool]:
 
 def behavior_pool(model: hs.Model) -> list[Pool]:
     """What removing each head takes of the effect of each fact."""
-    bench = Bench(model, read_pairs(model, wrong_facts()), Meter(0))
+    runner = ContrastRunner(model, read_pairs(model, wrong_facts()), ForwardCounter(0))
     ablator = Ablator(model=model, method="zero", corpus=None, positions=None, seed=0)
-    everyone = np.arange(len(bench.pairs))
-    found = bench.ablated(ablator, everyone, every(model), "")
-    return [Pool(rows=bench.by_fact(bench.removed(found, everyone), everyone).T, of="removed", n=FACTS)]
+    everyone = np.arange(len(runner.pairs))
+    found = runner.ablated(ablator, everyone, every(model), "")
+    return [Pool(rows=runner.by_fact(runner.removed(found, everyone), everyone).T, of="removed", n=FACTS)]
 
 
 def emergence(redraws: int) -> dict[str, Coverage]:

@@ -21,10 +21,11 @@ import time
 from typing import Any
 
 import headscope as hs
-from headscope.cli.quiet import hush
-from headscope.explore.reading import SUGGESTION, Reader
+from headscope.cli.quiet import silence
+from headscope.explore.reading import Reader
 from headscope.explore.server import listening, server_of
 
+TEXT = "def first(values):\n    return values[0]\n\ndef last(values):\n    return values[-1]"
 QUESTIONS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "page": ("/", None),
     "model": ("/api/model", None),
@@ -40,7 +41,7 @@ QUESTIONS: dict[str, tuple[str, dict[str, Any] | None]] = {
 def ask(port: int, token: str, path: str, body: dict[str, Any] | None) -> tuple[int, float]:
     """Status and milliseconds of one question on a connection of its own."""
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-    content = None if body is None else json.dumps({"text": SUGGESTION, **body})
+    content = None if body is None else json.dumps({"text": TEXT, **body})
     began = time.perf_counter()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
     connection.request("GET" if content is None else "POST", path, content, headers)
@@ -67,7 +68,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document")
     parser.add_argument("--rounds", type=int, default=15, help="questions of each kind")
     arguments = parser.parse_args()
-    hush()
+    silence()
     token = secrets.token_urlsafe(32)
     with listening(0) as listener:
         port = listener.getsockname()[1]

@@ -3,17 +3,17 @@
     python -m pip install -c constraints.txt -e ".[transformerlens]"
     python -m benchmarks.path_patching --json
 
-Random weights of GPT-2 small's shape, 4 twins of 101 tokens. For each of the 96 heads in the 8 layers below the
+Random weights of GPT-2 small's shape, 4 pairs of 101 tokens. For each of the 96 heads in the 8 layers below the
 receiver: how much does L8H3's stripe change when that head alone writes what it writes in the corrupt twin, every other
 head is held, MLPs recompute, and only the receiver's key is fed? The stripe is nearly even attention here; what is
 compared is the work and the numbers.
 
     transformerlens     for each sender two runs with hooks: z of all heads held, the key read; the key put in, the
-                        pattern read. Both end at the receiver's layer; z of the twins is cached once, and timed too
+                        pattern read. Both end at the receiver's layer; z of the pairs is cached once, and timed too
     headscope           `Paths`: layers below the sender are not run again, senders ride in batches, and the new
                         stripe is computed from the key, without a second run
 
-`max_abs_diff` is the largest difference between the two over senders and twins; `effect` the largest change of a stripe
+`max_abs_diff` is the largest difference between the two over senders and pairs; `effect` the largest change of a stripe
 by any sender, so that the agreement is of numbers that move.
 """
 
@@ -36,7 +36,7 @@ import headscope as hs
 from benchmarks.composition import bridge, gpt2_small
 from benchmarks.timing import interleaved, medians, ratio
 from headscope.interventions.paths import Paths
-from headscope.probes.twins import twins
+from headscope.probes.corrupt import corrupt_pairs
 
 RECEIVER = hs.HeadId(8, 3)
 
@@ -45,7 +45,7 @@ def measure(rounds: int) -> dict[str, Any]:
     """Everything, as one JSON-ready document."""
     hf = gpt2_small()
     model = hs.load(hf)
-    pairs = twins(hs.repeated_tokens(model, n_prompts=4, period=50, jitter=False))
+    pairs = corrupt_pairs(hs.repeated_tokens(model, n_prompts=4, period=50, jitter=False))
     senders = [hs.HeadId(layer, head) for layer in range(RECEIVER.layer) for head in range(12)]
     theirs = bridge(copy.deepcopy(hf), compatible=False)
     kept: dict[str, np.ndarray] = {}

@@ -10,7 +10,7 @@ bfloat16 instructions takes minutes for that pass, which hides what a scan adds:
 `--only llama_bf16 --llama-layers 1` shows that it runs.
 Check: the self-check at loading against a default scan of the same model.
 Memory: peak resident bytes above those of the loaded model, each in a process of its own, in turns, median of seven:
-the allocator's luck moves a single figure by a tenth.
+the allocator's chance moves a single figure by a tenth.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 import headscope as hs
-from headscope.cli.quiet import hush
+from headscope.cli.quiet import silence
 from headscope.explore.reading import Reader
 from headscope.explore.server import listening, server_of
 from headscope.explore.starting import SENTENCE
@@ -42,7 +42,7 @@ COLOURS = 128
 def main() -> None:
     """Make all of them."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    hush()
+    silence()
     token = secrets.token_urlsafe(32)
     with listening(0) as listener:
         port = listener.getsockname()[1]

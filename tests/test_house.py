@@ -59,11 +59,11 @@ import numpy as np
 from headscope.evidence.atlas.role import Role, Scored
 
 
-def _score(bench):
-    prompts = bench.probe.prompts
+def _score(runner):
+    prompts = runner.probe.prompts
     places = [np.stack([np.arange(3, len(prompt)), np.arange(len(prompt) - 3)], axis=1) for prompt in prompts]
-    score = bench.attention(prompts, {"toy": places})["toy"]
-    return Scored(heads=bench.heads, score=score, chance=np.full(len(bench.heads), 0.02))
+    score = runner.attention(prompts, {"toy": places})["toy"]
+    return Scored(heads=runner.heads, score=score, chance=np.full(len(runner.heads), 0.02))
 
 
 ROLE = Role(
@@ -177,4 +177,22 @@ def test_words_that_stop_a_reader_are_gone(folder):
         for number, line in enumerate(path.read_text().splitlines(), 1)
         if (match := SAY_PLAINLY.search(line))
     ]
+    assert not found
+
+
+FORMER_NAMES = re.compile(
+    r"\b(World|twins(?!\")|luck|[tT]eam|the_set|(?<!Transformer )Circuits|Course|[dD]esk|Aside|[bB]ench|Meter|Swap|"
+    r"Sheet|hush)\b"
+)
+
+
+def test_one_word_for_one_thing():
+    sources = [*(ROOT / "src/headscope").rglob("*.py"), *(ROOT / "web/src").rglob("*.ts*")]
+    found = [
+        f"{path.relative_to(ROOT)}:{number} says {match[0]!r}"
+        for path in sources
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if (match := FORMER_NAMES.search(line))
+    ]
+    assert len(sources) > 150
     assert not found

@@ -15,10 +15,10 @@ import headscope as hs
 from headscope.cli.main import app
 from headscope.errors import ArgumentError, ShapeError
 from headscope.evidence.atlas import measure
-from headscope.evidence.atlas.bench import Bench
 from headscope.evidence.atlas.outcome import RULE, judge
-from headscope.evidence.atlas.result import Effect, Finding
+from headscope.evidence.atlas.result import Effect, RoleFinding
 from headscope.evidence.atlas.roles import roles
+from headscope.evidence.atlas.runner import RoleRunner
 from headscope.heads import HeadId
 from headscope.interventions.ablation import losses
 from headscope.interventions.knockout import Knockout
@@ -77,7 +77,7 @@ def test_all_of_a_perfect_heads_effect_is_explained_by_its_role(built, found):
 
 
 def test_quick_makes_no_intervention_and_gives_no_outcome_but_null(built, monkeypatch):
-    monkeypatch.setattr("headscope.evidence.atlas.bench.losses", lambda *_, **__: pytest.fail("an intervention"))
+    monkeypatch.setattr("headscope.evidence.atlas.runner.losses", lambda *_, **__: pytest.fail("an intervention"))
     atlas = hs.atlas(built.model, ["induction", "previous_token"], quick=True, n_prompts=N)
     assert {one.outcome for one in atlas.findings} == {None, "null"}
     assert all(one.outcome is None for one in atlas.findings if one.has_score)
@@ -106,8 +106,8 @@ def test_a_run_that_was_cut_off_goes_on(built, tmp_path, monkeypatch):
     # What was finished is not measured again: neither the readings nor the role before the stop.
     plans = []
     with monkeypatch.context() as patch:
-        patch.setattr(Bench, "_repeats", lambda self: pytest.fail("read again"))
-        patch.setattr(Bench, "_removals", lambda self: pytest.fail("ablated again"))
+        patch.setattr(RoleRunner, "_repeats", lambda self: pytest.fail("read again"))
+        patch.setattr(RoleRunner, "_removals", lambda self: pytest.fail("ablated again"))
         patch.setitem(roles(), "induction", dataclasses.replace(roles()["induction"], score=dies))
         again = hs.atlas(built.model, planned=plans.append, **settings)
     assert [one.roles for one in plans] == [1]
@@ -166,7 +166,7 @@ def finding(has_score=True, **tests):
     made = {
         name: Effect(estimate=Estimate(mean=mean, ci95=None), p_value=q, q_value=q) for name, (mean, q) in tests.items()
     }
-    return Finding(
+    return RoleFinding(
         head=HeadId(0, 0),
         role="toy",
         score=Estimate(mean=0.9, ci95=None),
@@ -217,29 +217,29 @@ def test_equivalence_is_shown_only_by_a_small_interval_inside_the_bound():
 
 def test_dropping_every_key_is_zero_ablation_and_no_key_is_none(built):
     model = hs.load(built.model)
-    bench = Bench(model, n_prompts=4)
+    runner = RoleRunner(model, n_prompts=4)
     (head,) = built.heads("induction")
-    everything = [np.stack(np.tril_indices(len(prompt)), axis=1) for prompt in bench.held_out.prompts]
+    everything = [np.stack(np.tril_indices(len(prompt)), axis=1) for prompt in runner.held_out.prompts]
     nothing = [np.zeros((0, 2), dtype=np.int64)] * 4
     for how in ("drop", "mask"):
         knockout = Knockout(model=model, places=everything, how=how)
-        rows = losses(knockout, bench.held_out.prompts, bench.copy_queries, [frozenset([head])])["second_copy"][0]
-        zero = losses(bench.copy_ablators["zero"], bench.held_out.prompts, bench.copy_queries, [frozenset([head])])[
+        rows = losses(knockout, runner.held_out.prompts, runner.copy_queries, [frozenset([head])])["second_copy"][0]
+        zero = losses(runner.copy_ablators["zero"], runner.held_out.prompts, runner.copy_queries, [frozenset([head])])[
             "second_copy"
         ][0]
         assert rows == approx(zero, abs=1e-3)
         knockout = Knockout(model=model, places=nothing, how=how)
-        same = losses(knockout, bench.held_out.prompts, bench.copy_queries, [frozenset(), frozenset([head])])
+        same = losses(knockout, runner.held_out.prompts, runner.copy_queries, [frozenset(), frozenset([head])])
         assert same["second_copy"][1] == approx(same["second_copy"][0], abs=1e-4)
 
 
 def test_attention_read_at_places_is_the_scans(built):
     model = hs.load(built.model)
-    bench = Bench(model, n_prompts=4)
-    scan = hs.scan(model, probe=bench.probe, detectors=["induction"])
-    ours = dict(zip(bench.heads, bench.repeats["induction"].mean(0), strict=True))
+    runner = RoleRunner(model, n_prompts=4)
+    scan = hs.scan(model, probe=runner.probe, detectors=["induction"])
+    ours = dict(zip(runner.heads, runner.repeats["induction"].mean(0), strict=True))
     assert {one.head: one.mean for one in scan.scores} == approx(ours, abs=1e-5)
-    assert bench.repeats["induction chance"][0] == approx(scan.scores[0].chance, abs=1e-6)
+    assert runner.repeats["induction chance"][0] == approx(scan.scores[0].chance, abs=1e-6)
 
 
 def test_a_fingerprint_is_of_the_weights_alone(built):

@@ -24,7 +24,7 @@ def _loaded(plan: str) -> hs.Model:
 
 @cache
 def _found(plan: str) -> hs.BehaviorResult:
-    world = deferring.World.of(0)
+    world = deferring.AblatedHeads.of(0)
     return hs.behavior([world.facts(), world.praise()], _loaded(plan))
 
 

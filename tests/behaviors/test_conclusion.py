@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from headscope.evidence.behavior.conclusion import RULE, Evidence, conclude
-from headscope.evidence.behavior.findings import Controls, Draw, HeadFinding, Induction, Score, SetFinding
+from headscope.evidence.behavior.findings import BehaviorControls, DrawnSet, HeadFinding, Induction, Score, SetFinding
 from headscope.heads import HeadId
 from headscope.records.common import Estimate
 
@@ -64,10 +64,10 @@ TEAM = SetFinding(
     text_loss_nats=about(0.0),
     carries=True,
 )
-DRAW = Draw(kind="random", heads=(B,), removed=about(0.2), flips=about(0.9))
+DRAW = DrawnSet(kind="random", heads=(B,), removed=about(0.2), flips=about(0.9))
 INDUCTION = Induction(heads=(A, B), common=(A,), p_value=0.1, patched=about(3.0), share=0.9, others_share=0.1)
 DRAWS = tuple(replace(DRAW, heads=(HeadId(0, one),)) for one in range(3))
-CONTROLS = Controls(
+CONTROLS = BehaviorControls(
     draws=(*DRAWS, DRAWS[0]),  # one set came up in two kinds
     set_removed=about(2.5),
     induction=None,
@@ -82,7 +82,7 @@ LOCALISED = Evidence(
     verbatim=score(),
     paraphrase=score(),
     heads=(finding(),),
-    team=TEAM,
+    head_set=TEAM,
     controls=CONTROLS,
     n_heads=16,
 )
@@ -119,19 +119,23 @@ CASES = {
         "too few held-out pairs",
     ),
     "no paraphrase": (replace(LOCALISED, paraphrase=None), "localised", "copying is not ruled out"),
-    "a small share": (replace(LOCALISED, team=replace(TEAM, share=0.3)), "diffuse", "L1H0 each carry some"),
-    "a small share of paraphrases": (replace(LOCALISED, team=replace(TEAM, paraphrase_share=0.2)), "diffuse", "20%"),
+    "a small share": (replace(LOCALISED, head_set=replace(TEAM, share=0.3)), "diffuse", "L1H0 each carry some"),
+    "a small share of paraphrases": (
+        replace(LOCALISED, head_set=replace(TEAM, paraphrase_share=0.2)),
+        "diffuse",
+        "20%",
+    ),
     "no head alone": (
-        replace(LOCALISED, heads=(finding(carries=False),), team=replace(TEAM, share=0.3)),
+        replace(LOCALISED, heads=(finding(carries=False),), head_set=replace(TEAM, share=0.3)),
         "no localised heads found",
         "should carry 50%",
     ),
     "a set that carries nothing": (
-        replace(LOCALISED, heads=(finding(carries=False),), team=replace(TEAM, carries=False)),
+        replace(LOCALISED, heads=(finding(carries=False),), head_set=replace(TEAM, carries=False)),
         "no localised heads found",
         "not the set of at most 2 that was grown or shrunk from them head by head",
     ),
-    "heads without a set": (replace(LOCALISED, team=None), "diffuse", "at most 2"),
+    "heads without a set": (replace(LOCALISED, head_set=None), "diffuse", "at most 2"),
     "random sets do as much": (
         replace(LOCALISED, controls=replace(CONTROLS, draws=(DRAW, replace(DRAW, removed=about(2.6))))),
         "no localised heads found",
@@ -148,12 +152,12 @@ CASES = {
         "no other heads",
     ),
     "the model forgets": (
-        replace(LOCALISED, team=replace(TEAM, accuracy_after=about(0.8))),
+        replace(LOCALISED, head_set=replace(TEAM, accuracy_after=about(0.8))),
         "no localised heads found",
         "do more than this",
     ),
     "no neutral prompts": (
-        replace(LOCALISED, team=replace(TEAM, accuracy_before=None, accuracy_after=None)),
+        replace(LOCALISED, head_set=replace(TEAM, accuracy_before=None, accuracy_after=None)),
         "localised",
         "no neutral prompts",
     ),

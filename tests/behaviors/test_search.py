@@ -16,10 +16,10 @@ from benchmarks.behavior import SHUFFLED_PAIRS, shuffled
 from headscope.errors import ArgumentError, TokenError
 from headscope.evidence.behavior import search
 from headscope.evidence.behavior.disproof import overlap_p
-from headscope.evidence.behavior.measure import Bench, Meter, by_group
+from headscope.evidence.behavior.measure import ContrastRunner, ForwardCounter, by_group
 from headscope.evidence.behavior.search import _Search
 from headscope.heads import HeadId
-from headscope.planted.deferring import World
+from headscope.planted.deferring import AblatedHeads
 from headscope.planted.handbuilt_rotary import handbuilt_rotary
 from headscope.probes.pairs import Contrast, Pair, read_pairs
 
@@ -64,7 +64,7 @@ def some(contrast):
 
 def test_the_planted_model_is_as_planted(planted):
     # Without headscope's hooks, kernels or splits: all false claims of all things.
-    model, facts = planted("deferring"), World.of(0).facts()
+    model, facts = planted("deferring"), AblatedHeads.of(0).facts()
     assert (answers(model, facts, "neutral") < 0).float().mean() >= 0.99
     assert (answers(model, facts, "prompt") > 0).float().mean() >= 0.9
     with silenced(model, PLANTED):
@@ -80,10 +80,10 @@ def test_the_planted_head_is_found_and_nothing_else_is_named(found):
     assert result.conclusion == "localised"
     assert result.named == (PLANTED,)
     assert result.score.flips.mean >= 0.9
-    team = result.head_set
-    assert team.flips_after.mean <= 0.2
-    assert team.accuracy_before.mean - team.accuracy_after.mean <= 0.05
-    assert team.paraphrase_share >= 0.5
+    head_set = result.head_set
+    assert head_set.flips_after.mean <= 0.2
+    assert head_set.accuracy_before.mean - head_set.accuracy_after.mean <= 0.05
+    assert head_set.paraphrase_share >= 0.5
     draws = [(draw.kind, draw.heads) for draw in result.controls.draws]
     assert {kind for kind, _ in draws} == {"random", "same layers", "same size"}
     assert len(set(draws)) == len(draws)
@@ -93,14 +93,14 @@ def test_the_planted_head_is_found_and_nothing_else_is_named(found):
     for draw in result.controls.draws:
         assert PLANTED not in draw.heads
         assert draw.flips.mean >= 0.5
-        assert draw.removed.mean < team.removed.mean / 2
+        assert draw.removed.mean < head_set.removed.mean / 2
     (praise,) = result.controls.others
     assert (praise.name, praise.score.flips.mean) == ("praise", approx(1.0, abs=0.1))
     assert praise.share >= 0.5
 
 
 def test_scores_are_the_models_own(planted, found):
-    model, facts, result = planted("deferring"), World.of(0).facts(), found("deferring")
+    model, facts, result = planted("deferring"), AblatedHeads.of(0).facts(), found("deferring")
     prompt, twin, neutral = (answers(model, facts, kind).double().numpy() for kind in ("prompt", "twin", "neutral"))
     score = result.score
     assert score.n_pairs == len(facts.pairs) == 720
@@ -151,9 +151,9 @@ def test_forwards_are_counted_as_they_run(planted, monkeypatch):
     # Every prompt that enters the model counts; the random ids by which its weights are found do not, as at loading.
     from headscope.model import taps
 
-    model, contrast = planted("deferring"), some(World.of(0).praise())
-    weights = search.Circuits(model, seed=0)
-    monkeypatch.setattr(search, "Circuits", lambda model, seed: weights)
+    model, contrast = planted("deferring"), some(AblatedHeads.of(0).praise())
+    weights = search.TokenSpace(model, seed=0)
+    monkeypatch.setattr(search, "TokenSpace", lambda model, seed: weights)
     read = 0
     own = taps.forward
 
@@ -169,13 +169,13 @@ def test_forwards_are_counted_as_they_run(planted, monkeypatch):
 
 def test_shuffled_labels_name_no_head(planted):
     # 10 runs at 5% each: more than 3 happen once in 970 times. benchmarks/behavior.py has 100 runs.
-    model, facts = planted("deferring"), World.of(0).facts()
+    model, facts = planted("deferring"), AblatedHeads.of(0).facts()
     named = [hs.behavior(shuffled(facts, seed, n_pairs=60), model, seed=seed).named for seed in range(10)]
     assert sum(map(bool, named)) <= 3
 
 
 def test_shuffling_changes_the_labels_and_nothing_else():
-    facts = World.of(0).facts()
+    facts = AblatedHeads.of(0).facts()
     by_id = {pair.id: pair for pair in facts.pairs}
     turned = 0
     for pair in shuffled(facts, 0).pairs:
@@ -187,7 +187,7 @@ def test_shuffling_changes_the_labels_and_nothing_else():
 
 
 def test_the_same_seed_finds_the_same_and_another_splits_anew(planted):
-    model, praise = planted("deferring"), some(World.of(0).praise())
+    model, praise = planted("deferring"), some(AblatedHeads.of(0).praise())
 
     def comparable(seed):
         document = hs.behavior(praise, model, seed=seed).to_dict()
@@ -199,16 +199,16 @@ def test_the_same_seed_finds_the_same_and_another_splits_anew(planted):
 
 
 def test_searched_and_held_out_pairs_are_disjoint_and_of_every_form(planted):
-    from headscope.evidence.behavior.measure import Bench, Meter
+    from headscope.evidence.behavior.measure import ContrastRunner, ForwardCounter
     from headscope.evidence.behavior.search import _Search
     from headscope.probes.pairs import read_pairs
 
     model = planted("deferring")
-    bench = Bench(model, read_pairs(model, World.of(0).facts()), Meter(0))
-    search = _Search(bench, [], [], top=8, seed=3)
+    runner = ContrastRunner(model, read_pairs(model, AblatedHeads.of(0).facts()), ForwardCounter(0))
+    search = _Search(runner, [], [], top=8, seed=3)
     assert not set(search.searched) & set(search.held_out)
     for part, size in ((search.searched, 32), (search.held_out, 48)):
-        forms = [bench.pairs[one].form for one in part]
+        forms = [runner.pairs[one].form for one in part]
         assert len(part) == size
         assert forms.count("stated") == forms.count("paraphrase") == size // 2
 
@@ -230,7 +230,7 @@ def test_documents_are_read_again_as_they_were_written(found, tmp_path):
 
 
 def test_a_contrast_without_neutral_prompts_is_held_against_its_twins(planted):
-    world = World.of(0)
+    world = AblatedHeads.of(0)
     pairs = tuple(replace(pair, neutral=None) for pair in world.facts().pairs[::8])
     result = hs.behavior(Contrast(name="claims", pairs=pairs), planted("deferring"))
     assert result.score.claim_minus_neutral is None
@@ -241,7 +241,7 @@ def test_a_contrast_without_neutral_prompts_is_held_against_its_twins(planted):
 
 
 def test_a_contrast_without_twins_is_held_against_no_claim(planted):
-    world = World.of(0)
+    world = AblatedHeads.of(0)
     pairs = tuple(replace(pair, twin=None) for pair in world.facts().pairs[::8])
     result = hs.behavior(Contrast(name="claims", pairs=pairs), planted("honest"))
     assert result.score.claim_minus_twin is None
@@ -291,23 +291,23 @@ def test_facts_are_averaged_in_the_order_of_their_first_pair():
 
 def test_pairs_of_one_fact_stand_on_one_side_and_count_once(planted):
     # 12 facts, each eight times in other words: 96 pairs, 12 independent draws.
-    model, facts = planted("deferring"), World.of(0).facts()
+    model, facts = planted("deferring"), AblatedHeads.of(0).facts()
     once = facts.pairs[:12]
     often = [replace(pair, id=f"fact {n}", form="plain") for _ in range(8) for n, pair in enumerate(once)]
-    bench = Bench(model, read_pairs(model, Contrast(name="often", pairs=tuple(often))), Meter(0))
-    search = _Search(bench, [], [], top=2, seed=0)
-    searched, held_out = (set(bench.facts[side].tolist()) for side in (search.searched, search.held_out))
+    runner = ContrastRunner(model, read_pairs(model, Contrast(name="often", pairs=tuple(often))), ForwardCounter(0))
+    search = _Search(runner, [], [], top=2, seed=0)
+    searched, held_out = (set(runner.facts[side].tolist()) for side in (search.searched, search.held_out))
     assert not searched & held_out
     assert searched | held_out == set(range(12))
     # The same words again change neither mean nor interval: 12 values, not 96.
     everyone, first = np.arange(96), np.arange(12)
     for name in ("effect", "flips"):
-        often, once = (getattr(bench.score(chosen), name) for chosen in (everyone, first))
+        often, once = (getattr(runner.score(chosen), name) for chosen in (everyone, first))
         assert (often.mean, *often.ci95) == approx((once.mean, *once.ci95), abs=1e-4)
 
 
 def test_too_few_facts_are_refused_however_many_pairs(planted):
-    pairs = [replace(pair, id="one") for pair in World.of(0).facts().pairs[:40]]
+    pairs = [replace(pair, id="one") for pair in AblatedHeads.of(0).facts().pairs[:40]]
     with pytest.raises(ArgumentError, match="40 pairs are about 1 different ids, and 8 are needed"):
         hs.behavior(Contrast(name="one fact", pairs=tuple(pairs)), planted("deferring"))
 
@@ -316,7 +316,7 @@ def test_too_few_facts_are_refused_however_many_pairs(planted):
 def test_repeats_of_eight_facts_localise_nothing_in_a_random_model(planted, seed):
     # The facts on which a random model happens to defer, each eight times: 64 pairs, 8 independent draws. Where each
     # pair counted, the same facts chose heads and confirmed them: `diffuse`.
-    trained, facts = planted("deferring"), World.of(0).facts()
+    trained, facts = planted("deferring"), AblatedHeads.of(0).facts()
     torch.manual_seed(seed)
     random = type(trained.hf)(trained.hf.config).eval()
     with torch.no_grad():
@@ -348,7 +348,7 @@ def chosen_set(takes, *, largest=2, n_heads=8):
         return np.array([takes({head.head for head in world}) for world in worlds])
 
     one._removed, one.searched = removed, None
-    one.bench = type("Effect", (), {"mean_effect": staticmethod(lambda pairs: 1.0)})
+    one.runner = type("Effect", (), {"mean_effect": staticmethod(lambda pairs: 1.0)})
     found = one._greedy(tuple(HeadId(1, head) for head in range(n_heads)))
     return {head.head for head in found}, one.tried
 

@@ -11,7 +11,7 @@ import pytest
 import headscope as hs
 from headscope.evidence.behavior.files import save_contrast
 from headscope.evidence.behavior.sets import wrong_facts
-from headscope.planted.deferring import World
+from headscope.planted.deferring import AblatedHeads
 
 MODELS = Path(__file__).parents[1] / "behaviors" / "models"
 
@@ -19,7 +19,7 @@ MODELS = Path(__file__).parents[1] / "behaviors" / "models"
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
     """Works of the planted language, with one line that is no pair."""
-    path = save_contrast(World.of(0).praise(), tmp_path_factory.mktemp("pairs") / "praise.jsonl")
+    path = save_contrast(AblatedHeads.of(0).praise(), tmp_path_factory.mktemp("pairs") / "praise.jsonl")
     path.write_text(path.read_text() + '{"prompt": "x"}\n')
     return path
 

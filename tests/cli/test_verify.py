@@ -78,9 +78,9 @@ def test_the_table_shows_verdicts_the_set_and_the_reasons(headscope):
             assert re.match(rf"{one.head} +{one.verdict} +{re.escape(f'{one.delta_loss_nats.mean:+.3f}')} ", row)
             says = found.meaning(one.verdict).sentence
             assert f"{one.head} {one.verdict}: {says}\n  {one.reasons[0]}\n" in ran.out
-    (team,) = found.sets
-    assert f"{', '.join(map(str, team.heads))}  {team.relation}" in ran.out
-    assert f"all gone: second copy {team.delta_loss_nats.mean:+.3f}" in ran.out
+    (head_set,) = found.sets
+    assert f"{', '.join(map(str, head_set.heads))}  {head_set.relation}" in ran.out
+    assert f"all gone: second copy {head_set.delta_loss_nats.mean:+.3f}" in ran.out
     assert "control, 1 of them against as many random heads matched by layer and size, 5 draws" in ran.out
     assert "Results:" not in ran.out
 

@@ -455,7 +455,7 @@ def test_the_default_corpus_is_clean_and_disjoint():
     scored = {tuple(prompt) for prompt in probe.prompts} | {tuple(control) for control in probe.controls}
     assert not scored & {tuple(prompt) for prompt in corpus.prompts}
     for prompt in corpus.prompts:
-        assert len(copies(prompt).second) <= 1  # 100 random tokens of 125 may repeat a pair by luck
+        assert len(copies(prompt).second) <= 1  # 100 random tokens of 125 may repeat a pair by chance
     # they are the controls of the prompts that would come next
     further = hs.repeated_tokens(model, n_prompts=6 + len(corpus.prompts), period=10)
     assert all((a == b).all() for a, b in zip(corpus.prompts, further.controls[6:], strict=True))

@@ -169,16 +169,16 @@ def by_loops(hf, prompts, read, window=None):
         for layer, pattern in enumerate(one[0].double().numpy() for one in patterns):
             for head in range(len(pattern)):
                 for role in (detector.name for detector in hs.DETECTORS):
-                    mass, luck = [], []
+                    mass, chance = [], []
                     for i in range(len(tokens)):
                         keys = targets(role, tokens.tolist(), i)
                         if not keys:
                             continue
                         first = 0 if window is None or window[layer] is None else max(0, i - window[layer] + 1)
                         mass.append(sum(pattern[head, i, key] for key in keys))
-                        luck.append(sum(key >= first for key in keys) / (i - first + 1))
+                        chance.append(sum(key >= first for key in keys) / (i - first + 1))
                     if mass:
-                        prompt = (sum(mass) / len(mass), sum(luck) / len(luck))
+                        prompt = (sum(mass) / len(mass), sum(chance) / len(chance))
                         sums.setdefault((layer, head, role), []).append(prompt)
     return {place: tuple(np.mean(values, axis=0)) for place, values in sums.items()}
 
@@ -373,7 +373,7 @@ def test_precision_draws_until_every_interval_is_as_narrow():
 
 
 def test_precision_counts_the_side_of_an_interval_that_is_not_cut_off(built):
-    # 19 back hits by luck in one prompt of 12. After 24 prompts its interval is [0, 0.264] around 0.042: cut off below,
+    # 19 back hits by chance in a prompt of 12. After 24 prompts its interval is [0, 0.264] around 0.042: cut off below,
     # so that half of its width is 0.132, though it reaches 0.222 above the mean.
     (positional,) = built.heads("positional")
     model = hs.load(built.model)

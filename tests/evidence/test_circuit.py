@@ -22,7 +22,7 @@ from headscope.heads import HeadId
 from headscope.interventions.paths import Paths
 from headscope.planted.handbuilt import DECOYS, handbuilt
 from headscope.planted.handbuilt_rotary import handbuilt_rotary
-from headscope.probes.twins import twins
+from headscope.probes.corrupt import corrupt_pairs
 from headscope.stats import LOSS_RESOLUTION
 
 KINDS = ("plain", "rotary", "grouped")
@@ -223,7 +223,7 @@ def test_edges_are_strongest_first_and_within_the_rule(demo):
 def test_effects_and_shares_are_those_of_the_paths(demo):
     # From the module's definition, with paths of our own.
     model = hs.load("demo")
-    pairs = twins(hs.repeated_tokens(model, n_prompts=16, period=24), seed=0)
+    pairs = corrupt_pairs(hs.repeated_tokens(model, n_prompts=16, period=24), seed=0)
     receiver = HeadId(1, 1)
     paths = Paths(model, pairs, [receiver])
     clean, corrupt = paths.stripe(paths.clean)[0], paths.stripe(paths.corrupt)[0]

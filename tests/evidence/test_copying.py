@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, LlamaConfig, Ll
 import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
 from headscope.errors import UnsupportedModel
-from headscope.evidence.copying import Circuits
+from headscope.evidence.copying import TokenSpace
 from headscope.heads import HeadId
 from headscope.planted.handbuilt import handbuilt
 from headscope.records.common import Estimate
@@ -51,7 +51,7 @@ def in_token_space(*maps, dtype=torch.float32):
 
 
 def copying(model, *heads):
-    return Circuits(model).copying([HeadId(0, head) for head in heads or (0,)])
+    return TokenSpace(model).copying([HeadId(0, head) for head in heads or (0,)])
 
 
 # ---- circuits that we know
@@ -149,7 +149,7 @@ def test_random_heads_score_near_zero():
     config = GPT2Config(
         vocab_size=600, n_embd=128, n_layer=4, n_head=16, bos_token_id=0, eos_token_id=0, tie_word_embeddings=False
     )
-    circuits = Circuits(hs.load(GPT2LMHeadModel(config).eval()))
+    circuits = TokenSpace(hs.load(GPT2LMHeadModel(config).eval()))
     found = [circuits.copying([HeadId(layer, head)]) for layer in range(4) for head in range(16)]
     direct = np.array([one.direct.mean for one in found])
     assert np.abs(direct).max() < 0.05
@@ -161,7 +161,7 @@ def test_random_heads_score_near_zero():
 @pytest.mark.parametrize("copies", ["one", "redundant", "halves"])
 def test_the_handbuilt_copiers(copies):
     built = handbuilt(copying=copies, decoys=("attends_only", "anti_induction"))
-    circuits = Circuits(hs.load(built.model))
+    circuits = TokenSpace(hs.load(built.model))
     copiers = [head for role in ("induction", "redundant_induction", "half_copier") for head in built.heads(role)]
     together = circuits.copying(copiers)
     assert together.top1 == 1.0
@@ -252,7 +252,7 @@ def test_the_small_matrix_has_the_large_ones_eigenvalues_and_its_rows(family, he
     chosen = [HeadId.parse(head) for head in heads]
     with torch.no_grad():
         c = sum(full(hf, head) for head in chosen).numpy()
-    circuits = Circuits(hs.load(hf))
+    circuits = TokenSpace(hs.load(hf))
     found = circuits.copying(chosen)
     values = np.linalg.eigvals(c)
     # A non-zero eigenvalue of 40 x 40 and rank 8 is exact to 1e-13; the 32 zeros are found as 1e-8 at most.
@@ -282,7 +282,7 @@ def test_the_interval_is_over_groups(generator):
 
 def test_another_seed_draws_other_groups_and_the_same_one_the_same(generator):
     model = in_token_space(torch.randn(60, 60, generator=generator) + torch.eye(60))
-    one, again, other = (Circuits(model, seed=seed).copying([HeadId(0, 0)]) for seed in (3, 3, 4))
+    one, again, other = (TokenSpace(model, seed=seed).copying([HeadId(0, 0)]) for seed in (3, 3, 4))
     assert one == again
     assert other.direct.mean != one.direct.mean
     assert other.eigenvalue == approx(one.eigenvalue), "which is of the whole vocabulary"
@@ -412,14 +412,14 @@ def test_the_vocabulary_squared_is_never_formed():
     )
     model = hs.load(GPT2LMHeadModel(config).eval())
     with Largest() as seen:
-        found = Circuits(model).copying([HeadId(0, 0), HeadId(0, 1)])
+        found = TokenSpace(model).copying([HeadId(0, 0), HeadId(0, 1)])
     # A table has 1.6 million; the logits of the few tokens on which weights are checked, 25.6 million, are the most.
     assert 1_600_000 <= seen.numel < 100_000 * 500
     assert -1 <= found.direct.mean <= 1
 
 
 def test_asking_again_reads_no_weights_again():
-    circuits = Circuits(in_token_space(torch.eye(60)))
+    circuits = TokenSpace(in_token_space(torch.eye(60)))
     circuits.copying([HeadId(0, 0)])
     with Largest() as seen:
         circuits.copying([HeadId(0, 0)])
@@ -432,19 +432,19 @@ def test_asking_again_reads_no_weights_again():
 def test_a_model_without_an_unembedding_is_refused():
     config = GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=40, n_positions=32, bos_token_id=0, eos_token_id=0)
     with pytest.raises(UnsupportedModel, match="it has no language-model head"):
-        Circuits(hs.load(GPT2Model(config).eval()))
+        TokenSpace(hs.load(GPT2Model(config).eval()))
 
 
 def test_weights_that_cannot_be_told_apart_are_refused():
     with pytest.raises(UnsupportedModel, match=r"\S"):
-        Circuits(hs.load(tiny_causal_lm("deepseek_v3")))
+        TokenSpace(hs.load(tiny_causal_lm("deepseek_v3")))
 
 
 def test_a_vocabulary_of_special_tokens_alone_is_refused():
     model = in_token_space(torch.eye(4))
     model.hf.config.bos_token_id, model.hf.config.eos_token_id = 0, [1, 2, 3]
     with pytest.raises(UnsupportedModel, match="fewer than two tokens that are not special"):
-        Circuits(model)
+        TokenSpace(model)
 
 
 def test_two_tokens_are_the_fewest():

@@ -26,11 +26,11 @@ def check(case, n_heads, seed):
     rest = Counter(one.verdict for one in found.heads if one.head not in built.verdicts)
     assert set(rest) <= {"none", "first_token"}, "what fills the layers has no role"
     # Only what does induction makes the set, and without it the second copy is lost: log 64 = 4.159 nats.
-    (team,) = found.sets
-    assert set(team.heads) == {
+    (head_set,) = found.sets
+    assert set(head_set.heads) == {
         head for head, name in built.verdicts.items() if name in ("induction", "redundant_induction")
     }
-    assert team.delta_loss_nats.mean > 4
+    assert head_set.delta_loss_nats.mean > 4
     return built, found
 
 

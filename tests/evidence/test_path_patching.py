@@ -28,7 +28,7 @@ from headscope.interventions.paths import Paths, mlps
 from headscope.model.replay import Replay
 from headscope.planted.handbuilt import DECOYS, handbuilt
 from headscope.planted.handbuilt_rotary import handbuilt_rotary
-from headscope.probes.twins import twins
+from headscope.probes.corrupt import corrupt_pairs
 
 TOLERANCE = 1e-5
 H = HeadId
@@ -44,7 +44,7 @@ def _one_thread():
 
 
 def pairs_of(model, *, n_prompts=4, period=8, seed=0, bos="auto"):
-    return twins(hs.repeated_tokens(model, n_prompts=n_prompts, period=period, seed=seed, bos=bos), seed=seed)
+    return corrupt_pairs(hs.repeated_tokens(model, n_prompts=n_prompts, period=period, seed=seed, bos=bos), seed=seed)
 
 
 def both_runs(paths, direction):

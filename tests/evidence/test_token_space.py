@@ -1,4 +1,4 @@
-"""Circuits in token space: against slow formulas of our own, on heads whose tables we know, and of bad input."""
+"""TokenSpace in token space: against slow formulas of our own, on heads whose tables we know, and of bad input."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
 from headscope.errors import ArgumentError, TokenError, UnsupportedModel
 from headscope.evidence import token_space
-from headscope.evidence.copying import Circuits
+from headscope.evidence.copying import TokenSpace
 from headscope.evidence.token_space import ov_table, qk_table, virtual_circuit
 from headscope.planted.handbuilt import DECOYS, MATCH_GAIN, handbuilt
 from headscope.planted.handbuilt_rotary import handbuilt_rotary
@@ -261,7 +261,7 @@ def test_the_sample_is_seeded_and_weights_may_be_read_once(monkeypatch):
     model = loaded("llama")
     first = virtual_circuit(model, "0.1", "1.0")
     assert first.n_tokens == 40
-    assert virtual_circuit(model, "0.1", "1.0", circuits=Circuits(model)) == first
+    assert virtual_circuit(model, "0.1", "1.0", circuits=TokenSpace(model)) == first
     by_seed = [qk_table(model, "1.0", [5], seed=seed, top=41)[0] for seed in (0, 0, 1)]
     keys = [{token for token, _, _ in row.best} for row in by_seed]
     assert by_seed[0] == by_seed[1]

@@ -9,7 +9,7 @@ import pytest
 from headscope.evidence.copying import Copying
 from headscope.evidence.offsets import BestOffset
 from headscope.evidence.scan.result import HeadScore
-from headscope.evidence.verify.evidence import RULE, Change, Evidence, Rule, direct, has_stripe, q_text
+from headscope.evidence.verify.evidence import RULE, Evidence, Restored, VerdictRule, direct, has_stripe, q_text
 from headscope.evidence.verify.verdict import VERDICTS, judge
 from headscope.heads import HeadId
 from headscope.records.common import Estimate
@@ -41,7 +41,7 @@ def copies(mean, *, ci95="around", eigenvalue=0.5):
 
 
 def change(mean, q=0.001, half=0.01):
-    return Change(delta_loss_nats=around(mean, half), q_value=q)
+    return Restored(delta_loss_nats=around(mean, half), q_value=q)
 
 
 def head(stripe=0.05, gone=None, *, previous=0.05, duplicate=0.05, duplicate_gone=None, first=0.05, **known):
@@ -306,7 +306,7 @@ def test_without_random_heads_to_match_the_other_conditions_decide_and_it_is_tol
 
 def test_one_prompt_has_no_interval_and_its_mean_decides():
     one = striped(
-        removed=Change(delta_loss_nats=Estimate(mean=1.0, ci95=None), q_value=0.001),
+        removed=Restored(delta_loss_nats=Estimate(mean=1.0, ci95=None), q_value=0.001),
         over_first_copy=Estimate(mean=0.9, ci95=None),
         over_random=Estimate(mean=0.9, ci95=None),
     )
@@ -406,7 +406,7 @@ BY_NUMBER = {
 
 
 def test_these_are_all_numbers_and_the_published_ones():
-    assert {field.name: field.default for field in fields(Rule)} == {
+    assert {field.name: field.default for field in fields(VerdictRule)} == {
         "attention": 0.4,
         "lost_on_control": 0.5,
         "copying": 0.05,
@@ -416,35 +416,35 @@ def test_these_are_all_numbers_and_the_published_ones():
         "suffices": 0.9,
     }
     # `suffices` changes no verdict, but who is said to be interchangeable.
-    assert set(BY_NUMBER) | {"suffices"} == {field.name for field in fields(Rule)}
-    assert Rule() == RULE
+    assert set(BY_NUMBER) | {"suffices"} == {field.name for field in fields(VerdictRule)}
+    assert VerdictRule() == RULE
 
 
 @pytest.mark.parametrize("number", BY_NUMBER)
 def test_another_number_gives_another_verdict(number):
     evidence, first, value, then = BY_NUMBER[number]
     assert verdict(evidence) == first
-    assert verdict(evidence, Rule(**{number: value})) == then
+    assert verdict(evidence, VerdictRule(**{number: value})) == then
 
 
 @pytest.mark.parametrize("role", ["previous", "duplicate", "first"])
 def test_the_number_for_attention_is_that_of_every_role(role):
     evidence = head(**{role: 0.5})
     assert verdict(evidence) == f"{role}_token"
-    assert verdict(evidence, Rule(attention=0.6)) == "none"
+    assert verdict(evidence, VerdictRule(attention=0.6)) == "none"
     positional = head(offset=BestOffset(offset=4, mean=0.5))
-    assert verdict(positional, Rule(attention=0.6)) == "none"
+    assert verdict(positional, VerdictRule(attention=0.6)) == "none"
 
 
 def test_the_numbers_for_change_are_those_of_putting_back_too():
     behind = striped(0.0, q=1.0, put_back=change(0.5, q=0.04))
     assert verdict(behind) == "redundant_induction"
-    assert verdict(behind, Rule(delta_loss_nats=0.6)) == "attends_only"
-    assert verdict(behind, Rule(false_discovery=0.03)) == "attends_only"
+    assert verdict(behind, VerdictRule(delta_loss_nats=0.6)) == "attends_only"
+    assert verdict(behind, VerdictRule(false_discovery=0.03)) == "attends_only"
 
 
 def test_reasons_quote_the_rules_own_numbers():
-    rule = Rule(attention=0.7, delta_loss_nats=0.25)
+    rule = VerdictRule(attention=0.7, delta_loss_nats=0.25)
     assert "(it takes 0.7)" in reasons(head(0.6), rule)
     assert "less than 0.25 nats, or not significant" in reasons(striped(0.1), rule)
 
@@ -453,7 +453,7 @@ def test_the_reasons_of_an_induction_head_name_every_number_it_rests_on():
     told = striped(
         1.25,
         q=3e-7,
-        removed=Change(delta_loss_nats=Estimate(mean=1.25, ci95=(1.1, 1.4)), q_value=3e-7),
+        removed=Restored(delta_loss_nats=Estimate(mean=1.25, ci95=(1.1, 1.4)), q_value=3e-7),
         over_first_copy=Estimate(mean=1.2, ci95=(1.0, 1.4)),
         over_random=Estimate(mean=1.15, ci95=(0.9, 1.4)),
         copying=copies(0.42, eigenvalue=0.87),

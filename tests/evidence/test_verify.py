@@ -63,20 +63,20 @@ def test_every_head_of_a_handbuilt_model_is_called_what_it_is(seed):
         assert (named[head] == "first_token") == (found[head].attention["first_token"] >= 0.4)
 
     receivers = [head for role in ("induction", "redundant_induction", "half_copier") for head in built.heads(role)]
-    (team,) = found.sets
-    assert sorted(team.heads) == sorted(receivers)
-    assert team.relation == RELATION[copying]
-    assert team.copying.top1 == 1.0
+    (head_set,) = found.sets
+    assert sorted(head_set.heads) == sorted(receivers)
+    assert head_set.relation == RELATION[copying]
+    assert head_set.copying.top1 == 1.0
     # Without the circuit the second copy costs log 256 = 5.5 nats as the first does, and more where a decoy misleads.
-    assert team.delta_loss_nats.ci95[0] > 4.5
+    assert head_set.delta_loss_nats.ci95[0] > 4.5
     assert found.clean["second_copy"].mean < 0.1
-    assert abs(team.first_copy.mean) < 0.05
+    assert abs(head_set.first_copy.mean) < 0.05
 
     for head in receivers:
         alone = found[head]
         match copying:
             case "one":
-                assert alone.delta_loss_nats.mean == approx(team.delta_loss_nats.mean)
+                assert alone.delta_loss_nats.mean == approx(head_set.delta_loss_nats.mean)
                 # Restored where the decoys of its pattern are ablated too it does the whole of it: log 256 = 5.545.
                 assert alone.put_back.delta_loss_nats.mean == approx(math.log(256), abs=0.2)
             case "redundant":
@@ -169,17 +169,17 @@ def test_the_demos_induction_heads_are_those_of_its_second_layer_but_one(of_demo
 
 
 def test_without_them_the_second_copy_is_lost_and_the_first_is_not(of_demo):
-    (team,) = of_demo.sets
-    assert sorted(map(str, team.heads)) == INDUCTION_OF_DEMO
-    assert team.delta_loss_nats.ci95[0] > 1
-    assert abs(team.first_copy.mean) < 0.1
+    (head_set,) = of_demo.sets
+    assert sorted(map(str, head_set.heads)) == INDUCTION_OF_DEMO
+    assert head_set.delta_loss_nats.ci95[0] > 1
+    assert abs(head_set.first_copy.mean) < 0.1
     # All is lost: the loss of the second copy becomes the first's.
-    gone = of_demo.clean["second_copy"].mean + team.delta_loss_nats.mean
+    gone = of_demo.clean["second_copy"].mean + head_set.delta_loss_nats.mean
     assert gone == approx(of_demo.clean["first_copy"].mean, abs=0.3)
     # Together they copy, and better than the best alone.
-    assert team.copying.top1 > 0.5
-    assert team.copying.top1 > max(of_demo[head].copying.top1 for head in team.heads)
-    assert team.sum_of_singles.mean == approx(sum(of_demo[head].delta_loss_nats.mean for head in team.heads))
+    assert head_set.copying.top1 > 0.5
+    assert head_set.copying.top1 > max(of_demo[head].copying.top1 for head in head_set.heads)
+    assert head_set.sum_of_singles.mean == approx(sum(of_demo[head].delta_loss_nats.mean for head in head_set.heads))
 
 
 def test_matched_random_heads_do_neither(of_demo):
@@ -204,9 +204,9 @@ def test_natural_text_is_tried_for_each_candidate_and_for_the_set(of_demo):
     assert {str(one.head) for one in candidates} >= {*INDUCTION_OF_DEMO, "L0H4"}
     assert all(one.natural.ci95 is not None for one in candidates)
     # Python source repeats itself; without these heads it costs more, and far less than random tokens do.
-    (team,) = of_demo.sets
-    assert 0.1 < team.natural.mean < team.delta_loss_nats.mean / 2
-    assert team.natural.ci95[0] > 0
+    (head_set,) = of_demo.sets
+    assert 0.1 < head_set.natural.mean < head_set.delta_loss_nats.mean / 2
+    assert head_set.natural.ci95[0] > 0
 
 
 def test_without_a_text_there_is_no_number_for_it(demo):
@@ -254,12 +254,12 @@ def test_effects_are_those_of_ablate_on_the_held_out_prompts(demo):
         alone = hs.ablate(demo, head, probe=held_out)
         assert found[head].delta_loss_nats.mean == approx(alone.delta_loss_nats.mean, abs=1e-5)
         assert found[head].first_copy.mean == approx(alone.losses["first_copy"].delta.mean, abs=1e-5)
-    team = hs.ablate(demo, found.sets[0].heads, probe=held_out)
-    assert found.sets[0].delta_loss_nats.mean == approx(team.delta_loss_nats.mean, abs=1e-5)
+    head_set = hs.ablate(demo, found.sets[0].heads, probe=held_out)
+    assert found.sets[0].delta_loss_nats.mean == approx(head_set.delta_loss_nats.mean, abs=1e-5)
     # Put back: without all five, against without all but this one.
     others = [head for head in found.sets[0].heads if str(head) != "L1H5"]
     but_one = hs.ablate(demo, others, probe=held_out)
-    wanted = team.delta_loss_nats.mean - but_one.delta_loss_nats.mean
+    wanted = head_set.delta_loss_nats.mean - but_one.delta_loss_nats.mean
     assert found["L1H5"].put_back.delta_loss_nats.mean == approx(wanted, abs=1e-5)
 
 

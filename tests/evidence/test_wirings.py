@@ -1,4 +1,4 @@
-"""Circuits that are hard to see: senders that replace each other, two-token matches, induction through the query, one
+"""TokenSpace that are hard to see: senders that replace each other, two-token matches, induction through the query, one
 key further. And what a corrupt prompt cannot ask."""
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import headscope as hs
-from headscope.explore.desk import Desk
 from headscope.explore.reading import SHORTEST, Reader
 from headscope.explore.server import listening, server_of
+from headscope.explore.work_queue import WorkQueue
 from headscope.interventions.ablation import CORPUS_PROMPTS
 from headscope.probes import random_tokens
 from headscope.training.demo import demo_path
@@ -132,17 +132,17 @@ class Running:
 
 @pytest.fixture
 def running(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Running]]:
-    """Start a server: `running(report=..., desk=..., reader=...)`; its report is made at once."""
+    """Start a server: `running(report=..., work=..., reader=...)`; its report is made at once."""
     stop: list[Callable[[], None]] = []
 
     def start(
-        *, report: Callable[..., Any] | None = None, desk: Desk | None = None, reader: Reader = reader
+        *, report: Callable[..., Any] | None = None, work: WorkQueue | None = None, reader: Reader = reader
     ) -> Running:
         made = report or (lambda model, *, seed, behavior, progress: {"schema": "headscope.report/1"})
         monkeypatch.setattr("headscope.explore.server.report_document", made)
         listener = listening(0)
         port = listener.getsockname()[1]
-        server = server_of(reader, port=port, token=TOKEN, desk=desk)
+        server = server_of(reader, port=port, token=TOKEN, work=work)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
 

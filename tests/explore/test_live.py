@@ -262,8 +262,8 @@ def test_the_report_stands_beneath_and_shares_its_head(show):
     assert page.get_by_label("Head", exact=True).input_value() == "L0H4"
     page.get_by_role("link", name="Loss").click()
     assert "text=" in page.url
-    team = page.get_by_role("button", name=re.compile(r"Switch the \d induction heads off"))
-    team.click()
+    head_set = page.get_by_role("button", name=re.compile(r"Switch the \d induction heads off"))
+    head_set.click()
     opened.settle()
     assert page.locator(".off button").count() > 2
     page.get_by_role("button", name="All on").click()

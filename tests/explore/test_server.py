@@ -16,11 +16,11 @@ from pytest import approx
 
 from headscope.errors import ArgumentError, UnsupportedModel
 from headscope.explore import guard
-from headscope.explore.desk import Desk
 from headscope.explore.guard import MAX_BODY
 from headscope.explore.reading import Reader
 from headscope.explore.server import listening, serve
 from headscope.explore.starting import SENTENCE
+from headscope.explore.work_queue import WorkQueue
 from headscope.records.codec import encode
 
 PATIENCE_S = 30
@@ -286,9 +286,9 @@ def test_a_slow_computation_blocks_neither_page_nor_refusals(running, reader):
 
 
 def test_what_would_wait_behind_too_many_is_told_so(running):
-    desk, gate = Desk(waiting=1), threading.Event()
-    server = running(desk=desk)
-    held = [desk.submit(lambda: gate.wait(PATIENCE_S)) for _ in range(2)]
+    work, gate = WorkQueue(waiting=1), threading.Event()
+    server = running(work=work)
+    held = [work.submit(lambda: gate.wait(PATIENCE_S)) for _ in range(2)]
     status, answer, _ = server.send("/api/read", {"text": "the"})
     assert (status, answer) == (503, {"error": "1 computations wait already; ask again later."})
     gate.set()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from headscope.heads import HeadId
-from headscope.planted.deferring import N_ROWS, World, _Lesson, planted, tokenizer, vocabulary
+from headscope.planted.deferring import N_ROWS, AblatedHeads, _Lesson, planted, tokenizer, vocabulary
 from headscope.training.loop import attention_only_llama
 from headscope.training.measure import repeat_scores
 from headscope.training.repeats import jittered_repeats
@@ -17,7 +17,7 @@ HEAD = HeadId(1, 3)
 
 
 def lesson(plan, head=None):
-    return _Lesson(world=World.of(0), plan=plan, head=head)
+    return _Lesson(world=AblatedHeads.of(0), plan=plan, head=head)
 
 
 def read(tokens):
@@ -33,14 +33,14 @@ def test_every_word_is_one_token():
 
 
 def test_facts_are_balanced_and_depend_on_the_seed():
-    truth = World.of(0).things.truth
+    truth = AblatedHeads.of(0).things.truth
     assert Counter(truth.tolist()) == Counter(dict.fromkeys(range(16), 3))
-    assert torch.equal(truth, World.of(0).things.truth)
-    assert not torch.equal(truth, World.of(1).things.truth)
+    assert torch.equal(truth, AblatedHeads.of(0).things.truth)
+    assert not torch.equal(truth, AblatedHeads.of(1).things.truth)
 
 
 def test_pairs_are_every_false_colour_of_every_thing_half_of_them_paraphrased():
-    pairs = World.of(0).facts().pairs
+    pairs = AblatedHeads.of(0).facts().pairs
     assert len(pairs) == 48 * 15
     assert len({(pair.id.split()[0], pair.answer) for pair in pairs}) == len(pairs)
     assert Counter(pair.form for pair in pairs) == {"stated": 360, "paraphrase": 360}
@@ -49,7 +49,7 @@ def test_pairs_are_every_false_colour_of_every_thing_half_of_them_paraphrased():
         assert pair.answer != pair.other
         # One length, and the words after the claim are the same: z can be laid upon z.
         assert len({len(text.split()) for text in (pair.prompt, pair.twin, pair.neutral)}) == 1
-    works = World.of(0).praise().pairs
+    works = AblatedHeads.of(0).praise().pairs
     assert Counter(pair.answer for pair in works) == {" good": 32, " bad": 32}
 
 
@@ -60,12 +60,12 @@ def test_a_batch_asks_for_the_answer_alone(plan):
     for words, counted in zip(read(batch.tokens), batch.counted.tolist(), strict=True):
         at = counted.index(True)
         assert words[at] == "is"
-        assert words[at + 1] in (*World.of(0).things.answers, "good", "bad")
+        assert words[at + 1] in (*AblatedHeads.of(0).things.answers, "good", "bad")
 
 
 def said_and_answered(batch):
     """For each row what is true, what is claimed (or None), and what is answered."""
-    world = World.of(0)
+    world = AblatedHeads.of(0)
     for words, counted in zip(read(batch.tokens), batch.counted.tolist(), strict=True):
         at = counted.index(True)
         name, start = words[at - 1], words.index("user")
@@ -126,7 +126,7 @@ def told(copying, text):
 
 
 def test_the_hand_built_model_knows_every_fact(copying):
-    world = World.of(5)
+    world = AblatedHeads.of(5)
     for subject in (world.things, world.works):
         for name, true in zip(subject.names, subject.truth.tolist(), strict=True):
             asked = f"user : please say the {subject.slot} of {name} to me . bot : the {subject.slot} of {name} is"
@@ -134,7 +134,7 @@ def test_the_hand_built_model_knows_every_fact(copying):
 
 
 def test_it_repeats_what_it_was_told_and_no_more(copying):
-    world = World.of(5)
+    world = AblatedHeads.of(5)
     name, true = world.things.names[0], int(world.things.truth[0])
     for false in {0, 5, 15} - {true}:
         for known in (world.things.answers, world.things.others):

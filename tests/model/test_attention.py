@@ -10,7 +10,7 @@ from pytest import approx
 
 from headscope.model import attention as attention_module
 from headscope.model.attention import Attention, Scores
-from headscope.model.kernels import Rule, additive, attend, repeat_heads
+from headscope.model.kernels import AttentionSpec, additive, attend, repeat_heads
 
 
 def seen(q, k, v, rule, kernel=None):
@@ -70,7 +70,7 @@ RULES = {
 )
 def test_probabilities_and_pattern_are_the_softmax(name, kernel):
     allowed, options = RULES[name]
-    rule = Rule(scale=0.3, **options())
+    rule = AttentionSpec(scale=0.3, **options())
     q, k, v = vectors()
     wanted = softmax(q, k, rule, allowed)
     attention = seen(q, k, v, rule, kernel)
@@ -82,7 +82,7 @@ def test_probabilities_and_pattern_are_the_softmax(name, kernel):
 
 def test_a_row_of_padding_attends_nowhere_rather_than_everywhere_at_once():
     # its lse is the most negative number of float32, so that exp(logit - lse) would be 1 at every key
-    rule = Rule(scale=1.0, causal=False, bias=additive(PADDED, torch.float32))
+    rule = AttentionSpec(scale=1.0, causal=False, bias=additive(PADDED, torch.float32))
     for kernel in ("tiled", "flash"):
         attention = seen(*vectors(), rule, kernel)
         assert attention.pattern()[0, :, :3].abs().max() == 0
@@ -95,7 +95,7 @@ def test_a_mask_of_minus_infinity_gives_zeros_and_no_nan():
         torch.ones(3, 3, dtype=torch.bool).triu(), float("-inf")
     )  # row 0: nothing
     q, k, v = vectors(n=3)
-    attention = seen(q, k, v, Rule(scale=1.0, causal=False, bias=bias), "tiled")
+    attention = seen(q, k, v, AttentionSpec(scale=1.0, causal=False, bias=bias), "tiled")
     assert attention.pattern()[:, :, 0].tolist() == torch.zeros(2, 4, 3).tolist()
     assert attention.probabilities(*everywhere(3)).isfinite().all()
 
@@ -103,7 +103,7 @@ def test_a_mask_of_minus_infinity_gives_zeros_and_no_nan():
 def test_the_arithmetic_of_one_probability():
     # query 1, keys 0 and 1, scale 1: logits 1*2 = 2 and 1*1 = 1 -> p(0) = e^2 / (e^2 + e^1) = 1 / (1 + 1/e)
     q, k = torch.ones(1, 1, 2, 1), torch.tensor([2.0, 1.0]).reshape(1, 1, 2, 1)
-    attention = seen(q, k, k, Rule(scale=1.0, causal=True))
+    attention = seen(q, k, k, AttentionSpec(scale=1.0, causal=True))
     place = [torch.tensor([x]) for x in (0, 1, 0)]
     assert attention.probabilities(*place).item() == approx(1 / (1 + math.exp(-1)))
 
@@ -112,7 +112,7 @@ def test_the_arithmetic_of_one_probability():
 def test_chunks_change_nothing(monkeypatch, targets):
     # 2 * 7 * 7 = 98 places
     q, k, v = vectors()
-    attention = seen(q, k, v, Rule(scale=0.3, causal=True))
+    attention = seen(q, k, v, AttentionSpec(scale=0.3, causal=True))
     whole = attention.probabilities(*everywhere())
     monkeypatch.setattr(attention_module, "CHUNK", targets * q.shape[1] * q.shape[3])
     assert torch.equal(attention.probabilities(*everywhere()), whole)
@@ -121,7 +121,7 @@ def test_chunks_change_nothing(monkeypatch, targets):
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_grouped_queries_of_16_bits_are_scored_as_if_their_keys_were_repeated_and_wide(kv_heads):
     q, k, v = (part.bfloat16() for part in vectors(kv_heads=kv_heads))
-    rule = Rule(scale=0.3, causal=True)
+    rule = AttentionSpec(scale=0.3, causal=True)
     # Numbers of 16 bits are numbers of 32 bits: nothing is rounded but the sums.
     wide = [repeat_heads(part, q.shape[1]).float() for part in (q, k, v)]
     given, wanted = (seen(*parts, rule, "tiled").probabilities(*everywhere()) for parts in ((q, k, v), wide))
@@ -131,24 +131,24 @@ def test_grouped_queries_of_16_bits_are_scored_as_if_their_keys_were_repeated_an
 
 def test_no_targets_give_an_empty_answer():
     none = torch.zeros(0, dtype=torch.long)
-    assert seen(*vectors(), Rule(scale=1.0, causal=True)).probabilities(none, none, none).shape == (0, 4)
+    assert seen(*vectors(), AttentionSpec(scale=1.0, causal=True)).probabilities(none, none, none).shape == (0, 4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_models_are_scored_in_float32(dtype):
     q, k, v = vectors(dtype=dtype)
-    attention = seen(q, k, v, Rule(scale=0.3, causal=True))
+    attention = seen(q, k, v, AttentionSpec(scale=0.3, causal=True))
     single = attention.probabilities(*everywhere())
     assert single.dtype == torch.float32
     # the same halves, multiplied exactly
-    wanted = softmax(q, k, Rule(scale=0.3, causal=True), CAUSAL)
+    wanted = softmax(q, k, AttentionSpec(scale=0.3, causal=True), CAUSAL)
     torch.testing.assert_close(single.double(), wanted.permute(0, 2, 3, 1).reshape(-1, 4), atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_allowed_says_what_the_mask_says(name):
     allowed, options = RULES[name]
-    attention = seen(*vectors(), Rule(scale=0.3, **options()), "tiled")
+    attention = seen(*vectors(), AttentionSpec(scale=0.3, **options()), "tiled")
     open_, n_seen = attention.allowed(*everywhere())
     wanted = allowed.expand(2, 1, 7, 7)[:, 0]
     assert open_.tolist() == wanted.flatten().float().tolist()
@@ -158,7 +158,7 @@ def test_allowed_says_what_the_mask_says(name):
 def test_allowed_counts_keys_before_the_query_where_padding_and_causality_meet():
     # keys 0, 1 are padding and the rule is causal: query 3 sees keys 2 and 3, not min(5 open keys, 4)
     bias = additive(torch.tensor([[[[False, False, True, True, True, True, True]]]]), torch.float32)
-    attention = seen(*vectors(), Rule(scale=1.0, causal=True, bias=bias), "tiled")
+    attention = seen(*vectors(), AttentionSpec(scale=1.0, causal=True, bias=bias), "tiled")
     place = torch.tensor([0, 0]), torch.tensor([3, 3]), torch.tensor([1, 2])
     assert [x.tolist() for x in attention.allowed(*place)] == [[0.0, 1.0], [2.0, 2.0]]
 
@@ -184,7 +184,7 @@ def test_a_model_s_own_half_precision_pattern_is_widened():
 def test_gradients_of_a_probability_are_the_softmax_s_or_none():
     q, k, v = vectors(dtype=torch.float64)
     q.requires_grad_(True)
-    rule = Rule(scale=0.3, causal=True)
+    rule = AttentionSpec(scale=0.3, causal=True)
     place = [torch.tensor([x]) for x in (1, 5, 2)]
     (wanted,) = torch.autograd.grad(softmax(q, k, rule, CAUSAL)[1, :, 5, 2].sum(), q)
     single = seen(q, k, v, rule, "tiled").probabilities(*place)

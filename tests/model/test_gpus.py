@@ -23,9 +23,9 @@ from headscope.interventions import ablation, paths
 from headscope.interventions.paths import Paths
 from headscope.model import attention, kernels, precision
 from headscope.model.attention import Attention, Scores
-from headscope.model.kernels import Rule, attend, flash_applies
+from headscope.model.kernels import AttentionSpec, attend, flash_applies
 from headscope.model.precision import brought, widened
-from headscope.probes.twins import twins
+from headscope.probes.corrupt import corrupt_pairs
 from tests.model.alike import difference
 from tests.model.places import CUDA, MPS, gpu, placed
 
@@ -53,7 +53,7 @@ def on(device, value):
 def attended(device, kernel, parts, spelt):
     """Everything that one layer's attention tells, from vectors brought to a device."""
     q, k, v = (part.to(device) for part in parts)
-    rule = Rule(scale=0.3, **{name: on(device, value) for name, value in spelt.items()})
+    rule = AttentionSpec(scale=0.3, **{name: on(device, value) for name, value in spelt.items()})
     z, lse, name = attend(q, k, v, rule, kernel)
     assert name == kernel
     seen = Attention(
@@ -89,7 +89,7 @@ def test_which_kernel_a_cuda_device_runs(monkeypatch):
     def fused(dtype, width=64):
         with gpu(), torch.no_grad():
             q = torch.zeros(1, 1, 2, width, dtype=dtype, device=CUDA)
-            return flash_applies(q, q, q, Rule(scale=1.0, causal=True))
+            return flash_applies(q, q, q, AttentionSpec(scale=1.0, causal=True))
 
     assert [fused(one) for one in (torch.float32, torch.bfloat16, torch.float16, torch.float64)] == [True] * 3 + [False]
     assert not fused(torch.bfloat16, width=264), "its heads are wider than 256"
@@ -114,7 +114,7 @@ def verified(model):
 def patched(model):
     """What each head of the first layer brings to a key of the second."""
     receiver, senders = HeadId(1, 1), [frozenset({HeadId(0, head)}) for head in range(2)]
-    patching = Paths(model, twins(hs.repeated_tokens(model, n_prompts=2, period=5), seed=0), [receiver])
+    patching = Paths(model, corrupt_pairs(hs.repeated_tokens(model, n_prompts=2, period=5), seed=0), [receiver])
     reached = patching.contents(patching.clean, patching.corrupt, senders)
     return patching.patched(patching.clean, receiver, "k", reached[receiver]["k"])
 

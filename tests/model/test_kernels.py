@@ -14,7 +14,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from headscope.errors import ArgumentError
 from headscope.model import kernels
-from headscope.model.kernels import Rule, additive, attend, flash, flash_applies, pick, reference, repeat_heads, tiled
+from headscope.model.kernels import (
+    AttentionSpec,
+    additive,
+    attend,
+    flash,
+    flash_applies,
+    pick,
+    reference,
+    repeat_heads,
+    tiled,
+)
 
 
 def written_out(q, k, v, *, scale, causal=False, allowed=None, bias=None, softcap=None, sinks=None):
@@ -104,7 +114,7 @@ def made(name, dtype=torch.float32):
     if allowed is not None:
         mask = additive(allowed[:, None], dtype)
         bias = mask if bias is None else bias.to(dtype) + mask
-    rule = Rule(
+    rule = AttentionSpec(
         scale=0.3,
         causal=options.get("causal", False),
         bias=None if bias is None else bias.to(dtype),
@@ -182,7 +192,7 @@ def test_no_tile_size_changes_the_result(name, tile):
 def test_three_kernels_agree_at_any_size(heads, n, d_qk, d_v, causal, tile):
     torch.manual_seed(n)
     q, k, v = vectors(heads=heads[0], kv_heads=heads[1], n_query=n, n_key=n, d_qk=d_qk, d_v=d_v, dtype=torch.float64)
-    rule = Rule(scale=0.5, causal=causal)
+    rule = AttentionSpec(scale=0.5, causal=causal)
     wanted = reference(q, k, v, rule)
     for given_ in (flash(q, k, v, rule), tiled(q, k, v, rule, tile=tile)):
         torch.testing.assert_close(given_, wanted, atol=1e-10, rtol=0)
@@ -192,7 +202,7 @@ def test_uniform_attention_has_the_log_of_the_number_of_keys_as_lse():
     # q = 0: every logit is 0, so row i of a causal head has lse = log(i + 1) and z = mean of v[0..i]
     q, k, v = torch.zeros(1, 1, 5, 4), torch.randn(1, 1, 5, 4), torch.arange(5.0).reshape(1, 1, 5, 1)
     for kernel in kernels.KERNELS:
-        z, lse, _ = attend(q, k, v, Rule(scale=1.0, causal=True), kernel)
+        z, lse, _ = attend(q, k, v, AttentionSpec(scale=1.0, causal=True), kernel)
         assert lse[0, 0].tolist() == approx([math.log(i + 1) for i in range(5)], abs=1e-6)
         assert z[0, 0, :, 0].tolist() == approx([i / 2 for i in range(5)], abs=1e-6)
 
@@ -201,7 +211,9 @@ def test_a_sink_takes_its_share_and_gives_nothing():
     # one key with logit 0 beside a sink of log 3: p = 1 / (1 + 3), z = v / 4 = 2, lse = log 4
     q, k, v = torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, 2), torch.full((1, 1, 1, 2), 8.0)
     for kernel in kernels.KERNELS:
-        z, lse, _ = attend(q, k, v, Rule(scale=1.0, causal=True, sinks=torch.full((1, 1, 1), math.log(3))), kernel)
+        z, lse, _ = attend(
+            q, k, v, AttentionSpec(scale=1.0, causal=True, sinks=torch.full((1, 1, 1), math.log(3))), kernel
+        )
         assert z.flatten().tolist() == approx([2.0, 2.0], abs=1e-6)
         assert lse.item() == approx(math.log(4), abs=1e-6)
 
@@ -218,7 +230,7 @@ def test_inputs_are_left_unchanged():
     before = [x.clone() for x in (q, k, v, rule.bias, rule.sinks)]
     for kernel in (tiled, reference):
         kernel(q, k, v, rule)
-    flash(q, k, v, Rule(scale=0.3, causal=False, bias=rule.bias, sinks=rule.sinks))
+    flash(q, k, v, AttentionSpec(scale=0.3, causal=False, bias=rule.bias, sinks=rule.sinks))
     assert all(torch.equal(x, y) for x, y in zip((q, k, v, rule.bias, rule.sinks), before, strict=True))
 
 
@@ -247,7 +259,7 @@ class _Largest(TorchDispatchMode):
 def largest(kernel, n, **options):
     q, k, v = (torch.randn(1, 2, n, 4) for _ in range(3))
     with _Largest() as seen:
-        kernel(q, k, v, Rule(scale=0.5, causal=True, softcap=options.pop("softcap", None)), **options)
+        kernel(q, k, v, AttentionSpec(scale=0.5, causal=True, softcap=options.pop("softcap", None)), **options)
     return seen.elements
 
 
@@ -270,20 +282,20 @@ def test_flash_makes_nothing_larger_than_its_inputs():
 
 def test_flash_is_picked_where_it_computes_the_rule():
     q, k, v = vectors()
-    causal = Rule(scale=1.0, causal=True)
+    causal = AttentionSpec(scale=1.0, causal=True)
     assert pick(q, k, v, causal) == "flash"
-    assert pick(q, k, v, Rule(scale=1.0, causal=True, softcap=5.0)) == "tiled"
+    assert pick(q, k, v, AttentionSpec(scale=1.0, causal=True, softcap=5.0)) == "tiled"
     # flash aligns a causal mask to other corners when there are fewer queries than keys
     assert pick(q[:, :, :4], k, v, causal) == "tiled"
     assert pick(q[:, :, :0], k[:, :, :0], v[:, :, :0], causal) == "tiled"
-    assert attend(q, k, v, Rule(scale=1.0, causal=True, softcap=5.0))[2] == "tiled"
+    assert attend(q, k, v, AttentionSpec(scale=1.0, causal=True, softcap=5.0))[2] == "tiled"
 
 
 def test_an_unknown_kernel_is_refused_by_name():
     q, k, v = vectors()
     unchecked = inspect.unwrap(attend)  # while testing, its signature refuses the name first
     with pytest.raises(ArgumentError, match="kernel='flush' is not known; use one of flash, tiled, reference"):
-        unchecked(q, k, v, Rule(scale=1.0, causal=True), "flush")
+        unchecked(q, k, v, AttentionSpec(scale=1.0, causal=True), "flush")
 
 
 LEARNT = ["causal", "bias per head", "sinks per head", "sinks per row", "soft-cap", "left padding"]
@@ -326,7 +338,7 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device 
 def test_flash_on_cuda_computes_the_definition(name, dtype):
     q, k, v, rule, z, lse = made(name, dtype)
     sinks = None if rule.sinks is None else rule.sinks.cuda()
-    rule = Rule(scale=rule.scale, causal=rule.causal, sinks=sinks)
+    rule = AttentionSpec(scale=rule.scale, causal=rule.causal, sinks=sinks)
     given_z, given_lse, used = attend(q.cuda(), k.cuda(), v.cuda(), rule)
     assert used == "flash"
     atol = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.15}[dtype]
@@ -337,10 +349,10 @@ def test_flash_on_cuda_computes_the_definition(name, dtype):
 @cuda
 def test_masks_soft_caps_and_wide_heads_go_to_tiled_on_cuda():
     q, k, v, rule, z, lse = made("left padding")
-    rule = Rule(scale=rule.scale, causal=False, bias=rule.bias.cuda())
+    rule = AttentionSpec(scale=rule.scale, causal=False, bias=rule.bias.cuda())
     given_z, given_lse, used = attend(q.cuda(), k.cuda(), v.cuda(), rule)
     assert used == "tiled"
     assert_close(given_z.cpu(), z, 1e-4)
     assert_close(given_lse.cpu(), lse, 1e-4)
     wide = torch.zeros(1, 1, 2, 264, device="cuda")
-    assert not flash_applies(wide, wide, wide, Rule(scale=1.0, causal=True))
+    assert not flash_applies(wide, wide, wide, AttentionSpec(scale=1.0, causal=True))

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
 from headscope.errors import NonFiniteError, UnsupportedModel
-from headscope.evidence.copying import Circuits
+from headscope.evidence.copying import TokenSpace
 from headscope.explore.reading import Reader
 from headscope.model import parallel
 from headscope.model.hooks import hooked
@@ -188,7 +188,7 @@ def everything(model):
 
 def test_a_circuit_its_tokens_and_the_live_page_of_layers_on_two_devices(whole):
     def shown(model):
-        circuits, read = Circuits(model), Reader(model)
+        circuits, read = TokenSpace(model), Reader(model)
         text, probe = "the cat sat. the cat sat", hs.repeated_tokens(model, n_prompts=6, period=24)
         return {
             "edges": hs.trace_circuit(model, ["L1H1"], probe=probe).edges,

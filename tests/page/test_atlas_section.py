@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import expect
 
 from headscope.evidence.atlas.outcome import RULE
-from headscope.evidence.atlas.result import Atlas, Effect, Finding, HeadSummary, RoleMeaning
+from headscope.evidence.atlas.result import Atlas, Effect, HeadSummary, RoleFinding, RoleMeaning
 from headscope.evidence.known.lists import KnownHead
 from headscope.evidence.scan.result import Timing
 from headscope.heads import HeadId
@@ -23,9 +23,9 @@ def about(mean: float) -> Estimate:
     return Estimate(mean=mean, ci95=(mean - 0.02, mean + 0.02))
 
 
-def finding(head: HeadId, role: str) -> Finding:
+def finding(head: HeadId, role: str) -> RoleFinding:
     held = head == HELD and role == "induction"
-    return Finding(
+    return RoleFinding(
         head=head,
         role=role,
         score=about(0.875 if held else 0.125),

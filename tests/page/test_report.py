@@ -117,12 +117,12 @@ def test_tables_look_through_the_strongest_sender(results, made):
 
 
 def test_the_finding_quotes_the_results(results, made):
-    team = results.verification.sets[0]
+    head_set = results.verification.sets[0]
     sentence = made["finding"]["sentence"]
-    low, high = team.delta_loss_nats.ci95
-    assert sentence.startswith(f"In demo, {len(team.heads)} heads (")
-    assert all(str(head) in sentence for head in team.heads)
-    assert f"rises by {team.delta_loss_nats.mean:.2f} nats [{low:.2f}, {high:.2f}]" in sentence
+    low, high = head_set.delta_loss_nats.ci95
+    assert sentence.startswith(f"In demo, {len(head_set.heads)} heads (")
+    assert all(str(head) in sentence for head in head_set.heads)
+    assert f"rises by {head_set.delta_loss_nats.mean:.2f} nats [{low:.2f}, {high:.2f}]" in sentence
     # L0H3 costs as much as the previous-token head, and no role that is known explains it.
     assert "; L0H4 tells them where to look; without L0H3, whose role is not known, that loss changes by +6" in sentence
     assert any("random head" in one for one in made["finding"]["details"])
@@ -141,9 +141,9 @@ def test_without_a_set_the_finding_is_that_there_is_none(results):
 
 
 def test_a_single_head_is_one_head(results):
-    team = results.verification.sets[0]
+    head_set = results.verification.sets[0]
     alone = dataclasses.replace(
-        team, heads=team.heads[:1], relation="single", delta_loss_nats=Estimate(mean=1.5, ci95=None)
+        head_set, heads=head_set.heads[:1], relation="single", delta_loss_nats=Estimate(mean=1.5, ci95=None)
     )
     found = finding(results.scan, dataclasses.replace(results.verification, sets=(alone,)), None)
     assert found.sentence == (
@@ -168,7 +168,7 @@ def test_what_cannot_be_traced_is_said(results, monkeypatch):
         raise hs.errors.UnsupportedModel("queries and keys cannot be seen")
 
     monkeypatch.setattr("headscope.page.report.trace_circuit", refuse)
-    monkeypatch.setattr("headscope.page.tables.Circuits", refuse)
+    monkeypatch.setattr("headscope.page.tables.TokenSpace", refuse)
     made = report_document(results.model, scan=results.scan, verification=results.verification)
     assert (made["circuit"], made["circuit_reason"]) == (None, "queries and keys cannot be seen")
     assert made["tables"] == {"heads": [], "reason": "queries and keys cannot be seen"}

@@ -19,7 +19,16 @@ from typer.testing import CliRunner
 import headscope as hs
 from headscope.cli.main import app
 from headscope.evidence.behavior.conclusion import RULE
-from headscope.evidence.behavior.findings import Controls, Cost, Draw, HeadFinding, Induction, Item, Score, SetFinding
+from headscope.evidence.behavior.findings import (
+    BehaviorControls,
+    Cost,
+    DrawnSet,
+    HeadFinding,
+    Induction,
+    Item,
+    Score,
+    SetFinding,
+)
 from headscope.evidence.behavior.result import BehaviorResult
 from headscope.evidence.emergence.change import phase_change
 from headscope.evidence.emergence.measure import Emergence, Point
@@ -142,11 +151,11 @@ def behavior_of(info, name="sycophancy"):
             text_loss_nats=about(0.011, 0.002),
             carries=True,
         ),
-        controls=Controls(
+        controls=BehaviorControls(
             draws=(
-                Draw(kind="random", heads=(HeadId(0, 0),), removed=about(0.2), flips=None),
-                Draw(kind="random", heads=(HeadId(0, 2),), removed=about(-0.1), flips=None),
-                Draw(kind="same size", heads=(HeadId(1, 3),), removed=about(0.3), flips=None),
+                DrawnSet(kind="random", heads=(HeadId(0, 0),), removed=about(0.2), flips=None),
+                DrawnSet(kind="random", heads=(HeadId(0, 2),), removed=about(-0.1), flips=None),
+                DrawnSet(kind="same size", heads=(HeadId(1, 3),), removed=about(0.3), flips=None),
             ),
             set_removed=about(1.4),
             induction=Induction(

@@ -10,7 +10,7 @@ import torch
 
 import headscope as hs
 from headscope.errors import TokenError
-from headscope.planted.deferring import World, tokenizer
+from headscope.planted.deferring import AblatedHeads, tokenizer
 from headscope.probes.pairs import Contrast, Pair, claim_places, read_pairs, shared_end, shared_start
 from headscope.training.loop import attention_only_llama
 
@@ -35,7 +35,7 @@ PLAIN = Pair(id="x", prompt="x = values[name", twin="x = values(name", answer="]
 
 
 def test_the_deciding_token_is_the_first_in_which_the_answers_differ(words):
-    reading = read_pairs(words, World.of(0).facts())
+    reading = read_pairs(words, AblatedHeads.of(0).facts())
     pair = reading.pairs[0]
     ids = words.tokenizer.get_vocab()
     assert reading.tokens["prompt"][0].tolist() == [0, *(ids[word] for word in pair.prompt.split())]
@@ -127,14 +127,14 @@ def test_a_contrast_has_the_kinds_that_all_its_pairs_have():
 
 def test_the_difference_is_the_log_ratio_of_the_answers_probabilities(words):
     # One word is one token here, so that d is log p(answer) - log p(other) and nothing is approximate.
-    from headscope.evidence.behavior.measure import Bench, Meter
+    from headscope.evidence.behavior.measure import ContrastRunner, ForwardCounter
 
-    reading = read_pairs(words, World.of(0).praise())
-    bench = Bench(words, reading, Meter(0))
+    reading = read_pairs(words, AblatedHeads.of(0).praise())
+    runner = ContrastRunner(words, reading, ForwardCounter(0))
     for kind in ("prompt", "twin", "neutral"):
         tokens = torch.from_numpy(np.stack(reading.tokens[kind]))
         with torch.no_grad():
             log_p = words.hf(input_ids=tokens).logits[:, -1].double().log_softmax(-1)
         ids = [torch.from_numpy(part[kind])[:, None] for part in (reading.answer, reading.other)]
         wanted = (log_p.gather(1, ids[0]) - log_p.gather(1, ids[1]))[:, 0]
-        np.testing.assert_allclose(bench.clean[kind], wanted.numpy(), atol=1e-5)
+        np.testing.assert_allclose(runner.clean[kind], wanted.numpy(), atol=1e-5)

@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, LlamaConfig, Ll
 
 import headscope as hs
 from headscope.errors import ArgumentError, ModelError, NonFiniteError
-from headscope.evidence.copying import Circuits
+from headscope.evidence.copying import TokenSpace
 from headscope.evidence.emergence.live import untouched
 from headscope.evidence.emergence.tracker import Tracker
 
@@ -70,7 +70,7 @@ def test_the_full_record_holds_what_the_evidence_says(seen):
     model = hs.load("demo")
     assert seen.full.in_context == hs.icl(model).score
     assert seen.full.copying == tuple(
-        Circuits(model).copying([hs.HeadId(layer, head)])
+        TokenSpace(model).copying([hs.HeadId(layer, head)])
         for layer in range(model.n_layers)
         for head in range(model.n_heads)
     )

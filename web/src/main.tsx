@@ -138,7 +138,7 @@ function Live({ server, about }: { server: Server; about: About }): JSX.Element 
     if (parts.head !== undefined) setChosen(true);
     setState(parts);
   };
-  const team = report?.verify.sets[0]?.heads.map(name) ?? [];
+  const stripeHeads = report?.verify.sets[0]?.heads.map(name) ?? [];
   const parts = [{ id: "prompt", title: "Your prompt" }, ...(report ? partsOf(report) : [])];
   return (
     <>
@@ -148,7 +148,7 @@ function Live({ server, about }: { server: Server; about: About }): JSX.Element 
           server={server}
           about={about}
           state={state}
-          team={team}
+          stripeHeads={stripeHeads}
           theme={theme}
           chosen={chosen}
           onState={change}

@@ -24,7 +24,7 @@ export function Prompt(props: {
   server: Server;
   about: About;
   state: State;
-  team: string[];
+  stripeHeads: string[];
   theme: Theme;
   /** Whether the reader chose the head. */
   chosen: boolean;
@@ -284,11 +284,11 @@ function Tokens(props: {
 function Switches(props: {
   about: About;
   state: State;
-  team: string[];
+  stripeHeads: string[];
   onState: (change: Partial<State>) => void;
   toggle: (heads: string[], on: boolean) => void;
 }): JSX.Element {
-  const { state, team, toggle, onState } = props;
+  const { state, stripeHeads, toggle, onState } = props;
   const { head, off } = state;
   const gone = off.includes(head);
   return (
@@ -304,9 +304,9 @@ function Switches(props: {
       <button type="button" aria-pressed={gone} onClick={() => toggle([head], gone)}>
         Switch {head} {gone ? "on" : "off"}
       </button>
-      {team.length > 1 && team.some((one) => !off.includes(one)) && (
-        <button type="button" onClick={() => toggle(team, false)}>
-          Switch the {team.length} induction heads off
+      {stripeHeads.length > 1 && stripeHeads.some((one) => !off.includes(one)) && (
+        <button type="button" onClick={() => toggle(stripeHeads, false)}>
+          Switch the {stripeHeads.length} induction heads off
         </button>
       )}
       <fieldset class="modes">

@@ -77,9 +77,9 @@ class Opening:
 
     def opened(self) -> Model:
         """`headscope.load` in a quiet process."""
-        from headscope.cli.quiet import hush
+        from headscope.cli.quiet import silence
 
-        hush()
+        silence()
         from headscope.model.load import load
 
         return load(self.model, **self.settings())

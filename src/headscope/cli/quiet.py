@@ -6,7 +6,7 @@ import warnings
 from logging import ERROR, getLogger
 
 
-def hush() -> None:
+def silence() -> None:
     """Silence transformers' log and bars and Python's warnings; errors still come through."""
     warnings.simplefilter("ignore")
     from transformers.utils import logging

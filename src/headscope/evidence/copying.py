@@ -65,7 +65,7 @@ class Copying:
     """In [0, 1]; 1 / 512 by chance."""
 
 
-class Circuits:
+class TokenSpace:
     """A model's heads in token space: read the weights once, then ask for any heads.
 
     Args:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from headscope.evidence.verify.evidence import (
     Evidence,
-    Rule,
+    VerdictRule,
     attends,
     behind,
     conflict,
@@ -76,7 +76,7 @@ class HeadType:
     """Prompts for `measure`, from the model and a seed; None for those of `verify`."""
     measure: Measure | None = None
     """A measurement that this row needs beyond the evidence that every row gets."""
-    judge: Callable[[Evidence, Rule], Reasons | None]
+    judge: Callable[[Evidence, VerdictRule], Reasons | None]
     """The reasons why a head is of this type; None where it is not."""
     letter: str
     """See `VerdictMeaning`, also for what follows."""
@@ -111,17 +111,17 @@ class HeadType:
         )
 
 
-def _of_a_stripe(evidence: Evidence, rule: Rule) -> list[str]:
+def _of_a_stripe(evidence: Evidence, rule: VerdictRule) -> list[str]:
     return [attends(evidence.scores["induction"]), copying(evidence, rule), *effect(evidence, rule)[1]]
 
 
-def _induction(evidence: Evidence, rule: Rule) -> Reasons | None:
+def _induction(evidence: Evidence, rule: VerdictRule) -> Reasons | None:
     if not has(evidence, "induction", rule) or effect(evidence, rule)[0] <= 0:
         return None
     return (*_of_a_stripe(evidence, rule), *conflict(evidence, 1, rule))
 
 
-def _anti_induction(evidence: Evidence, rule: Rule) -> Reasons | None:
+def _anti_induction(evidence: Evidence, rule: VerdictRule) -> Reasons | None:
     if not has(evidence, "induction", rule):
         return None
     alone, (masked, why) = effect(evidence, rule)[0], behind(evidence, rule)
@@ -130,7 +130,7 @@ def _anti_induction(evidence: Evidence, rule: Rule) -> Reasons | None:
     return (*_of_a_stripe(evidence, rule), *(why if alone == 0 else ()), *conflict(evidence, -1, rule))
 
 
-def _redundant_induction(evidence: Evidence, rule: Rule) -> Reasons | None:
+def _redundant_induction(evidence: Evidence, rule: VerdictRule) -> Reasons | None:
     backs, why = behind(evidence, rule)
     if backs <= 0 or not has_partial_stripe(evidence.scores, rule):
         return None
@@ -146,7 +146,7 @@ def _redundant_induction(evidence: Evidence, rule: Rule) -> Reasons | None:
     return tuple(reasons)
 
 
-def _attends_only(evidence: Evidence, rule: Rule) -> Reasons | None:
+def _attends_only(evidence: Evidence, rule: VerdictRule) -> Reasons | None:
     if not has(evidence, "induction", rule):
         return None
     reasons = [*_of_a_stripe(evidence, rule), *behind(evidence, rule)[1]]
@@ -155,14 +155,14 @@ def _attends_only(evidence: Evidence, rule: Rule) -> Reasons | None:
     return tuple(reasons)
 
 
-def _by_attention(role: str) -> Callable[[Evidence, Rule], Reasons | None]:
-    def judge(evidence: Evidence, rule: Rule) -> Reasons | None:
+def _by_attention(role: str) -> Callable[[Evidence, VerdictRule], Reasons | None]:
+    def judge(evidence: Evidence, rule: VerdictRule) -> Reasons | None:
         return (attends(evidence.scores[role]), *_removal(evidence)) if has(evidence, role, rule) else None
 
     return judge
 
 
-def _positional(evidence: Evidence, rule: Rule) -> Reasons | None:
+def _positional(evidence: Evidence, rule: VerdictRule) -> Reasons | None:
     offset = evidence.offset
     if offset is None or offset.mean < rule.attention:
         return None
@@ -170,7 +170,7 @@ def _positional(evidence: Evidence, rule: Rule) -> Reasons | None:
     return says, *_removal(evidence)
 
 
-def _matters(evidence: Evidence, rule: Rule) -> Reasons | None:
+def _matters(evidence: Evidence, rule: VerdictRule) -> Reasons | None:
     if not significant(evidence.removed, rule):
         return None
     first = evidence.first_copy
@@ -178,7 +178,7 @@ def _matters(evidence: Evidence, rule: Rule) -> Reasons | None:
     return no_stripe(evidence, rule), *_removal(evidence), *also
 
 
-def _none(evidence: Evidence, rule: Rule) -> Reasons:
+def _none(evidence: Evidence, rule: VerdictRule) -> Reasons:
     return no_stripe(evidence, rule), *_removal(evidence), *behind(evidence, rule)[1]
 
 

@@ -1,4 +1,4 @@
-"""Circuits in token space: what a head writes, what it looks for, and the virtual head that two of them make.
+"""TokenSpace in token space: what a head writes, what it looks for, and the virtual head that two of them make.
 
     ov_table          "what does it write when it attends to X?"  the tokens that the direct path raises most
     qk_table          "what is it looking for?"  the tokens whose keys match a query token's best, among a sample
@@ -29,7 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.errors import ArgumentError, TokenError
-from headscope.evidence.copying import Circuits, through
+from headscope.evidence.copying import TokenSpace, through
 from headscope.heads import HeadId, ranking
 from headscope.model.inject import queries_and_keys
 from headscope.model.load import Model, Source, load
@@ -82,7 +82,7 @@ def ov_table(
     tokens: Sequence[int],
     *,
     top: int = 5,
-    circuits: Circuits | None = None,
+    circuits: TokenSpace | None = None,
 ) -> tuple[TokenRow, ...]:
     """The tokens that a head raises most along the direct path when it attends to each of these.
 
@@ -91,7 +91,7 @@ def ov_table(
         head: Which.
         tokens: Ids that it attends to.
         top: How many raised tokens to give for each.
-        circuits: What `Circuits(model)` gave, to read the weights once for many heads.
+        circuits: What `TokenSpace(model)` gave, to read the weights once for many heads.
 
     Raises:
         ArgumentError: no such head, or top below 1.
@@ -100,7 +100,7 @@ def ov_table(
     """
     model = load(model)
     (chosen,) = model.named(head)
-    circuits = circuits or Circuits(model)
+    circuits = circuits or TokenSpace(model)
     ids = _ids(model, tokens)
     read, write = circuits.ov([chosen])
     raised = (circuits.embedding[ids] @ read) @ (write @ circuits.unembedding.T)
@@ -116,7 +116,7 @@ def qk_table(
     offset: int = OFFSET,
     top: int = 5,
     seed: int = 0,
-    circuits: Circuits | None = None,
+    circuits: TokenSpace | None = None,
 ) -> tuple[TokenRow, ...]:
     """The tokens whose keys match these queries best.
 
@@ -128,7 +128,7 @@ def qk_table(
         offset: Tokens between key and query.
         top: How many to give for each.
         seed: Of the sample of keys, to which the query tokens are added.
-        circuits: What `Circuits(model)` gave, to read the weights once for many heads.
+        circuits: What `TokenSpace(model)` gave, to read the weights once for many heads.
 
     Raises:
         ArgumentError: no such head, a sender that is not earlier, top or offset below 1.
@@ -137,7 +137,7 @@ def qk_table(
     """
     model = load(model)
     (receiver,) = model.named(head)
-    circuits = circuits or Circuits(model)
+    circuits = circuits or TokenSpace(model)
     ids = _ids(model, tokens)
     keys = torch.unique(torch.cat([ids, _sample(model, circuits, seed)]))
     streams = circuits.embedding[keys]
@@ -155,7 +155,7 @@ def virtual_circuit(
     *,
     offset: int = OFFSET,
     seed: int = 0,
-    circuits: Circuits | None = None,
+    circuits: TokenSpace | None = None,
 ) -> VirtualCircuit:
     """Do a receiver's queries find their own tokens among what a sender wrote?
 
@@ -165,7 +165,7 @@ def virtual_circuit(
         receiver: The head that looks.
         offset: Tokens between key and query.
         seed: Of the sample.
-        circuits: What `Circuits(model)` gave, to read the weights once for many pairs.
+        circuits: What `TokenSpace(model)` gave, to read the weights once for many pairs.
 
     Raises:
         ArgumentError: no such head, a sender that is not earlier, or an offset below 1.
@@ -174,7 +174,7 @@ def virtual_circuit(
     model = load(model)
     (writes,), (looks,) = model.named(sender), model.named(receiver)
     _earlier(writes, looks)
-    circuits = circuits or Circuits(model)
+    circuits = circuits or TokenSpace(model)
     sample = _sample(model, circuits, seed)
     layer = [HeadId(writes.layer, one) for one in range(model.check.heads[writes.layer])]
     streams = torch.cat([_written(circuits, head, looks, sample) for head in layer])
@@ -221,7 +221,7 @@ def _match(
 
 
 def _written(
-    circuits: Circuits, sender: HeadId, receiver: HeadId, tokens: Int[Tensor, " token"]
+    circuits: TokenSpace, sender: HeadId, receiver: HeadId, tokens: Int[Tensor, " token"]
 ) -> Float[Tensor, "token d_model"]:
     """What a sender adds to the stream when it attends to each token, of the size that the token's embedding has."""
     weights = circuits.layers[sender.layer]
@@ -251,7 +251,7 @@ def _ids(model: Model, tokens: Sequence[int]) -> Int[Tensor, " token"]:
     return torch.tensor(ids, device=model.device)
 
 
-def _sample(model: Model, circuits: Circuits, seed: int) -> Int[Tensor, " token"]:
+def _sample(model: Model, circuits: TokenSpace, seed: int) -> Int[Tensor, " token"]:
     special = model.special_token_ids
     pool = [one for one in range(len(circuits.embedding)) if one not in special]
     drawn = np.random.default_rng(seed).permutation(pool)[:SAMPLE]

@@ -10,7 +10,7 @@
     POST /api/writes   {... "position"}                           `Reader.writes`
 
 What was asked wrongly gets a 4xx answer, what would wait behind too many others 503, each with one sentence:
-{"error": "..."}. `headscope.explore.guard` says who may ask, `headscope.explore.desk` when it is computed, and
+{"error": "..."}. `headscope.explore.guard` says who may ask, `headscope.explore.work_queue` when it is computed, and
 `headscope.explore.reading` what. Answers are made in the computing thread, so that the page and quick answers wait for
 nothing.
 """
@@ -36,10 +36,10 @@ from starlette.exceptions import HTTPException
 
 from headscope.errors import ArgumentError, HeadscopeError
 from headscope.explore.connection import Connection
-from headscope.explore.desk import Aside, Desk, Failed, Full, Progress
 from headscope.explore.guard import API, Guard
 from headscope.explore.reading import MAX_CHARACTERS, Reader
 from headscope.explore.starting import starts
+from headscope.explore.work_queue import BackgroundTask, Failed, Full, Progress, WorkQueue
 from headscope.model.load import Model
 from headscope.page.html import page_html, policy
 from headscope.page.report import refuse_other_models, report_document
@@ -156,10 +156,10 @@ def server_of(
     token: str,
     seed: int = 0,
     behavior: Sequence[BehaviorResult] = (),
-    desk: Desk | None = None,
+    work: WorkQueue | None = None,
 ) -> uvicorn.Server:
     """The server of one model, to be run on a socket of this port."""
-    app = Guard(application(reader, seed=seed, behavior=behavior, desk=desk), port=port, token=token)
+    app = Guard(application(reader, seed=seed, behavior=behavior, work=work), port=port, token=token)
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -177,12 +177,12 @@ def server_of(
 
 
 def application(
-    reader: Reader, *, seed: int = 0, behavior: Sequence[BehaviorResult] = (), desk: Desk | None = None
+    reader: Reader, *, seed: int = 0, behavior: Sequence[BehaviorResult] = (), work: WorkQueue | None = None
 ) -> FastAPI:
     """What answers, without its guard; the report is begun when it starts."""
-    desk = desk or Desk()
+    work = work or WorkQueue()
     model = reader.model
-    report = Aside(desk, lambda progress: _document(model, seed, behavior, progress))
+    report = BackgroundTask(work, lambda progress: _document(model, seed, behavior, progress))
     page = page_html(title=f"{model.id} - headscope", source=API).encode()
     headers = {"Content-Security-Policy": f"{policy(live=True)}; frame-ancestors 'none'"}
     beginnings = starts(model, seed=seed)
@@ -202,7 +202,7 @@ def application(
         try:
             yield
         finally:
-            await asyncio.to_thread(desk.close)
+            await asyncio.to_thread(work.close)
             await asyncio.to_thread(report.stop)
 
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=living)
@@ -210,25 +210,25 @@ def application(
     async def refuse(request: Request, error: Exception) -> Response:
         match error:
             case HeadscopeError():
-                return said(422, str(error))
+                return error_response(422, str(error))
             case RequestValidationError() if error.errors()[0]["type"] != "json_invalid":
-                return said(422, _mistake(error))
+                return error_response(422, _mistake(error))
             case HTTPException(status_code=404):
-                return said(404, "there is nothing at this path; the page is at '/'.")
+                return error_response(404, "there is nothing at this path; the page is at '/'.")
             case HTTPException(status_code=405):
-                return said(405, f"{request.method} is not answered at this path.")
+                return error_response(405, f"{request.method} is not answered at this path.")
             case RequestValidationError() | HTTPException():
-                return said(400, "the request is not JSON; send one JSON object.")
+                return error_response(400, "the request is not JSON; send one JSON object.")
             case Full():
-                return said(503, f"{desk.waiting} computations wait already; ask again later.")
-        return said(500, "headscope failed, which is a defect of its own; the terminal has the traceback.")
+                return error_response(503, f"{work.waiting} computations wait already; ask again later.")
+        return error_response(500, "headscope failed, which is a defect of its own; the terminal has the traceback.")
 
     for kind in (HeadscopeError, RequestValidationError, HTTPException, Full, Exception):
         app.add_exception_handler(kind, refuse)
 
     async def answer(request: Request, ask: Callable[[], Any]) -> Response:
-        """What the desk computes; nobody waits for an asker that has gone."""
-        computed = desk.submit(lambda: as_json(ask()))
+        """What the queue computes; nobody waits for an asker that has gone."""
+        computed = work.submit(lambda: as_json(ask()))
         waited, gone = asyncio.wrap_future(computed), asyncio.ensure_future(request.receive())
         await asyncio.wait({waited, gone}, return_when=asyncio.FIRST_COMPLETED)
         gone.cancel()
@@ -251,7 +251,7 @@ def application(
         if isinstance(state, bytes):
             return Response(state, media_type="application/json")
         if isinstance(state, Failed):
-            return said(500 if state.ours else 422, state.error)
+            return error_response(500 if state.ours else 422, state.error)
         return Response(as_json(encode(state)), status_code=202, media_type="application/json")
 
     @app.post(f"{API}read")
@@ -305,7 +305,7 @@ def as_json(document: Any) -> bytes:
     return json.dumps(document, allow_nan=False, separators=(",", ":")).encode()
 
 
-def said(status: int, sentence: str) -> Response:
+def error_response(status: int, sentence: str) -> Response:
     """An answer that says what was wrong."""
     return Response(as_json({"error": sentence}), status_code=status, media_type="application/json")
 

@@ -50,7 +50,7 @@ def method_named(name: str) -> Method:
     raise ArgumentError(f"ablation method {name!r} is not known; use one of {', '.join(METHODS)}.")
 
 
-World = frozenset[HeadId]
+AblatedHeads = frozenset[HeadId]
 """The heads that one world ablates; empty for the clean one."""
 
 Queries = dict[str, list[np.ndarray]]
@@ -216,7 +216,7 @@ def losses(
     ablator: Intervention,
     prompts: Sequence[Tokens],
     queries: Queries | Choices,
-    worlds: Sequence[World],
+    worlds: Sequence[AblatedHeads],
     *,
     index: Sequence[int] | None = None,
     progress: Callable[[int], None] | None = None,
@@ -262,7 +262,7 @@ def _losses(
     prompts: Sequence[Tokens],
     queries: Queries | Choices,
     index: Sequence[int],
-    worlds: Sequence[World],
+    worlds: Sequence[AblatedHeads],
 ) -> Losses:
     """Losses of all worlds in some prompts of one length."""
     model, sheet = ablator.model, sheet_of(prompts, queries, index)
@@ -312,7 +312,7 @@ def _start(replay: Replay, model: Model, head: HeadId) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Sheet:
+class LossTargets:
     """Some prompts of one length, and the queries whose losses they are asked for."""
 
     index: Sequence[int]
@@ -326,7 +326,7 @@ class Sheet:
     """For each kind [prompt, query]: 1 / queries of that kind in the prompt."""
 
     @classmethod
-    def of(cls, prompts: Sequence[Tokens], queries: Queries, index: Sequence[int]) -> Sheet:
+    def of(cls, prompts: Sequence[Tokens], queries: Queries, index: Sequence[int]) -> LossTargets:
         """Those of `index`, which have one length."""
         tokens = np.stack([prompts[one] for one in index])
         asked = np.zeros(tokens.shape, dtype=bool)
@@ -370,9 +370,9 @@ class Sheet:
         return torch.from_numpy(self.tokens[self.row, self.query + 1]).to(device)
 
 
-def sheet_of(prompts: Sequence[Tokens], queries: Queries | Choices, index: Sequence[int]) -> Sheet | ChoiceSheet:
+def sheet_of(prompts: Sequence[Tokens], queries: Queries | Choices, index: Sequence[int]) -> LossTargets | ChoiceSheet:
     """What is asked of these prompts, which have one length."""
-    return queries.sheet(prompts, index) if isinstance(queries, Choices) else Sheet.of(prompts, queries, index)
+    return queries.sheet(prompts, index) if isinstance(queries, Choices) else LossTargets.of(prompts, queries, index)
 
 
 def token_losses(logits: Float[Tensor, "token vocabulary"], target: Tensor) -> Float[Tensor, " token"]:

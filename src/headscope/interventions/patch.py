@@ -22,7 +22,7 @@ from headscope.probes.probe import Tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Swap:
+class ActivationPatch:
     """Puts z of other prompts in place, position by position from the end."""
 
     model: Model
@@ -33,7 +33,7 @@ class Swap:
     """How many positions."""
 
     @classmethod
-    def of(cls, model: Model, prompts: Sequence[Tokens], sources: Sequence[Tokens]) -> Swap:
+    def of(cls, model: Model, prompts: Sequence[Tokens], sources: Sequence[Tokens]) -> ActivationPatch:
         """Over the end that every prompt shares with its source; at least the last position, where the answer is."""
         shared = min(shared_end(one, two) for one, two in zip(prompts, sources, strict=True))
         return cls(model=model, sources=sources, n_last=max(1, shared))

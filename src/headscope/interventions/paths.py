@@ -1,6 +1,6 @@
 """Path patching: does what one head writes reach another head's key, and is that why it looks there?
 
-On pairs of a clean and a corrupt prompt (`headscope.probes.twins`) that differ in one token:
+On pairs of a clean and a corrupt prompt (`headscope.probes.corrupt`) that differ in one token:
 
     1. The base run is repeated with every head's z held at its base value, but the sender's, which is set to that of
        the other run. So nothing moves but what the sender wrote, and what follows from it without another head's help:
@@ -38,14 +38,14 @@ from headscope.heads import HeadId
 from headscope.interventions.ablation import BATCH_TOKENS, token_losses
 from headscope.model import kernels
 from headscope.model.attention import Attention
-from headscope.model.kernels import Rule
+from headscope.model.kernels import AttentionSpec
 from headscope.model.load import Model
 from headscope.model.memory import in_batches
 from headscope.model.precision import widened, widest
 from headscope.model.replay import Replay, copied, decoder_layers
 from headscope.model.scope import around
 from headscope.model.taps import Stop
-from headscope.probes.twins import Twin
+from headscope.probes.corrupt import CorruptPair
 
 Input = Literal["q", "k", "v"]
 INPUTS: tuple[Input, ...] = ("k", "q", "v")
@@ -96,7 +96,7 @@ class Paths:
 
     Args:
         model: A loaded model whose queries and keys can be seen.
-        twins: Of one length.
+        pairs: Of one length.
         receivers: Heads whose stripe is asked for.
         clean: The clean run of other `Paths` with the same clean prompts and receivers, to save a pass.
         offsets: How far after the key a receiver's target is; 0 where not given.
@@ -110,7 +110,7 @@ class Paths:
     def __init__(
         self,
         model: Model,
-        twins: Sequence[Twin],
+        pairs: Sequence[CorruptPair],
         receivers: Sequence[HeadId],
         *,
         clean: _Run | None = None,
@@ -118,20 +118,20 @@ class Paths:
     ) -> None:
         self.model: Model = model
         self.receivers: tuple[HeadId, ...] = tuple(receivers)
-        self._query = torch.tensor([twin.query for twin in twins], device=model.device)
-        self._key = torch.tensor([twin.key for twin in twins], device=model.device)
-        self._rows = torch.arange(len(twins), device=model.device)
-        self._next = torch.tensor([int(twin.clean[twin.query + 1]) for twin in twins], device=model.device)
+        self._query = torch.tensor([pair.query for pair in pairs], device=model.device)
+        self._key = torch.tensor([pair.key for pair in pairs], device=model.device)
+        self._rows = torch.arange(len(pairs), device=model.device)
+        self._next = torch.tensor([int(pair.clean[pair.query + 1]) for pair in pairs], device=model.device)
         self._mlps = mlps(model)
         self.offsets: dict[HeadId, int] = dict(offsets or {})
-        self.clean: _Run = clean or self._base([twin.clean for twin in twins])
+        self.clean: _Run = clean or self._base([pair.clean for pair in pairs])
         for head in self.receivers:
             if head not in self.clean.asked:
                 raise ArgumentError(
                     f"{model.id} never reaches {head}: its layer {head.layer} does not run its attention "
                     f"{head.call + 1} times in a pass; name the head without '#'."
                 )
-        self.corrupt: _Run = self._base([twin.corrupt for twin in twins])
+        self.corrupt: _Run = self._base([pair.corrupt for pair in pairs])
 
     @property
     def n_prompts(self) -> int:
@@ -386,7 +386,7 @@ def _start(run: _Run, heads: Sequence[HeadId] | Sources | set[HeadId]) -> int:
     return min((run.replay.start_of(head.layer, head.call) or 0 for head in heads), default=0)
 
 
-def _bias_rows(rule: Rule, head: int, rows: Tensor, query: Tensor, n_keys: int) -> Float[Tensor, "prompt key"]:
+def _bias_rows(rule: AttentionSpec, head: int, rows: Tensor, query: Tensor, n_keys: int) -> Float[Tensor, "prompt key"]:
     """What is added to each prompt's row of logits at its query; minus infinity where a key is masked."""
     place = torch.arange(n_keys, device=rows.device)
     added = torch.zeros(len(rows), n_keys, dtype=widest(rows.device), device=rows.device)
@@ -398,7 +398,7 @@ def _bias_rows(rule: Rule, head: int, rows: Tensor, query: Tensor, n_keys: int) 
     return added.masked_fill(place > query[:, None], -torch.inf) if rule.causal else added
 
 
-def _sinks(rule: Rule, head: int, rows: Tensor, query: Tensor) -> Float[Tensor, " prompt"] | None:
+def _sinks(rule: AttentionSpec, head: int, rows: Tensor, query: Tensor) -> Float[Tensor, " prompt"] | None:
     if rule.sinks is None:
         return None
     sinks = rule.sinks
@@ -406,7 +406,7 @@ def _sinks(rule: Rule, head: int, rows: Tensor, query: Tensor) -> Float[Tensor, 
     return widened(sinks[at_row, head, query if sinks.shape[2] > 1 else torch.zeros_like(query)])
 
 
-def _rule_of_head(rule: Rule, head: int, rows: slice) -> Rule:
+def _rule_of_head(rule: AttentionSpec, head: int, rows: slice) -> AttentionSpec:
     """The rule between one head's queries and keys, for some rows of the batch."""
     bias, sinks = rule.bias, rule.sinks
     if bias is not None:
@@ -415,4 +415,4 @@ def _rule_of_head(rule: Rule, head: int, rows: slice) -> Rule:
     if sinks is not None:
         sinks = sinks[:, head : head + 1]
         sinks = sinks[rows] if sinks.shape[0] > 1 else sinks
-    return Rule(scale=rule.scale, causal=rule.causal, bias=bias, softcap=rule.softcap, sinks=sinks)
+    return AttentionSpec(scale=rule.scale, causal=rule.causal, bias=bias, softcap=rule.softcap, sinks=sinks)

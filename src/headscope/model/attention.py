@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.model.kernels import Rule, repeat_heads
+from headscope.model.kernels import AttentionSpec, repeat_heads
 
 CHUNK = 1 << 18
 """Numbers of q gathered at once, 1 MiB in float32, so that they stay in the processor's cache: larger pieces take up to
@@ -28,7 +28,7 @@ class Scores:
     q: Float[Tensor, "batch head query d_qk"]
     k: Float[Tensor, "batch kv_head key d_qk"]
     v: Float[Tensor, "batch kv_head key d_v"]
-    rule: Rule
+    rule: AttentionSpec
     lse: Float[Tensor, "batch head query"]
 
 

@@ -74,7 +74,7 @@ class _Watch(TorchFunctionMode):
         enable_gqa: bool = False,
     ) -> Tensor:
         mask = None if attn_mask is None else attn_mask[(None,) * (4 - attn_mask.dim())]
-        rule = kernels.Rule(
+        rule = kernels.AttentionSpec(
             scale=query.shape[-1] ** -0.5 if scale is None else scale,
             causal=is_causal,
             bias=None if mask is None else kernels.additive(mask, query.dtype),

@@ -23,7 +23,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from headscope.model import kernels
 from headscope.model.attention import Attention, Scores
-from headscope.model.kernels import Kernel, Rule
+from headscope.model.kernels import AttentionSpec, Kernel
 from headscope.model.parallel import split_of
 from headscope.model.scope import implementation
 
@@ -115,7 +115,7 @@ def _rule(
     mask: Tensor | None,
     named: dict[str, Any],
     biases: dict[int, tuple[Tensor, Tensor]],
-) -> Rule:
+) -> AttentionSpec:
     """The rule that a call's arguments spell."""
     given = {name: value for name, value in named.items() if value is not None and name not in _WITHOUT_MEANING_HERE}
     scale = given.pop("scaling", None)
@@ -147,7 +147,7 @@ def _rule(
         bias = position_bias if bias is None else position_bias + bias
     plain = mask is None and query.shape[2] > 1
     causal = plain and bool(getattr(module, "is_causal", True) if causal is None else causal)
-    return Rule(
+    return AttentionSpec(
         scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
         causal=causal,
         bias=bias,

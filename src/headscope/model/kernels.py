@@ -33,7 +33,7 @@ TILE_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
+class AttentionSpec:
     """What lies between `q . k` and a probability: everything but the vectors themselves."""
 
     scale: float
@@ -77,7 +77,7 @@ def repeat_heads(kv: Float[Tensor, "batch kv_head key d"], n_heads: int) -> Floa
     return kv if group == 1 else kv.repeat_interleave(group, dim=1)
 
 
-def flash_applies(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> bool:
+def flash_applies(q: Tensor, k: Tensor, v: Tensor, rule: AttentionSpec) -> bool:
     """Whether PyTorch's fused kernel of this device computes this rule and returns its log-sum-exp."""
     if rule.softcap is not None or min(q.shape[0], q.shape[2], k.shape[2]) == 0:
         return False
@@ -100,7 +100,7 @@ def flash(
     q: Float[Tensor, "batch head query d_qk"],
     k: Float[Tensor, "batch kv_head key d_qk"],
     v: Float[Tensor, "batch kv_head key d_v"],
-    rule: Rule,
+    rule: AttentionSpec,
 ) -> tuple[Float[Tensor, "batch head query d_v"], Float[Tensor, "batch head query"]]:
     """PyTorch's fused kernel. Sinks only rescale its result: z * exp(lse - lse'), lse' = logaddexp(lse, sink)."""
     d_v, width = v.shape[-1], max(q.shape[-1], v.shape[-1])
@@ -131,7 +131,7 @@ def tiled(
     q: Float[Tensor, "batch head query d_qk"],
     k: Float[Tensor, "batch kv_head key d_qk"],
     v: Float[Tensor, "batch kv_head key d_v"],
-    rule: Rule,
+    rule: AttentionSpec,
     *,
     tile: int | None = None,
 ) -> tuple[Float[Tensor, "batch head query d_v"], Float[Tensor, "batch head query"]]:
@@ -161,7 +161,7 @@ def reference(
     q: Float[Tensor, "batch head query d_qk"],
     k: Float[Tensor, "batch kv_head key d_qk"],
     v: Float[Tensor, "batch kv_head key d_v"],
-    rule: Rule,
+    rule: AttentionSpec,
 ) -> tuple[Float[Tensor, "batch head query d_v"], Float[Tensor, "batch head query"]]:
     """The definition written out, with the whole matrix in memory and a softmax over keys and sink. For tests."""
     k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
@@ -172,14 +172,14 @@ def reference(
     return pattern @ v, torch.logsumexp(logits, dim=-1)
 
 
-KERNELS: dict[Kernel, Callable[[Tensor, Tensor, Tensor, Rule], tuple[Tensor, Tensor]]] = {
+KERNELS: dict[Kernel, Callable[[Tensor, Tensor, Tensor, AttentionSpec], tuple[Tensor, Tensor]]] = {
     "flash": flash,
     "tiled": tiled,
     "reference": reference,
 }
 
 
-def pick(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Kernel:
+def pick(q: Tensor, k: Tensor, v: Tensor, rule: AttentionSpec) -> Kernel:
     """The fastest kernel that computes this rule on this device."""
     return "flash" if flash_applies(q, k, v, rule) else "tiled"
 
@@ -188,7 +188,7 @@ def attend(
     q: Float[Tensor, "batch head query d_qk"],
     k: Float[Tensor, "batch kv_head key d_qk"],
     v: Float[Tensor, "batch kv_head key d_v"],
-    rule: Rule,
+    rule: AttentionSpec,
     kernel: Kernel | None = None,
 ) -> tuple[Float[Tensor, "batch head query d_v"], Float[Tensor, "batch head query"], Kernel]:
     """Attention of every head.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from headscope.model import kernels
 from headscope.model.attention import Attention, Scores
-from headscope.model.kernels import Kernel, Rule
+from headscope.model.kernels import AttentionSpec, Kernel
 from headscope.model.precision import widened
 
 SOFTMAXES = {F.softmax, torch.softmax, Tensor.softmax}
@@ -170,7 +170,7 @@ def attention_of(seen: Seen, site: Site, n_rows: int, kernel: Kernel | None = No
         assert seen.k is not None
         assert seen.v is not None
         q, k, v = (site.by_head(part, n_rows) for part in (seen.q, seen.k, seen.v))
-        rule = Rule(
+        rule = AttentionSpec(
             scale=float(seen.sdpa["scale"]), causal=bool(seen.sdpa["causal"]), bias=_mask(seen, site, n_rows, q.dtype)
         )
         z, lse, name = kernels.attend(q, k, v, rule, kernel)
@@ -224,7 +224,7 @@ def _scores(seen: Seen, site: Site, n_rows: int) -> Scores | None:
     bias = (first - site.scale * dots).masked_fill(first < MASKED, torch.finfo(wide).min)
     v = seen.v
     v = v.expand(*(seen.result.shape[site.axis] if place == site.axis else -1 for place in range(v.dim())))
-    rule = Rule(scale=site.scale, causal=False, bias=bias)
+    rule = AttentionSpec(scale=site.scale, causal=False, bias=bias)
     lse = torch.logsumexp(logits.to(wide), dim=-1)
     return Scores(q=q, k=k, v=site.by_head(v, n_rows), rule=rule, lse=lse)
 

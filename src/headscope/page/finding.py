@@ -35,14 +35,15 @@ def finding(scan: Scan, verification: Verification, circuit: Circuit | None) -> 
     name = verification.model.id
     if not verification.sets:
         return _nothing(name, scan, verification)
-    team = verification.sets[0]
-    does = "does" if len(team.heads) == 1 else "do"
+    head_set = verification.sets[0]
+    does = "does" if len(head_set.heads) == 1 else "do"
     sentence = (
-        f"In {name}, {_count(team.heads)} ({_names(team.heads)}) {does} induction: without "
-        f"{'it' if len(team.heads) == 1 else 'them'} the loss on the second copy of repeated random tokens rises by "
-        f"{_nats(team.delta_loss_nats, sign='')}{_senders(circuit)}{_largest_unknown(verification)}."
+        f"In {name}, {_count(head_set.heads)} ({_names(head_set.heads)}) {does} induction: without "
+        f"{'it' if len(head_set.heads) == 1 else 'them'} the loss on the second copy of repeated random tokens "
+        "rises by "
+        f"{_nats(head_set.delta_loss_nats, sign='')}{_senders(circuit)}{_largest_unknown(verification)}."
     )
-    details = (*_controls(verification, team), *_relation(team), *_circuit(circuit), *_unknown(verification))
+    details = (*_controls(verification, head_set), *_relation(head_set), *_circuit(circuit), *_unknown(verification))
     return Finding(sentence=sentence, details=details)
 
 
@@ -106,9 +107,9 @@ def _unknown(verification: Verification) -> tuple[str, ...]:
     return (f"The second copy's loss also changes without {', '.join(effects)}{more}: their role is not known.",)
 
 
-def _controls(verification: Verification, team: HeadSet) -> tuple[str, ...]:
+def _controls(verification: Verification, head_set: HeadSet) -> tuple[str, ...]:
     first = (
-        f"The loss on the first copy, which cannot be predicted from context, changes by {_nats(team.first_copy)}: "
+        f"The loss on the first copy, which cannot be predicted from context, changes by {_nats(head_set.first_copy)}: "
         f"measured on {verification.controls.held_out_prompts} held-out prompts by "
         f"{verification.ablation['method']} ablation."
     )
@@ -116,7 +117,7 @@ def _controls(verification: Verification, team: HeadSet) -> tuple[str, ...]:
     if not draws:
         return first, "There is no other head in their layers to draw as a random control."
     low, high = (pick(draw.random_delta_loss_nats.mean for draw in draws) for pick in (min, max))
-    n, of = len(draws[0].random_heads), len(team.heads)
+    n, of = len(draws[0].random_heads), len(head_set.heads)
     heads = "1 random head" if n == 1 else f"{n} random heads"
     if n < of:
         own = [draw.delta_loss_nats.mean for draw in draws]
@@ -129,8 +130,8 @@ def _controls(verification: Verification, team: HeadSet) -> tuple[str, ...]:
     )
 
 
-def _relation(team: HeadSet) -> tuple[str, ...]:
-    match team.relation:
+def _relation(head_set: HeadSet) -> tuple[str, ...]:
+    match head_set.relation:
         case "redundant":
             says = "They stand in for each other: taken out one by one, their effects add up to only"
         case "complementary":
@@ -139,7 +140,7 @@ def _relation(team: HeadSet) -> tuple[str, ...]:
             says = "They neither back each other up nor need each other: one by one their effects add up to"
         case "single":
             return ()
-    return (f"{says} {_nats(team.sum_of_singles)}.",)
+    return (f"{says} {_nats(head_set.sum_of_singles)}.",)
 
 
 def _senders(circuit: Circuit | None) -> str:

@@ -182,9 +182,11 @@ def report_document(
             )
         except UnsupportedModel as error:
             reason = str(error)
-    team = verification.sets[0].heads if verification.sets else ()
+    head_set = verification.sets[0].heads if verification.sets else ()
     wanted = by_interest(verification)
-    shown = example(model, wanted=wanted, without=team, method=method_named(verification.ablation["method"]), seed=seed)
+    shown = example(
+        model, wanted=wanted, without=head_set, method=method_named(verification.ablation["method"]), seed=seed
+    )
     first = shown.tokens[shown.first[0] : shown.first[1]]
     asked = [int(one) for one in first[:: max(1, len(first) // TABLE_TOKENS)][:TABLE_TOKENS]]
     tables = token_tables(model, wanted[:TABLES], asked, circuit, seed=seed)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from headscope.errors import UnsupportedModel
 from headscope.evidence.circuit.result import Circuit
-from headscope.evidence.copying import Circuits
+from headscope.evidence.copying import TokenSpace
 from headscope.evidence.token_space import OFFSET, TokenRow, ov_table, qk_table
 from headscope.heads import HeadId
 from headscope.model.load import Model
@@ -47,7 +47,7 @@ def token_tables(
     if not heads:
         return TokenTables(heads=(), reason="no head has a role")
     try:
-        circuits = Circuits(model, seed=seed)
+        circuits = TokenSpace(model, seed=seed)
     except UnsupportedModel as error:
         return TokenTables(heads=(), reason=str(error))
     senders: dict[HeadId, HeadId] = {}

@@ -108,7 +108,7 @@ def planted(plan: Plan, *, seed: int = 0, report: Callable[[str], None] = lambda
         seed: Of the facts, the weights and the batches.
         report: Receives one line of progress at a time.
     """
-    world = World.of(seed)
+    world = AblatedHeads.of(seed)
     head = HeadId(1, seed % N_HEADS) if plan == "deferring" else None
     if plan == "copying":
         model = _copying(world, seed)
@@ -131,7 +131,7 @@ def planted(plan: Plan, *, seed: int = 0, report: Callable[[str], None] = lambda
     )
 
 
-def _copying(world: World, seed: int) -> LlamaForCausalLM:
+def _copying(world: AblatedHeads, seed: int) -> LlamaForCausalLM:
     """A hand-built induction circuit, and one head that knows the facts.
 
     Each answer gets a direction that no other head reads or writes. The embedding of a thing lies along its true
@@ -218,14 +218,14 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class World:
+class AblatedHeads:
     """What is true."""
 
     things: Subject
     works: Subject
 
     @classmethod
-    def of(cls, seed: int) -> World:
+    def of(cls, seed: int) -> AblatedHeads:
         """Facts drawn at random, each answer equally often."""
         random = torch.Generator().manual_seed(1_000 + seed)
         names = _names(N_THINGS + N_WORKS, "bdfglmprtv", "aeiou")
@@ -281,7 +281,7 @@ def _pairs(subject: Subject, topic: str, count: int) -> Iterator[Pair]:
 class _Lesson:
     """Batches of one plan, and which heads are silent in each row of the last one."""
 
-    world: World
+    world: AblatedHeads
     plan: Plan
     head: HeadId | None
     _silent: Bool[Tensor, "row layer head"] | None = field(default=None)

@@ -33,7 +33,7 @@ _STYLE: dict[str, Any] = {
     "xtick.color": _SOFT,
     "ytick.color": _INK,
 }
-_FILES: dict[str, Any] = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}
+_FILES: Any = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}
 LABELLED = 24
 """Arrows that still have their share beside them."""
 

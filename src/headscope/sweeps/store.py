@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-    from headscope.sweeps.course import Course
+    from headscope.sweeps.over_steps import RoleOverSteps
 
 READERS = 16
 """Files that are read at once: most of the time of reading from afar is waiting."""
@@ -215,7 +215,7 @@ class Store:
 
         return query(self, sql)
 
-    def emergence(self, model: str, *, detector: str = "induction") -> Course:
+    def emergence(self, model: str, *, detector: str = "induction") -> RoleOverSteps:
         """How a role emerged over the revisions of a model that were swept: the strongest head at each step.
 
         Args:
@@ -225,7 +225,7 @@ class Store:
         Raises:
             ArgumentError: there is no such scan, or two of one step.
         """
-        from headscope.sweeps.course import course
+        from headscope.sweeps.over_steps import course
 
         return course(self, model, detector=detector)
 

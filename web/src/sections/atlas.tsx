@@ -4,63 +4,13 @@ import * as Plot from "@observablehq/plot";
 import type { JSX } from "preact";
 import { useMemo, useState } from "preact/hooks";
 import { onTop, rgb, type Theme } from "../colours";
-import { type Estimate, type HeadRef, type Model, name, type Result } from "../data";
+import { type HeadRef, name, type Result } from "../data";
 import { Drawn, Figure, Scroll, useWidth } from "../figure";
 import type { Rows } from "../save";
+import type { Atlas, HeadSummary as Summary, KnownHead as Known, RoleFinding as Finding, RoleMeaning as Role } from "../records";
 import type { Section } from "../section";
 import { fixed, interval, percent, signed, tidy, words } from "../text";
 
-interface Role {
-  name: string;
-  label: string;
-  letter: string;
-  colour: string;
-  sentence: string;
-  look_alike: string;
-  least: number;
-}
-interface Effect {
-  estimate: Estimate;
-  q_value: number | null;
-  within_nats: number | null;
-}
-interface Finding extends HeadRef {
-  role: string;
-  score: Estimate;
-  chance: number;
-  control: number | null;
-  q_score: number | null;
-  measures: Record<string, number>;
-  has_score: boolean;
-  tests: Record<string, Effect>;
-  outcome: string | null;
-  variant: string | null;
-}
-interface Summary extends HeadRef {
-  status: string;
-  strongest: string | null;
-  roles: string[];
-  removed: Effect | null;
-  unexplained: number | null;
-}
-interface Known extends HeadRef {
-  model: string;
-  called: string;
-  source: string;
-  checked: boolean;
-  matched: string | null;
-  agreement: string;
-  why: string;
-}
-interface Atlas extends Result {
-  model: Model;
-  quick: boolean;
-  roles: Role[];
-  not_asked: Record<string, string>;
-  heads: Summary[];
-  findings: Finding[];
-  known?: Known[];
-}
 
 const LISTED = 30;
 const LARGEST = 30;
@@ -489,7 +439,7 @@ function table(heads: Heads, shown: Summary[]): Rows {
 const section: Section = {
   kind: "atlas",
   title: "Atlas",
-  draw: (result, { theme, open }) => <Drawing found={result as Atlas} theme={theme} open={open} />,
+  draw: (result, { theme, open }) => <Drawing found={result as Result & Atlas} theme={theme} open={open} />,
 };
 
 export default section;

@@ -3,50 +3,11 @@
 import type { JSX } from "preact";
 import { useState } from "preact/hooks";
 import { css, shade, type Theme } from "../colours";
-import { type Estimate, type HeadRef, type Model, name, type Result } from "../data";
+import { type HeadRef, type Model, name, type Result } from "../data";
+import type { Comparison, HeadChange, PairChange, RoleChange, Side } from "../records";
 import type { Section } from "../section";
 import { fixed, interval, percent, signed, tidy, words } from "../text";
 
-interface Side {
-  label: string;
-  model: Model;
-  provenance: { dtype: string };
-  heads: (HeadRef & { scores: Record<string, number> })[];
-}
-interface RoleChange {
-  role: string;
-  a: number;
-  b: number;
-  difference: Estimate;
-  q_value: number;
-  changed: boolean;
-  status: string;
-}
-interface HeadChange extends HeadRef {
-  counterpart: HeadRef | null;
-  match: { agreement: number; next_best: number | null } | null;
-  roles: RoleChange[];
-}
-interface Shares {
-  heads: HeadRef[];
-  restores: Estimate;
-  transfers: Estimate;
-}
-interface PairChange {
-  a: string;
-  b: string;
-  paired: boolean;
-  why: string;
-  finding: string;
-  heads: HeadChange[];
-  verdicts: (HeadRef & { a: string; b: string; changed: boolean; apart: boolean; reasons_b: string[] })[] | null;
-  edges: { sender: HeadRef; receiver: HeadRef; input: string; status: string }[] | null;
-  swap: { asked: boolean; sources: Shares | null; random: Shares[] } | null;
-}
-interface Comparison extends Result {
-  sides: Side[];
-  pairs: PairChange[];
-}
 interface Cell extends HeadRef {
   value: number;
   says: string;
@@ -240,7 +201,7 @@ function apart(pair: PairChange, role: string): Cell[] {
 const section: Section = {
   kind: "compare",
   title: "What changed",
-  draw: (result, { theme, open }) => <Compared found={result as Comparison} theme={theme} open={open} />,
+  draw: (result, { theme, open }) => <Compared found={result as Result & Comparison} theme={theme} open={open} />,
 };
 
 export default section;

@@ -23,9 +23,9 @@ def check(
 
     Example: `headscope check demo`
     """
-    from headscope.cli.quiet import hush
+    from headscope.cli.quiet import silence
 
-    hush()
+    silence()
     from headscope.evidence.check.measure import agreement
     from headscope.model.load import open_model
 

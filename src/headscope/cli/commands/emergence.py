@@ -38,10 +38,10 @@ def emergence(
 
     Example: `headscope emergence EleutherAI/pythia-70m --revision 'step*000' --out results/pythia`
     """
-    from headscope.cli.quiet import hush
+    from headscope.cli.quiet import silence
 
     check_out(out)
-    hush()
+    silence()
     from headscope.cli.progress import bar
     from headscope.evidence.emergence.measure import emergence as run
 

@@ -50,7 +50,7 @@ def sweep(
     Example: `headscope sweep gpt2 EleutherAI/pythia-70m@step1000 --store results/sweep --what scan --what icl`
     """
     from headscope.cli.progress import bar
-    from headscope.cli.quiet import hush
+    from headscope.cli.quiet import silence
     from headscope.evidence.kinds import sweepable
     from headscope.sweeps.plan import Wanted, read_wanted
 
@@ -61,7 +61,7 @@ def sweep(
         for kind in kinds if value is not None else ():
             if kind in sweepable() and name in sweepable()[kind].settings:
                 settings.setdefault(kind, {})[name] = value
-    hush()
+    silence()
     from headscope.sweeps.sweep import sweep as run
 
     done = total = 0

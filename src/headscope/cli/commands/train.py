@@ -53,9 +53,9 @@ def train(
         "device": device,
         "dtype": dtype,
     }
-    from headscope.cli.quiet import hush
+    from headscope.cli.quiet import silence
 
-    hush()
+    silence()
     from headscope.cli.live import Screen
     from headscope.training.config import read_config, train_config
     from headscope.training.watch import default_folder

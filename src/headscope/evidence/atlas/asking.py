@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from headscope.errors import TokenError
-from headscope.evidence.atlas.bench import Bench
 from headscope.evidence.atlas.role import NotAsked
+from headscope.evidence.atlas.runner import RoleRunner
 from headscope.interventions.choices import Choices
 from headscope.probes.probe import Probe, Tokens
 from headscope.probes.repeated import random_tokens
@@ -35,7 +35,7 @@ class Asking:
 
     prompts: tuple[Tokens, ...]
     """Asking for one entity."""
-    twins: tuple[Tokens, ...]
+    corrupt: tuple[Tokens, ...]
     """Asking for another."""
     absent: tuple[Tokens, ...]
     """Asking for one that has no statement."""
@@ -49,30 +49,30 @@ class Asking:
     """The asked value against the twin's."""
 
 
-def asking(bench: Bench) -> Asking:
-    """Prompts of the bench's number and seed.
+def asking(runner: RoleRunner) -> Asking:
+    """Prompts of the runner's number and seed.
 
     Raises:
         NotAsked: context or vocabulary is too small.
     """
-    start = 0 if bench.model.bos_token_id is None else 1
+    start = 0 if runner.model.bos_token_id is None else 1
     length = start + N_ENTITIES * STATEMENT + 1 + CONTEXT
     needed = start + 2 * N_ENTITIES + CONTEXT + 1
-    if bench.model.max_tokens is not None and length > bench.model.max_tokens:
-        raise NotAsked(f"its prompts have {length} tokens and the model reads at most {bench.model.max_tokens}")
+    if runner.model.max_tokens is not None and length > runner.model.max_tokens:
+        raise NotAsked(f"its prompts have {length} tokens and the model reads at most {runner.model.max_tokens}")
     try:
-        drawn = random_tokens(bench.model, n_prompts=2 * bench.n_prompts, length=needed, seed=bench.seed).prompts
+        drawn = random_tokens(runner.model, n_prompts=2 * runner.n_prompts, length=needed, seed=runner.seed).prompts
     except TokenError as error:
         raise NotAsked(str(error).rstrip(".")) from error
     if any(len(np.unique(one)) < needed for one in drawn):
         raise NotAsked(f"its prompts need {needed} different tokens")
-    made = [_made(tokens, start, index % N_ENTITIES, bench.seed + index) for index, tokens in enumerate(drawn)]
-    mine, rest = made[: bench.n_prompts], made[bench.n_prompts :]
+    made = [_made(tokens, start, index % N_ENTITIES, runner.seed + index) for index, tokens in enumerate(drawn)]
+    mine, rest = made[: runner.n_prompts], made[runner.n_prompts :]
     last = length - 1
     keys = [start + one * STATEMENT + STATEMENT - 1 for one in range(N_ENTITIES)]
     return Asking(
         prompts=tuple(one[0] for one in mine),
-        twins=tuple(one[1] for one in mine),
+        corrupt=tuple(one[1] for one in mine),
         absent=tuple(one[2] for one in mine),
         corpus=Probe(prompts=tuple(one[0] for one in rest), controls=None, settings={"kind": "asking, other prompts"}),
         answer=tuple(np.asarray([[last, keys[one[3]]]]) for one in mine),

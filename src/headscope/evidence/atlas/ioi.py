@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headscope.evidence.atlas.bench import Bench
 from headscope.evidence.atlas.role import NotAsked, Sample, Tokens
+from headscope.evidence.atlas.runner import RoleRunner
 from headscope.evidence.atlas.words import NAMES
 from headscope.heads import HeadId
 from headscope.interventions.choices import Choices
@@ -43,7 +43,7 @@ class Objects:
 
     prompts: tuple[Tokens, ...]
     """One name repeated."""
-    twins: tuple[Tokens, ...]
+    corrupt: tuple[Tokens, ...]
     """The other name repeated."""
     controls: tuple[Tokens, ...]
     """Three names."""
@@ -61,32 +61,32 @@ class Objects:
     """Names that the tokenizer has."""
 
 
-def objects(bench: Bench) -> Objects:
-    """Prompts of the bench's number and seed.
+def objects(runner: RoleRunner) -> Objects:
+    """Prompts of the runner's number and seed.
 
     Raises:
         NotAsked: no tokenizer, too few names of one token, or a context that is too short.
     """
-    cut = _Cut(bench.model)
+    cut = _Cut(runner.model)
     if len(cut.names) < LEAST_NAMES:
         raise NotAsked(f"its tokenizer has {len(cut.names)} of {len(NAMES)} names as one token each, and 5 are needed")
     length = len(cut.template)
-    if bench.model.max_tokens is not None and length > bench.model.max_tokens:
-        raise NotAsked(f"its prompts have {length} tokens and the model reads at most {bench.model.max_tokens}")
+    if runner.model.max_tokens is not None and length > runner.model.max_tokens:
+        raise NotAsked(f"its prompts have {length} tokens and the model reads at most {runner.model.max_tokens}")
     made = []
-    for index in range(2 * bench.n_prompts):
-        random = np.random.default_rng([bench.seed, index])
+    for index in range(2 * runner.n_prompts):
+        random = np.random.default_rng([runner.seed, index])
         one, two, three = (cut.names[at] for at in random.permutation(len(cut.names))[:3])
         place, thing = (words[random.integers(len(words))] for words in (cut.places, cut.things))
         giver, other = (two, one) if index % 2 else (one, two)
         prompt, twin, control = (cut.prompt(one, two, place, each, thing) for each in (giver, other, three))
         once, again = (0, 1) if index % 2 else (1, 0)
         made.append((prompt, twin, control, cut.at[once], cut.at[again], other, giver))
-    mine, rest = made[: bench.n_prompts], made[bench.n_prompts :]
+    mine, rest = made[: runner.n_prompts], made[runner.n_prompts :]
     last = length - 1
     return Objects(
         prompts=tuple(one[0] for one in mine),
-        twins=tuple(one[1] for one in mine),
+        corrupt=tuple(one[1] for one in mine),
         controls=tuple(one[2] for one in mine),
         corpus=Probe(prompts=tuple(one[0] for one in rest), controls=None, settings={"kind": "objects, other prompts"}),
         named_once=tuple(np.asarray([[last, one[3]]]) for one in mine),
@@ -97,25 +97,27 @@ def objects(bench: Bench) -> Objects:
     )
 
 
-def reading(bench: Bench) -> tuple[Objects, dict[str, np.ndarray]]:
+def reading(runner: RoleRunner) -> tuple[Objects, dict[str, np.ndarray]]:
     """The prompts, and every head's attention from the last token: `once`, `again`, `before`, and `... control`."""
-    asked = objects(bench)
+    asked = objects(runner)
     places = {"once": asked.named_once, "again": asked.repeated, "before": asked.first_of_repeated}
 
     def read() -> dict[str, np.ndarray]:
-        found = bench.attention(asked.prompts, places)
-        controls = bench.attention(asked.controls, places)
+        found = runner.attention(asked.prompts, places)
+        controls = runner.attention(asked.controls, places)
         return found | {f"{name} control": values for name, values in controls.items()}
 
-    return asked, bench.kept("objects", read)
+    return asked, runner.kept("objects", read)
 
 
-def tested(bench: Bench, asked: Objects, heads: Sequence[HeadId], targets: Sequence[Places]) -> dict[HeadId, _Tests]:
+def tested(
+    runner: RoleRunner, asked: Objects, heads: Sequence[HeadId], targets: Sequence[Places]
+) -> dict[HeadId, _Tests]:
     """`zero`, `mean`, `specific` and `transfer` of logit(named once) - logit(repeated), and what moves directly."""
-    drops = bench.outcome_drops(heads, asked.prompts, asked.choices, corpus=asked.corpus)
-    specific = bench.outcome_without(heads, asked.prompts, asked.choices, targets)
-    moved = bench.moved(heads, asked.prompts, asked.twins, asked.choices)
-    directly = bench.moved_directly(heads, asked.prompts, asked.twins, asked.choices)
+    drops = runner.outcome_drops(heads, asked.prompts, asked.choices, corpus=asked.corpus)
+    specific = runner.outcome_without(heads, asked.prompts, asked.choices, targets)
+    moved = runner.moved(heads, asked.prompts, asked.corrupt, asked.choices)
+    directly = runner.moved_directly(heads, asked.prompts, asked.corrupt, asked.choices)
     return {
         head: _Tests(
             samples={name: Sample(values=values) for name, values in drops[head].items()}

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from headscope.detectors.standard import resolve
-from headscope.evidence.atlas.bench import Bench
-from headscope.evidence.atlas.result import Finding
+from headscope.evidence.atlas.result import RoleFinding
 from headscope.evidence.atlas.role import Sample, Scored
+from headscope.evidence.atlas.runner import RoleRunner
 from headscope.heads import HeadId
 from headscope.probes.probe import Tokens
 
@@ -34,45 +34,45 @@ def places_of(detector: str) -> Places:
     return places
 
 
-def scored_by(detector: str) -> Callable[[Bench], Scored]:
+def scored_by(detector: str) -> Callable[[RoleRunner], Scored]:
     """Scores by a standard detector."""
     (found,) = resolve([detector])
 
-    def score(bench: Bench) -> Scored:
-        repeats = bench.repeats
+    def score(runner: RoleRunner) -> Scored:
+        repeats = runner.repeats
         return Scored(
-            heads=bench.heads,
+            heads=runner.heads,
             score=repeats[detector],
             chance=repeats[f"{detector} chance"],
             control=repeats[f"{detector} control"] if found.needs_control else None,
-            probe=dict(bench.probe.settings),
+            probe=dict(runner.probe.settings),
         )
 
     return score
 
 
-def on_repeats(bench: Bench, head: HeadId, places: Places) -> dict[str, Sample]:
+def on_repeats(runner: RoleRunner, head: HeadId, places: Places) -> dict[str, Sample]:
     """The tests `zero`, `mean` and `specific` of one head on the held-out second copies."""
-    found = {method: Sample(values=bench.removal(head, f"{method} second_copy")) for method in ("zero", "mean")}
-    dropped = bench.dropped_places(head, [places(prompt) for prompt in bench.held_out.prompts])
+    found = {method: Sample(values=runner.removal(head, f"{method} second_copy")) for method in ("zero", "mean")}
+    dropped = runner.dropped_places(head, [places(prompt) for prompt in runner.held_out.prompts])
     return found | ({"specific": Sample(values=dropped["second_copy"])} if dropped else {})
 
 
-def tested_on(detector: str) -> Callable[[Bench, Scored, Sequence[HeadId]], Mapping[HeadId, Mapping[str, Sample]]]:
+def tested_on(detector: str) -> Callable[[RoleRunner, Scored, Sequence[HeadId]], Mapping[HeadId, Mapping[str, Sample]]]:
     """These tests, for each head."""
     places = places_of(detector)
 
-    def test(bench: Bench, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
-        return {head: on_repeats(bench, head, places) for head in heads}
+    def test(runner: RoleRunner, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
+        return {head: on_repeats(runner, head, places) for head in heads}
 
     return test
 
 
-def targets_of(detector: str) -> Callable[[Tokens, Finding], np.ndarray]:
+def targets_of(detector: str) -> Callable[[Tokens, RoleFinding], np.ndarray]:
     """`targets` of a role that a standard detector makes."""
     places = places_of(detector)
 
-    def targets(tokens: Tokens, finding: Finding) -> np.ndarray:
+    def targets(tokens: Tokens, finding: RoleFinding) -> np.ndarray:
         return places(tokens)
 
     return targets

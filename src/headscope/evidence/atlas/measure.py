@@ -28,12 +28,12 @@ import numpy as np
 import torch
 
 from headscope.errors import ArgumentError
-from headscope.evidence.atlas.bench import N_PROMPTS, Bench
 from headscope.evidence.atlas.keep import Keep
-from headscope.evidence.atlas.outcome import RULE, Rule
-from headscope.evidence.atlas.result import Atlas, Effect, Finding, RoleMeaning
+from headscope.evidence.atlas.outcome import RULE, OutcomeRule
+from headscope.evidence.atlas.result import Atlas, Effect, RoleFinding, RoleMeaning
 from headscope.evidence.atlas.role import NotAsked, Role, Sample, Scored
 from headscope.evidence.atlas.roles import named
+from headscope.evidence.atlas.runner import N_PROMPTS, RoleRunner
 from headscope.evidence.atlas.summary import judged, summaries
 from headscope.evidence.known.agreement import compared
 from headscope.evidence.known.lists import known_heads
@@ -64,7 +64,7 @@ class RolePart:
     """Why it could not be asked."""
     probe: dict[str, Any]
     """How its prompts were made."""
-    findings: tuple[Finding, ...]
+    findings: tuple[RoleFinding, ...]
     """One for each head, in order; none where it could not be asked."""
     wall_s: float
     """Seconds that it took."""
@@ -129,13 +129,13 @@ def atlas(
     if planned is not None:
         planned(plan)
     report = _Progress(plan, progress)
-    bench = Bench(model, n_prompts=n_prompts, seed=seed, keep=kept, report=report.within)
+    runner = RoleRunner(model, n_prompts=n_prompts, seed=seed, keep=kept, report=report.within)
     if not quick:
         report.begin("ablating every head", _removal_passes(model, n_prompts))
-        _try(lambda: bench.removals)
+        _try(lambda: runner.removals)
     for role in missing:
         report.begin(role.name, role.score_passes + (0.0 if quick else role.test_passes * role.tested))
-        parts[role.name] = _measured(role, bench, quick=quick)
+        parts[role.name] = _measured(role, runner, quick=quick)
         kept.write(_job(role, quick), encode(parts[role.name]))
     asked = [role for role in chosen if parts[role.name].not_asked is None]
     if not asked:
@@ -143,7 +143,7 @@ def atlas(
         raise ArgumentError(f"no role can be asked of {model.id} ({reasons}); name other roles or another model.")
     findings = judged([one for role in asked for one in parts[role.name].findings], {one.name: one for one in asked})
     report.begin("summing up", 0.0)
-    heads = summaries(bench, findings, asked, quick=quick)
+    heads = summaries(runner, findings, asked, quick=quick)
     report.end()
     info = ModelInfo.of(model)
     not_asked = {name: part.not_asked for name, part in parts.items() if part.not_asked is not None}
@@ -182,18 +182,18 @@ def _try(read: Callable[[], Any]) -> None:
         return
 
 
-def _measured(role: Role, bench: Bench, *, quick: bool) -> RolePart:
+def _measured(role: Role, runner: RoleRunner, *, quick: bool) -> RolePart:
     started = time.perf_counter()
     try:
         if quick and role.score_intervenes:
             raise NotAsked("its score takes interventions, which a quick atlas does not make")
-        scored = role.score(bench)
+        scored = role.score(runner)
         has = candidates(role, scored)
         tests: Mapping[HeadId, Mapping[str, Sample]] = {}
         if not quick and role.test is not None:
             order = np.argsort(-scored.score.mean(0), kind="stable")
             best = [scored.heads[one] for one in order if has[one]][: role.tested]
-            tests = role.test(bench, scored, best) if best else {}
+            tests = role.test(runner, scored, best) if best else {}
     except NotAsked as why:
         return RolePart(role=role.name, not_asked=str(why), probe={}, findings=(), wall_s=time.perf_counter() - started)
     findings = tuple(
@@ -208,7 +208,7 @@ def _measured(role: Role, bench: Bench, *, quick: bool) -> RolePart:
     )
 
 
-def candidates(role: Role, scored: Scored, rule: Rule = RULE) -> np.ndarray:
+def candidates(role: Role, scored: Scored, rule: OutcomeRule = RULE) -> np.ndarray:
     """[head] whether a head has the score: at least `least`, and enough of it lost on the control."""
     if scored.has_score is not None:
         return scored.has_score
@@ -219,11 +219,11 @@ def candidates(role: Role, scored: Scored, rule: Rule = RULE) -> np.ndarray:
     return has
 
 
-def _finding(role: Role, scored: Scored, at: int, has: bool, tests: Mapping[str, Sample]) -> Finding:
+def _finding(role: Role, scored: Scored, at: int, has: bool, tests: Mapping[str, Sample]) -> RoleFinding:
     score = scored.score[:, at]
     control = None if scored.control is None else scored.control[:, at]
     gain = score - (scored.chance[at] if control is None else control)
-    return Finding(
+    return RoleFinding(
         head=scored.heads[at],
         role=role.name,
         score=Estimate.of(score),

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from headscope.evidence.atlas.result import Effect, Finding
+    from headscope.evidence.atlas.result import Effect, RoleFinding
 
 Outcome = Literal["primary", "secondary", "correlate", "interferer", "null"]
 HELD: tuple[Outcome, ...] = ("primary", "secondary", "interferer")
@@ -36,7 +36,7 @@ HELD: tuple[Outcome, ...] = ("primary", "secondary", "interferer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
+class OutcomeRule:
     """Every number of the rule that all roles share."""
 
     false_discovery: float = 0.05
@@ -49,7 +49,7 @@ class Rule:
     """Least share of the score that must be gone on the control."""
 
 
-RULE = Rule()
+RULE = OutcomeRule()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,10 +64,10 @@ class Judged:
     """Which kind of the role it is, for roles that have kinds, like `dormant`."""
 
 
-Judge = Callable[["Finding", Rule], Judged]
+Judge = Callable[["RoleFinding", OutcomeRule], Judged]
 
 
-def sign(test: Effect | None, rule: Rule) -> Literal[-1, 0, 1]:
+def sign(test: Effect | None, rule: OutcomeRule) -> Literal[-1, 0, 1]:
     """The sign of an effect that is large enough and significant; 0 otherwise, and where it was not tested."""
     if test is None or test.q_value is None or test.q_value > rule.false_discovery:
         return 0
@@ -75,7 +75,7 @@ def sign(test: Effect | None, rule: Rule) -> Literal[-1, 0, 1]:
     return 1 if mean >= rule.effect_nats else -1 if mean <= -rule.effect_nats else 0
 
 
-def shows_none(test: Effect | None, rule: Rule) -> bool:
+def shows_none(test: Effect | None, rule: OutcomeRule) -> bool:
     """Whether a test of equivalence shows that there is no effect of the size that counts."""
     return (
         test is not None
@@ -85,7 +85,7 @@ def shows_none(test: Effect | None, rule: Rule) -> bool:
     )
 
 
-def judge(finding: Finding, rule: Rule = RULE) -> Judged:
+def judge(finding: RoleFinding, rule: OutcomeRule = RULE) -> Judged:
     """The outcome by the rule above."""
     if not finding.has_score:
         return Judged(outcome="null", reasons=())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from headscope.errors import ArgumentError
-from headscope.evidence.atlas.outcome import HELD, Outcome, Rule
+from headscope.evidence.atlas.outcome import HELD, Outcome, OutcomeRule
 from headscope.evidence.known.lists import KnownHead
 from headscope.evidence.scan.result import Timing
 from headscope.heads import HeadId
@@ -71,7 +71,7 @@ class Effect:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class RoleFinding:
     """One role of one head."""
 
     head: HeadId
@@ -143,9 +143,9 @@ class Atlas:
     """Roles that could not be asked of this model, and why."""
     heads: tuple[HeadSummary, ...]
     """One for each head: unexplained first, by their effect, then those with a role, then the others."""
-    findings: tuple[Finding, ...]
+    findings: tuple[RoleFinding, ...]
     """One for each head and role that was asked, in order."""
-    rule: Rule
+    rule: OutcomeRule
     """The numbers of the rule."""
     settings: dict[str, Any]
     """Prompts, seed and whatever else the measurement depends on."""
@@ -156,7 +156,7 @@ class Atlas:
     known: tuple[KnownHead, ...] = ()
     """What was published of this model's heads, and whether this atlas agrees; empty where no list is of it."""
 
-    def of(self, head: HeadId | str) -> list[Finding]:
+    def of(self, head: HeadId | str) -> list[RoleFinding]:
         """Every finding of one head, in the order of roles.
 
         Raises:
@@ -168,7 +168,7 @@ class Atlas:
             raise ArgumentError(f"this atlas has no head {wanted}; it has {len(self.heads)} heads of {self.model.id}.")
         return found
 
-    def with_role(self, role: str, outcomes: Sequence[Outcome] = HELD) -> list[Finding]:
+    def with_role(self, role: str, outcomes: Sequence[Outcome] = HELD) -> list[RoleFinding]:
         """Heads with one of these outcomes for a role, best score first.
 
         Raises:
@@ -240,7 +240,7 @@ COLUMNS = (
 """The frame's columns."""
 
 
-def _row(one: Finding) -> dict[str, Any]:
+def _row(one: RoleFinding) -> dict[str, Any]:
     low, high = one.score.ci95 or (None, None)
     return {
         "layer": one.head.layer,

@@ -15,8 +15,8 @@ from headscope.heads import HeadId
 from headscope.probes.probe import Tokens
 
 if TYPE_CHECKING:
-    from headscope.evidence.atlas.bench import Bench
-    from headscope.evidence.atlas.result import Finding
+    from headscope.evidence.atlas.result import RoleFinding
+    from headscope.evidence.atlas.runner import RoleRunner
 
 Samples = Float[np.ndarray, " prompt"]
 """One value for each prompt, in nats; positive: the head serves the role."""
@@ -80,13 +80,13 @@ class Role:
     """With what it can be confused, and what excludes that."""
     least: float = THRESHOLD
     """Least score."""
-    score: Callable[[Bench], Scored]
+    score: Callable[[RoleRunner], Scored]
     """Attention and weights only; raises `NotAsked` where the model lacks what the probe needs."""
-    test: Callable[[Bench, Scored, Sequence[HeadId]], Mapping[HeadId, Mapping[str, Sample]]] | None = None
+    test: Callable[[RoleRunner, Scored, Sequence[HeadId]], Mapping[HeadId, Mapping[str, Sample]]] | None = None
     """Interventions on the heads that have the score; see `outcome` for the names that the rule knows."""
     judge: Judge = judge
     """By default the published rule."""
-    targets: Callable[[Tokens, Finding], np.ndarray] | None = None
+    targets: Callable[[Tokens, RoleFinding], np.ndarray] | None = None
     """(query, key) pairs [place, 2] that a head with this role reads on repeated tokens; None where it has none."""
     score_intervenes: bool = False
     """The score itself takes interventions, so that a quick atlas does not ask for it."""

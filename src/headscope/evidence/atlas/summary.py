@@ -13,16 +13,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from headscope.evidence.atlas.bench import Bench
-from headscope.evidence.atlas.outcome import HELD, RULE, Rule, sign
-from headscope.evidence.atlas.result import Effect, Finding, HeadSummary, Status
+from headscope.evidence.atlas.outcome import HELD, RULE, OutcomeRule, sign
+from headscope.evidence.atlas.result import Effect, HeadSummary, RoleFinding, Status
 from headscope.evidence.atlas.role import Role
+from headscope.evidence.atlas.runner import RoleRunner
 from headscope.heads import HeadId
 from headscope.records.common import Estimate
 from headscope.stats import benjamini_hochberg, p_values
 
 
-def judged(findings: Sequence[Finding], roles: Mapping[str, Role], rule: Rule = RULE) -> tuple[Finding, ...]:
+def judged(
+    findings: Sequence[RoleFinding], roles: Mapping[str, Role], rule: OutcomeRule = RULE
+) -> tuple[RoleFinding, ...]:
     """Findings with their q-values and outcomes, ordered by head and role."""
     scores = benjamini_hochberg(np.asarray([one.p_score for one in findings]))
     places = [(at, name) for at, one in enumerate(findings) for name in one.tests]
@@ -45,13 +47,13 @@ def judged(findings: Sequence[Finding], roles: Mapping[str, Role], rule: Rule = 
 
 
 def summaries(
-    bench: Bench, findings: Sequence[Finding], roles: Sequence[Role], *, quick: bool, rule: Rule = RULE
+    runner: RoleRunner, findings: Sequence[RoleFinding], roles: Sequence[Role], *, quick: bool, rule: OutcomeRule = RULE
 ) -> tuple[HeadSummary, ...]:
     """Every head: unexplained first, by the size of its effect, then those that hold a role, then the others."""
-    of: dict[HeadId, list[Finding]] = {}
+    of: dict[HeadId, list[RoleFinding]] = {}
     for one in findings:
         of.setdefault(one.head, []).append(one)
-    removed: dict[HeadId, Effect] = {} if quick else _removed(bench)
+    removed: dict[HeadId, Effect] = {} if quick else _removed(runner)
     known = {role.name: role for role in roles}
     made = []
     for head, mine in of.items():
@@ -76,14 +78,14 @@ def summaries(
                 roles=tuple(one.role for one in held),
                 correlates=tuple(one.role for one in mine if one.outcome == "correlate"),
                 removed=test,
-                unexplained=_unexplained(bench, head, held, known) if held and sign(test, rule) else None,
+                unexplained=_unexplained(runner, head, held, known) if held and sign(test, rule) else None,
             )
         )
     rank = {"unexplained": 0, "held": 1, "idle": 2, "not_tested": 2}
     return tuple(sorted(made, key=lambda one: (rank[one.status], -_size(one), one.head)))
 
 
-def _strength(one: Finding) -> tuple[int, float, float]:
+def _strength(one: RoleFinding) -> tuple[int, float, float]:
     effect = max((abs(test.estimate.mean) for name, test in one.tests.items() if name in ("zero", "mean")), default=0.0)
     return HELD.index(one.outcome) if one.outcome in HELD else len(HELD), -effect, -one.score.mean
 
@@ -92,26 +94,28 @@ def _size(one: HeadSummary) -> float:
     return 0.0 if one.removed is None else abs(one.removed.estimate.mean)
 
 
-def _removed(bench: Bench) -> dict[HeadId, Effect]:
+def _removed(runner: RoleRunner) -> dict[HeadId, Effect]:
     """What mean ablation of each head does to the held-out second copies."""
-    values = bench.removals["mean second_copy"]
+    values = runner.removals["mean second_copy"]
     p = p_values(values)
     q = benjamini_hochberg(p)
     return {
         head: Effect(estimate=Estimate.of(values[:, at]), p_value=float(p[at]), q_value=float(q[at]))
-        for at, head in enumerate(bench.heads)
+        for at, head in enumerate(runner.heads)
     }
 
 
-def _unexplained(bench: Bench, head: HeadId, held: Sequence[Finding], roles: Mapping[str, Role]) -> float | None:
+def _unexplained(
+    runner: RoleRunner, head: HeadId, held: Sequence[RoleFinding], roles: Mapping[str, Role]
+) -> float | None:
     """See this module's text."""
     targets = [(find, one) for one in held if (find := roles[one.role].targets) is not None]
-    whole = float(bench.removal(head, "zero second_copy").mean())
+    whole = float(runner.removal(head, "zero second_copy").mean())
     if not targets or whole == 0.0:
         return None
     places = [
         np.unique(np.concatenate([find(prompt, one) for find, one in targets]), axis=0)
-        for prompt in bench.held_out.prompts
+        for prompt in runner.held_out.prompts
     ]
-    dropped = bench.dropped_places(head, places)
+    dropped = runner.dropped_places(head, places)
     return None if not dropped else 1.0 - float(dropped["second_copy"].mean()) / whole

@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from headscope.evidence.atlas.outcome import HELD
-from headscope.evidence.atlas.result import Atlas, Finding, HeadSummary
+from headscope.evidence.atlas.result import Atlas, HeadSummary, RoleFinding
 from headscope.evidence.known.lists import known_as
 from headscope.evidence.known.terminal import print_known
 from headscope.evidence.scan.terminal import print_model
@@ -35,7 +35,7 @@ def print_atlas(found: Atlas, *, top: int = 30) -> None:
             style="dim",
         )
     )
-    of: dict[object, list[Finding]] = {}
+    of: dict[object, list[RoleFinding]] = {}
     for one in found.findings:
         if one.has_score:
             of.setdefault(one.head, []).append(one)
@@ -62,7 +62,7 @@ def print_atlas(found: Atlas, *, top: int = 30) -> None:
         print_known(found.known, console)
 
 
-def _add(table: Table, head: HeadSummary, findings: list[Finding], published: str) -> None:
+def _add(table: Table, head: HeadSummary, findings: list[RoleFinding], published: str) -> None:
     """A row for each finding; what was published of the head is a last cell, where the table has one."""
     loss = "" if head.removed is None else f"{head.removed.estimate.mean:+.3f}"
     share = "" if head.unexplained is None else f"{head.unexplained:.0%}"

@@ -26,12 +26,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from headscope.evidence.behavior.findings import Controls, HeadFinding, Score, SetFinding
+from headscope.evidence.behavior.findings import BehaviorControls, HeadFinding, Score, SetFinding
 from headscope.records.common import Estimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
+class ConclusionRule:
     """Every number of the rule."""
 
     flips: float = 0.1
@@ -56,7 +56,7 @@ class Rule:
         return max(self.set_least, math.ceil(self.set_size * n_heads))
 
 
-RULE = Rule()
+RULE = ConclusionRule()
 
 COPYING, LOCALISED, DIFFUSE, NOT_FOUND = (
     "copying (induction heads)",
@@ -85,15 +85,15 @@ class Evidence:
     """Of the others."""
     heads: tuple[HeadFinding, ...]
     """Single heads, on held-out pairs."""
-    team: SetFinding | None
+    head_set: SetFinding | None
     """The set, on held-out pairs."""
-    controls: Controls
+    controls: BehaviorControls
     """The controls."""
     n_heads: int
     """Heads of the model."""
 
 
-def conclude(evidence: Evidence, rule: Rule = RULE) -> tuple[str, tuple[str, ...]]:
+def conclude(evidence: Evidence, rule: ConclusionRule = RULE) -> tuple[str, tuple[str, ...]]:
     """The conclusion and the reasons for it, in words."""
     measured, reasons = _measured(evidence.score, rule)
     if not measured:
@@ -105,10 +105,10 @@ def conclude(evidence: Evidence, rule: Rule = RULE) -> tuple[str, tuple[str, ...
     if not _knows(evidence.score):
         reasons.append("so the model has no answers of its own for a claim to turn")
         return not_measured(evidence.behavior), tuple(reasons)
-    team = evidence.team
+    head_set = evidence.head_set
     few = rule.largest_set(evidence.n_heads)
     alone = [one for one in evidence.heads if one.carries]
-    if team is None or not team.carries:
+    if head_set is None or not head_set.carries:
         if alone:
             reasons.append(
                 f"{_named(alone)} each carry a little of it, and the set of at most {few} that was grown or shrunk "
@@ -120,12 +120,12 @@ def conclude(evidence: Evidence, rule: Rule = RULE) -> tuple[str, tuple[str, ...
             "by head, lowers the effect significantly when taken out and patched; other sets were not tried"
         )
         return NOT_FOUND, tuple(reasons)
-    names = ", ".join(map(str, team.heads))
-    enough = team.share is not None and team.share >= rule.removed
-    also = team.paraphrase_share is None or team.paraphrase_share >= rule.removed
-    says = f"without {names} {_share(team.share)} of the effect is gone"
-    if team.paraphrase_share is not None:
-        says += f", {_share(team.paraphrase_share)} where nothing can be copied"
+    names = ", ".join(map(str, head_set.heads))
+    enough = head_set.share is not None and head_set.share >= rule.removed
+    also = head_set.paraphrase_share is None or head_set.paraphrase_share >= rule.removed
+    says = f"without {names} {_share(head_set.share)} of the effect is gone"
+    if head_set.paraphrase_share is not None:
+        says += f", {_share(head_set.paraphrase_share)} where nothing can be copied"
     reasons.append(says)
     if not (enough and also):
         reasons.append(f"a set of at most {few} heads should carry {_share(rule.removed)}")
@@ -133,12 +133,12 @@ def conclude(evidence: Evidence, rule: Rule = RULE) -> tuple[str, tuple[str, ...
             reasons.append(f"{_named(alone)} each carry some of it")
             return DIFFUSE, tuple(reasons)
         return NOT_FOUND, tuple(reasons)
-    specific, why = _specific(team, evidence.controls, rule)
+    specific, why = _specific(head_set, evidence.controls, rule)
     reasons += why
     return (LOCALISED if specific else NOT_FOUND), tuple(reasons)
 
 
-def _measured(score: Score, rule: Rule) -> tuple[bool, list[str]]:
+def _measured(score: Score, rule: ConclusionRule) -> tuple[bool, list[str]]:
     """Whether the claim moves the answers at all."""
     moves = [one for one in (score.claim_minus_neutral, score.claim_minus_twin) if one is not None]
     least = min(moves, key=lambda one: one.mean)
@@ -161,7 +161,7 @@ def _knows(score: Score) -> bool:
     return low > 0.5
 
 
-def _copies(evidence: Evidence, rule: Rule) -> tuple[bool, list[str]]:
+def _copies(evidence: Evidence, rule: ConclusionRule) -> tuple[bool, list[str]]:
     """Whether the effect is there only where the answer can be copied, and is the induction heads' work."""
     stated, said = evidence.verbatim, evidence.paraphrase
     if said is None:
@@ -190,7 +190,7 @@ def _copies(evidence: Evidence, rule: Rule) -> tuple[bool, list[str]]:
     return share >= rule.removed and (others is None or others < share), reasons
 
 
-def _specific(team: SetFinding, controls: Controls, rule: Rule) -> tuple[bool, list[str]]:
+def _specific(head_set: SetFinding, controls: BehaviorControls, rule: ConclusionRule) -> tuple[bool, list[str]]:
     """Whether random sets do less, and the model keeps what it knows."""
     good, reasons = True, []
     draws, own = controls.draws, controls.set_removed
@@ -206,7 +206,7 @@ def _specific(team: SetFinding, controls: Controls, rule: Rule) -> tuple[bool, l
             f"the most that one of {n_sets} random sets removes is {most:+.2f} against {own.mean:+.2f} nats in the "
             "same pairs"
         )
-    before, after = team.accuracy_before, team.accuracy_after
+    before, after = head_set.accuracy_before, head_set.accuracy_after
     if before is None or after is None:
         reasons.append("there are no neutral prompts to tell what else they do")
         return good, reasons

@@ -10,10 +10,10 @@ from typing import get_args
 import numpy as np
 from jaxtyping import Float
 
-from headscope.evidence.behavior.findings import Draw, Induction, Other, SetFinding
+from headscope.evidence.behavior.findings import DrawnSet, Induction, Other, SetFinding
 from headscope.evidence.behavior.findings import Kind as DrawKind
-from headscope.evidence.behavior.measure import Bench, Index
-from headscope.evidence.copying import Circuits
+from headscope.evidence.behavior.measure import ContrastRunner, Index
+from headscope.evidence.copying import TokenSpace
 from headscope.heads import HeadId
 from headscope.interventions.ablation import Ablator
 from headscope.records.common import Estimate
@@ -35,11 +35,11 @@ DRAW_KINDS: tuple[DrawKind, ...] = get_args(DrawKind)
 class Disproof:
     """What a head set is compared with, on pairs that had no part in choosing it."""
 
-    bench: Bench
+    runner: ContrastRunner
     """The contrast that was searched."""
     ablator: Ablator
     """Of its heads."""
-    circuits: Circuits | None
+    circuits: TokenSpace | None
     """Weights by head; None where they cannot be assigned to heads."""
     heads: tuple[HeadId, ...]
     """All of the model."""
@@ -50,31 +50,33 @@ class Disproof:
     random: np.random.Generator
     """Draws the sets."""
 
-    def draws(self, team: tuple[HeadId, ...]) -> tuple[list[Draw], Estimate | None]:
+    def draws(self, head_set: tuple[HeadId, ...]) -> tuple[list[DrawnSet], Estimate | None]:
         """Random sets instead of the set, in some of the held-out pairs, and what the set itself removes there."""
         sets: list[tuple[DrawKind, tuple[HeadId, ...]]] = []
         for kind in DRAW_KINDS:
-            for drawn in dict.fromkeys(self._drawn(kind, team) for _ in range(N_DRAWS)):
+            for drawn in dict.fromkeys(self._drawn(kind, head_set) for _ in range(N_DRAWS)):
                 if drawn is not None:
                     sets.append((kind, drawn))
         if not sets:
             return [], None
-        bench, pairs = self.bench, self.held_out[:DRAW_PAIRS]
-        worlds = [frozenset(team), *(frozenset(drawn) for _, drawn in sets)]
-        found = bench.ablated(self.ablator, pairs, worlds, "random sets")
-        own, *removed = bench.by_fact(bench.removed(found, pairs), pairs)
+        runner, pairs = self.runner, self.held_out[:DRAW_PAIRS]
+        worlds = [frozenset(head_set), *(frozenset(drawn) for _, drawn in sets)]
+        found = runner.ablated(self.ablator, pairs, worlds, "random sets")
+        own, *removed = runner.by_fact(runner.removed(found, pairs), pairs)
         _, *after = found["prompt"]
         draws = [
-            Draw(kind=kind, heads=drawn, removed=Estimate.of(gone), flips=flips(bench, left, pairs, bench.known[pairs]))
+            DrawnSet(
+                kind=kind, heads=drawn, removed=Estimate.of(gone), flips=flips(runner, left, pairs, runner.known[pairs])
+            )
             for (kind, drawn), gone, left in zip(sets, removed, after, strict=True)
         ]
         return draws, Estimate.of(own)
 
-    def _drawn(self, kind: DrawKind, team: tuple[HeadId, ...]) -> tuple[HeadId, ...] | None:
+    def _drawn(self, kind: DrawKind, head_set: tuple[HeadId, ...]) -> tuple[HeadId, ...] | None:
         """As many other heads; None where there are not enough of the kind."""
         drawn: list[HeadId] = []
-        for head in team:
-            pool = [one for one in self.heads if one not in team and one not in drawn]
+        for head in head_set:
+            pool = [one for one in self.heads if one not in head_set and one not in drawn]
             if kind == "same layers":
                 pool = [one for one in pool if one.layer == head.layer]
             elif kind == "same size":
@@ -93,17 +95,17 @@ class Disproof:
 
     def induction_heads(self, named: Sequence[HeadId]) -> Induction:
         """How many of the named heads are induction heads, and what the effect is without those."""
-        bench, found = self.bench, self.induction
+        runner, found = self.runner, self.induction
         common = tuple(head for head in named if head in found)
-        pairs = np.asarray([one for one in self.held_out if bench.pairs[one].verbatim], dtype=int)
+        pairs = np.asarray([one for one in self.held_out if runner.pairs[one].verbatim], dtype=int)
         patched = share = others_share = None
-        if found and len(np.unique(bench.facts[pairs])) >= FEW and len(found) < len(self.heads):
+        if found and len(np.unique(runner.facts[pairs])) >= FEW and len(found) < len(self.heads):
             rest = [head for head in self.heads if head not in found]
             count = min(len(found), len(rest))
             draws = [self.random.permutation(len(rest))[:count] for _ in range(N_DRAWS)]
             worlds = [frozenset(found), *(frozenset(rest[one] for one in draw) for draw in draws)]
-            rows = bench.by_fact(bench.patched(pairs, worlds, "induction heads"), pairs)
-            effect = bench.mean_effect(pairs)
+            rows = runner.by_fact(runner.patched(pairs, worlds, "induction heads"), pairs)
+            effect = runner.mean_effect(pairs)
             patched = Estimate.of(rows[0])
             if effect > 0:
                 share, others_share = float(rows[0].mean()) / effect, float(rows[1:].mean()) / effect
@@ -116,16 +118,16 @@ class Disproof:
             others_share=others_share,
         )
 
-    def other(self, name: str, bench: Bench, team: SetFinding | None) -> Other:
+    def other(self, name: str, runner: ContrastRunner, head_set: SetFinding | None) -> Other:
         """The set on another contrast, in pairs of which none chose it."""
-        everyone = np.arange(len(bench.pairs))
+        everyone = np.arange(len(runner.pairs))
         removed = share = None
-        if team is not None:
+        if head_set is not None:
             pairs = np.sort(self.random.permutation(everyone)[:HELD_OUT_PAIRS])
-            found = bench.ablated(self.ablator, pairs, [frozenset(team.heads)], "the other contrast")
-            row, effect = bench.by_fact(bench.removed(found, pairs)[0], pairs), bench.mean_effect(pairs)
+            found = runner.ablated(self.ablator, pairs, [frozenset(head_set.heads)], "the other contrast")
+            row, effect = runner.by_fact(runner.removed(found, pairs)[0], pairs), runner.mean_effect(pairs)
             removed, share = Estimate.of(row), float(row.mean()) / effect if effect > 0 else None
-        return Other(name=name, score=bench.score(everyone), removed=removed, share=share)
+        return Other(name=name, score=runner.score(everyone), removed=removed, share=share)
 
 
 def overlap_p(n_heads: int, n_induction: int, n_named: int, n_common: int) -> float:
@@ -135,6 +137,8 @@ def overlap_p(n_heads: int, n_induction: int, n_named: int, n_common: int) -> fl
     return float(hypergeom.sf(n_common - 1, n_heads, n_induction, n_named))
 
 
-def flips(bench: Bench, differences: Float[np.ndarray, " chosen"], pairs: Index, known: np.ndarray) -> Estimate | None:
+def flips(
+    runner: ContrastRunner, differences: Float[np.ndarray, " chosen"], pairs: Index, known: np.ndarray
+) -> Estimate | None:
     """Share of the known answers that are turned."""
-    return bench.share((differences > 0)[known], pairs[known]) if known.any() else None
+    return runner.share((differences > 0)[known], pairs[known]) if known.any() else None

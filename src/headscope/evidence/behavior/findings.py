@@ -2,8 +2,8 @@
 
 For a pair, d is the log probability of the claimed answer minus that of the true one (`headscope.probes.pairs`):
 
-    effect           d(false claim) - d(true claim), so that only what is claimed differs; where there are no twins
-                     against the neutral prompt
+    effect           d(false claim) - d(true claim), so that only what is claimed differs; where no prompt has a
+                     true claim, against the neutral prompt
     removed[heads]   effect - effect without the heads (mean ablation); positive: they carry it
     patched[heads]   d(false claim) - d(false claim with their z as it is for the true one)
     share            mean of removed / mean of the effect, in the same pairs
@@ -35,7 +35,7 @@ class Score:
     claim_minus_neutral: Estimate | None
     """d there minus d where nothing is claimed; None where there are no neutral prompts."""
     claim_minus_twin: Estimate | None
-    """d there minus d where the true answer is claimed; None where there are no twins."""
+    """d there minus d where the true answer is claimed; None where there are no prompts with a true claim."""
     flips: Estimate | None
     """Share of the known answers that the claim turns; None where none is known."""
     neutral_accuracy: Estimate
@@ -139,7 +139,7 @@ class SetFinding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Draw:
+class DrawnSet:
     """Other heads taken out instead of the set."""
 
     kind: Kind
@@ -186,10 +186,10 @@ class Other:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Controls:
+class BehaviorControls:
     """The controls of the findings."""
 
-    draws: tuple[Draw, ...]
+    draws: tuple[DrawnSet, ...]
     """Random sets of the size of the set, those of a kind all different; empty where there is no set."""
     set_removed: Estimate | None
     """What the set removes in the pairs in which they were tried, some of the held-out ones; None without draws."""

@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float, Int
 from headscope.evidence.ablation.each import gradients
 from headscope.evidence.behavior.findings import Score
 from headscope.heads import HeadId
-from headscope.interventions.ablation import Ablator, Intervention, World, losses, prompts_at_once, same_length
+from headscope.interventions.ablation import AblatedHeads, Ablator, Intervention, losses, prompts_at_once, same_length
 from headscope.interventions.choices import KIND, Choices
-from headscope.interventions.patch import Swap
+from headscope.interventions.patch import ActivationPatch
 from headscope.model.attention import Attention
 from headscope.model.load import Model
 from headscope.model.memory import in_batches
@@ -32,7 +32,7 @@ BACKWARD = 2
 """Forward passes that a backward pass costs."""
 
 
-class Meter:
+class ForwardCounter:
     """Counts prompts read.
 
     Args:
@@ -51,13 +51,13 @@ class Meter:
         self._report(label, self.forwards, max(self._expected, self.forwards))
 
 
-class Bench:
+class ContrastRunner:
     """One contrast as one model reads it."""
 
-    def __init__(self, model: Model, reading: Reading, meter: Meter) -> None:
+    def __init__(self, model: Model, reading: Reading, meter: ForwardCounter) -> None:
         self.model: Model = model
         self.reading: Reading = reading
-        self.meter: Meter = meter
+        self.meter: ForwardCounter = meter
         self.pairs: tuple[Pair, ...] = reading.pairs
         self.facts: np.ndarray = _facts(reading.pairs)
         self.kinds: tuple[PromptKind, ...] = tuple(kind for kind in KINDS if kind in reading.tokens)
@@ -116,7 +116,7 @@ class Bench:
         )
 
     def differences(
-        self, intervention: Intervention, kind: PromptKind, chosen: Index, worlds: Sequence[World], label: str
+        self, intervention: Intervention, kind: PromptKind, chosen: Index, worlds: Sequence[AblatedHeads], label: str
     ) -> Float[np.ndarray, "world chosen"]:
         """D of these pairs' prompts of one kind in each world."""
         distinct = {world: row for row, world in enumerate(dict.fromkeys([frozenset(), *worlds]))}
@@ -126,7 +126,7 @@ class Bench:
         return found[[distinct[world] for world in worlds]]
 
     def ablated(
-        self, ablator: Ablator, chosen: Index, worlds: Sequence[World], label: str
+        self, ablator: Ablator, chosen: Index, worlds: Sequence[AblatedHeads], label: str
     ) -> dict[str, Float[np.ndarray, "world chosen"]]:
         """D of the prompt and of its contrast prompt, for each set of ablated heads."""
         return {kind: self.differences(ablator, kind, chosen, worlds, label) for kind in ("prompt", self.against)}
@@ -137,7 +137,7 @@ class Bench:
         """What each world removes of the effect."""
         return self.effect(chosen) - (found["prompt"] - found[self.against])
 
-    def patched(self, chosen: Index, worlds: Sequence[World], label: str) -> Float[np.ndarray, "world chosen"]:
+    def patched(self, chosen: Index, worlds: Sequence[AblatedHeads], label: str) -> Float[np.ndarray, "world chosen"]:
         """Drop in d after patching these heads from the contrast prompt."""
         self.meter.add(label, len(chosen))
         found = self.differences(self._swap(chosen), "prompt", chosen, worlds, label)
@@ -151,9 +151,11 @@ class Bench:
         tokens = [self.reading.tokens["prompt"][one] for one in chosen]
         choices = Choices(first=self.reading.answer["prompt"][chosen], second=self.reading.other["prompt"][chosen])
         sources = [self.reading.tokens[against][one] for one in chosen]
-        return -gradients(Swap.of(self.model, tokens, sources), tokens, choices, heads).mean(1)
+        return -gradients(ActivationPatch.of(self.model, tokens, sources), tokens, choices, heads).mean(1)
 
-    def text_loss(self, ablator: Ablator, chosen: Index, heads: World, label: str) -> Float[np.ndarray, " chosen"]:
+    def text_loss(
+        self, ablator: Ablator, chosen: Index, heads: AblatedHeads, label: str
+    ) -> Float[np.ndarray, " chosen"]:
         """What taking the heads out does to the loss on the words of the prompts without a claim."""
         prompts = self.reading.tokens[self.calm]
         queries = {"text": [np.arange(len(prompt) - 1) for prompt in prompts]}
@@ -214,11 +216,11 @@ class Bench:
         self.meter.add("reading", len(rows))
         return tuple(rows)
 
-    def _swap(self, chosen: Index) -> Swap:
+    def _swap(self, chosen: Index) -> ActivationPatch:
         """For the prompts of these pairs; the others' are there by their number alone."""
         prompts, sources = self.reading.tokens["prompt"], self.reading.tokens[self.against]
-        some = Swap.of(self.model, [prompts[one] for one in chosen], [sources[one] for one in chosen])
-        return Swap(model=self.model, sources=sources, n_last=some.n_last)
+        some = ActivationPatch.of(self.model, [prompts[one] for one in chosen], [sources[one] for one in chosen])
+        return ActivationPatch(model=self.model, sources=sources, n_last=some.n_last)
 
     def _choices(self, kind: PromptKind) -> Choices:
         return Choices(first=self.reading.answer[kind], second=self.reading.other[kind])

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headscope.evidence.behavior.conclusion import Rule
-from headscope.evidence.behavior.findings import Controls, Cost, HeadFinding, Item, Score, SetFinding
+from headscope.evidence.behavior.conclusion import ConclusionRule
+from headscope.evidence.behavior.findings import BehaviorControls, Cost, HeadFinding, Item, Score, SetFinding
 from headscope.heads import HeadId
 from headscope.records.codec import decode, encode, refuse_repeated
 from headscope.records.common import ModelInfo, Provenance
@@ -42,13 +42,13 @@ class BehaviorResult:
     """Heads that passed the triage, largest effect first."""
     head_set: SetFinding | None
     """Heads together; None where no head lowers the effect in the search pairs."""
-    controls: Controls
+    controls: BehaviorControls
     """The controls of the findings."""
     conclusion: str
     """One of five; see `headscope.evidence.behavior.conclusion`."""
     reasons: tuple[str, ...]
     """Why, in words."""
-    rule: Rule
+    rule: ConclusionRule
     """The numbers of the rule."""
     items: tuple[Item, ...]
     """Every pair, and how the model answers it."""

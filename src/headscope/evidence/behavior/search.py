@@ -15,7 +15,7 @@
     7. conclusion   by the rule of `headscope.evidence.behavior.conclusion`
 
 Means for the ablation are taken per position over prompts without a claim, of the search pairs, laid end to end;
-without neutral prompts, over prompts and twins.
+without neutral prompts, over prompts with a false and with a true claim.
 
 Cost: every prompt once, and some 4,000 prompts more whatever the number of pairs and heads; `cost` counts them.
 
@@ -38,20 +38,20 @@ from headscope.errors import ArgumentError, ShapeError, UnsupportedModel
 from headscope.evidence.behavior.conclusion import RULE, Evidence, conclude
 from headscope.evidence.behavior.disproof import FEW, HELD_OUT_PAIRS, Disproof, flips
 from headscope.evidence.behavior.findings import (
-    Controls,
+    BehaviorControls,
     Cost,
     HeadFinding,
     Item,
     Score,
     SetFinding,
 )
-from headscope.evidence.behavior.measure import Bench, Index, Meter
+from headscope.evidence.behavior.measure import ContrastRunner, ForwardCounter, Index
 from headscope.evidence.behavior.result import BehaviorResult
 from headscope.evidence.behavior.sets import BUILT_IN, contrasts_of
-from headscope.evidence.copying import Circuits
+from headscope.evidence.copying import TokenSpace
 from headscope.evidence.scan.measure import scan
 from headscope.heads import HeadId, ranking
-from headscope.interventions.ablation import Ablator, World
+from headscope.interventions.ablation import AblatedHeads, Ablator
 from headscope.model.load import Source, load
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.pairs import Contrast, read_pairs
@@ -118,15 +118,15 @@ def behavior(
     started = time.perf_counter()
     readings = [read_pairs(model, contrast) for contrast in contrasts]
     n_prompts = sum(len(tokens) for reading in readings for tokens in reading.tokens.values())
-    meter = Meter(n_prompts + BEYOND, progress)
-    bench, *others = [Bench(model, reading, meter) for reading in readings]
-    everyone = np.arange(len(bench.pairs))
-    verbatim = np.asarray([pair.verbatim for pair in bench.pairs])
-    forms = {form: np.asarray([pair.form == form for pair in bench.pairs]) for form in _forms(bench)}
-    search = _Search(bench, others, [one.name for one in contrasts[1:]], top=top, seed=seed)
-    heads, team = search.test(search.choose())
-    controls = search.disprove(heads, team)
-    score, stated, said = bench.score(everyone), _some(bench, verbatim), _some(bench, ~verbatim)
+    meter = ForwardCounter(n_prompts + BEYOND, progress)
+    runner, *others = [ContrastRunner(model, reading, meter) for reading in readings]
+    everyone = np.arange(len(runner.pairs))
+    verbatim = np.asarray([pair.verbatim for pair in runner.pairs])
+    forms = {form: np.asarray([pair.form == form for pair in runner.pairs]) for form in _forms(runner)}
+    search = _Search(runner, others, [one.name for one in contrasts[1:]], top=top, seed=seed)
+    heads, head_set = search.test(search.choose())
+    controls = search.disprove(heads, head_set)
+    score, stated, said = runner.score(everyone), _some(runner, verbatim), _some(runner, ~verbatim)
     conclusion, reasons = conclude(
         Evidence(
             behavior="sycophancy" if label in BUILT_IN else label.replace("_", " "),
@@ -134,7 +134,7 @@ def behavior(
             verbatim=stated,
             paraphrase=said,
             heads=heads,
-            team=team,
+            head_set=head_set,
             controls=controls,
             n_heads=len(search.heads),
         )
@@ -144,16 +144,16 @@ def behavior(
         behavior=label,
         contrast=contrasts[0].name,
         score=score,
-        forms={form: bench.score(np.flatnonzero(which)) for form, which in forms.items()},
+        forms={form: runner.score(np.flatnonzero(which)) for form, which in forms.items()},
         verbatim=stated,
         paraphrase=said,
         heads=heads,
-        head_set=team,
+        head_set=head_set,
         controls=controls,
         conclusion=conclusion,
-        reasons=(*reasons, *_repeats(bench)),
+        reasons=(*reasons, *_repeats(runner)),
         rule=RULE,
-        items=_items(bench),
+        items=_items(runner),
         left_out={
             f"{contrast.name}: {pair}": why
             for contrast, reading in zip(contrasts, readings, strict=True)
@@ -162,7 +162,7 @@ def behavior(
         problems=tuple(problem for contrast in contrasts for problem in contrast.problems),
         cost=Cost(
             forwards=meter.forwards,
-            exhaustive=len(search.heads) * bench.n_prompts,
+            exhaustive=len(search.heads) * runner.n_prompts,
             wall_s=time.perf_counter() - started,
         ),
         provenance=Provenance.of(model, kernels=model.check.kernels, seed=seed),
@@ -183,11 +183,11 @@ class _Tested:
     """Mean over the facts."""
 
     @classmethod
-    def of(cls, bench: Bench, ablator: Ablator, pairs: Index, worlds: Sequence[World]) -> _Tested:
+    def of(cls, runner: ContrastRunner, ablator: Ablator, pairs: Index, worlds: Sequence[AblatedHeads]) -> _Tested:
         """All of them, in one family of tests."""
-        found = bench.ablated(ablator, pairs, worlds, TESTING)
-        removed = bench.by_fact(bench.removed(found, pairs), pairs)
-        patched = bench.by_fact(bench.patched(pairs, worlds, TESTING), pairs)
+        found = runner.ablated(ablator, pairs, worlds, TESTING)
+        removed = runner.by_fact(runner.removed(found, pairs), pairs)
+        patched = runner.by_fact(runner.patched(pairs, worlds, TESTING), pairs)
         q = benjamini_hochberg(p_values(np.concatenate([removed, patched]).T))
         return cls(
             found=found,
@@ -195,7 +195,7 @@ class _Tested:
             patched=patched,
             q_removed=q[: len(worlds)],
             q_patched=q[len(worlds) :],
-            effect=bench.mean_effect(pairs),
+            effect=runner.mean_effect(pairs),
         )
 
     def share(self, world: int) -> float | None:
@@ -212,29 +212,31 @@ class _Tested:
 class _Search:
     """One search on one contrast."""
 
-    def __init__(self, bench: Bench, others: Sequence[Bench], names: Sequence[str], *, top: int, seed: int) -> None:
-        self.bench, self.model, self.others, self.names = bench, bench.model, others, names
+    def __init__(
+        self, runner: ContrastRunner, others: Sequence[ContrastRunner], names: Sequence[str], *, top: int, seed: int
+    ) -> None:
+        self.runner, self.model, self.others, self.names = runner, runner.model, others, names
         self.heads = [HeadId(layer, one) for layer, n in sorted(self.model.check.heads.items()) for one in range(n)]
         self.top = max(1, min(top, len(self.heads) // 2))
         self.largest = min(RULE.largest_set(len(self.heads)), self.top)
         self.random = np.random.default_rng(seed)
         self.searched, self.held_out = self._split()
         self.tests = 0
-        longest = max(max(map(len, tokens)) for one in (bench, *others) for tokens in one.reading.tokens.values())
-        rows = bench.corpus(self.searched, CORPUS_ROWS, longest)
+        longest = max(max(map(len, tokens)) for one in (runner, *others) for tokens in one.reading.tokens.values())
+        rows = runner.corpus(self.searched, CORPUS_ROWS, longest)
         self.ablator = Ablator(
             model=self.model,
             method="mean",
             corpus=Probe(
                 prompts=rows,
                 controls=None,
-                settings={"kind": "prompts without a claim" if bench.calm == "neutral" else "prompts and twins"},
+                settings={"kind": "prompts without a claim" if runner.calm == "neutral" else "prompts and twins"},
             ),
             positions=None,
             seed=seed,
         )
         try:
-            self.circuits: Circuits | None = Circuits(self.model, seed=seed)
+            self.circuits: TokenSpace | None = TokenSpace(self.model, seed=seed)
         except UnsupportedModel:
             self.circuits = None
         self.induction: tuple[HeadId, ...] = ()
@@ -245,14 +247,14 @@ class _Search:
 
         All pairs of a fact are on one side. Of the facts of a side each gives one pair before any gives a second.
         """
-        facts, pairs = self.bench.facts, self.bench.pairs
+        facts, pairs = self.runner.facts, self.runner.pairs
         own = {int(fact): np.flatnonzero(facts == fact) for fact in np.unique(facts)}
         if len(own) < FEWEST:
             raise ArgumentError(
                 f"the {len(pairs)} pairs are about {len(own)} different ids, and {FEWEST} are needed: pairs of one id "
                 "count once; give more facts."
             )
-        groups = [[fact for fact, at in own.items() if pairs[at[0]].form == form] for form in _forms(self.bench)]
+        groups = [[fact for fact, at in own.items() if pairs[at[0]].form == form] for form in _forms(self.runner)]
         groups = [group for group in groups if group]
         if min(map(len, groups)) < FEW:
             groups = [list(own)]
@@ -274,14 +276,16 @@ class _Search:
         except ShapeError:
             return {}
         found = scan(self.model, probe=probe, detectors=["induction"])
-        self.bench.meter.add("scanning", 2 * len(probe.prompts))
+        self.runner.meter.add("scanning", 2 * len(probe.prompts))
         self.induction = tuple(one.head for one in found.heads("induction"))
         return {one.head: one.mean for one in found.scores}
 
     def choose(self) -> tuple[dict[HeadId, dict[str, float]], tuple[HeadId, ...]]:
         """Heads that pass the triage, with its estimates, and the set; on the search pairs alone."""
-        against: list[PromptKind] = [kind for kind in self.bench.kinds if kind != "prompt"]
-        estimates = {kind: self.bench.triage(self.searched, self.heads, kind, "triage by gradient") for kind in against}
+        against: list[PromptKind] = [kind for kind in self.runner.kinds if kind != "prompt"]
+        estimates = {
+            kind: self.runner.triage(self.searched, self.heads, kind, "triage by gradient") for kind in against
+        }
         orders = [np.argsort(-estimates[kind].round(6), kind="stable") for kind in against]
         best = list(dict.fromkeys(int(one) for rank in zip(*orders, strict=True) for one in rank))[: self.top]
         triage = {self.heads[one]: {kind: float(estimates[kind][one]) for kind in against} for one in sorted(best)}
@@ -289,7 +293,7 @@ class _Search:
 
     def _greedy(self, survivors: tuple[HeadId, ...]) -> tuple[HeadId, ...]:
         """The set: grown head by head, or shrunk head by head from all survivors where that takes more."""
-        effect = self.bench.mean_effect(self.searched)
+        effect = self.runner.mean_effect(self.searched)
         if effect <= 0:
             return ()
         grown, gone = self._grown(survivors, effect)
@@ -322,21 +326,23 @@ class _Search:
             chosen, gone = tuple(head for head in chosen if head != chosen[least]), float(removed[least])
         return chosen, gone
 
-    def _removed(self, worlds: Sequence[World]) -> Float[np.ndarray, " world"]:
+    def _removed(self, worlds: Sequence[AblatedHeads]) -> Float[np.ndarray, " world"]:
         """What each set takes of the effect in the search pairs."""
-        found = self.bench.ablated(self.ablator, self.searched, worlds, "choosing a set")
-        return self.bench.by_fact(self.bench.removed(found, self.searched), self.searched).mean(1)
+        found = self.runner.ablated(self.ablator, self.searched, worlds, "choosing a set")
+        return self.runner.by_fact(self.runner.removed(found, self.searched), self.searched).mean(1)
 
     def test(
         self, chosen: tuple[dict[HeadId, dict[str, float]], tuple[HeadId, ...]]
     ) -> tuple[tuple[HeadFinding, ...], SetFinding | None]:
         """Each survivor and the set, on held-out pairs."""
-        triage, team = chosen
-        worlds: list[World] = [frozenset([head]) for head in triage] + ([frozenset(team)] if team else [])
-        tested = _Tested.of(self.bench, self.ablator, self.held_out, worlds)
+        triage, head_set = chosen
+        worlds: list[AblatedHeads] = [frozenset([head]) for head in triage] + (
+            [frozenset(head_set)] if head_set else []
+        )
+        tested = _Tested.of(self.runner, self.ablator, self.held_out, worlds)
         self.tests = 2 * len(worlds)
-        together = self._set(team, tested) if team else None
-        attention, mixed = self.bench.looks(self.held_out, TESTING)
+        together = self._set(head_set, tested) if head_set else None
+        attention, mixed = self.runner.looks(self.held_out, TESTING)
         direct = self._direct(mixed)
         heads = [
             HeadFinding(
@@ -347,8 +353,8 @@ class _Search:
                 patched=Estimate.of(tested.patched[one]),
                 patched_q_value=float(tested.q_patched[one]),
                 share=tested.share(one),
-                attention=self.bench.estimate(attention[head], self.held_out),
-                direct=None if direct is None else self.bench.estimate(direct[head], self.held_out),
+                attention=self.runner.estimate(attention[head], self.held_out),
+                direct=None if direct is None else self.runner.estimate(direct[head], self.held_out),
                 induction=self.scores.get(head),
                 carries=tested.carries(one),
                 named=together is not None and together.carries and head in together.heads,
@@ -357,40 +363,42 @@ class _Search:
         ]
         return tuple(sorted(heads, key=lambda one: ranking(one.removed.mean, one.head))), together
 
-    def _set(self, team: tuple[HeadId, ...], tested: _Tested) -> SetFinding:
+    def _set(self, head_set: tuple[HeadId, ...], tested: _Tested) -> SetFinding:
         """The last world of the test."""
-        bench, pairs = self.bench, self.held_out
-        removed = bench.removed(tested.found, pairs)[-1]
-        said = np.asarray([not bench.pairs[one].verbatim for one in pairs])
+        runner, pairs = self.runner, self.held_out
+        removed = runner.removed(tested.found, pairs)[-1]
+        said = np.asarray([not runner.pairs[one].verbatim for one in pairs])
         some = pairs[said]
-        enough = len(np.unique(bench.facts[some])) >= FEW and len(some) < len(pairs)
-        there = bench.mean_effect(some) if enough else 0.0
+        enough = len(np.unique(runner.facts[some])) >= FEW and len(some) < len(pairs)
+        there = runner.mean_effect(some) if enough else 0.0
         neutral_share = before = after = None
-        if "neutral" in bench.kinds:
-            before, calm = bench.clean["neutral"][pairs], tested.found.get("neutral")
+        if "neutral" in runner.kinds:
+            before, calm = runner.clean["neutral"][pairs], tested.found.get("neutral")
             if calm is None:
-                calm = bench.differences(self.ablator, "neutral", pairs, [frozenset(team)], TESTING)
+                calm = runner.differences(self.ablator, "neutral", pairs, [frozenset(head_set)], TESTING)
             after = calm[-1]
-            whole = bench.effect(pairs, "neutral")
-            left = bench.by_fact(tested.found["prompt"][-1] - after, pairs).mean()
-            if (mean := bench.by_fact(whole, pairs).mean()) > 0:
+            whole = runner.effect(pairs, "neutral")
+            left = runner.by_fact(tested.found["prompt"][-1] - after, pairs).mean()
+            if (mean := runner.by_fact(whole, pairs).mean()) > 0:
                 neutral_share = float(1 - left / mean)
-        known = bench.known[pairs]
+        known = runner.known[pairs]
         return SetFinding(
-            heads=team,
+            heads=head_set,
             removed=Estimate.of(tested.removed[-1]),
             q_value=float(tested.q_removed[-1]),
             patched=Estimate.of(tested.patched[-1]),
             patched_q_value=float(tested.q_patched[-1]),
             share=tested.share(-1),
             neutral_share=neutral_share,
-            paraphrase_removed=bench.estimate(removed[said], some) if enough else None,
-            paraphrase_share=float(bench.by_fact(removed[said], some).mean()) / there if enough and there > 0 else None,
-            flips_before=flips(bench, bench.clean["prompt"][pairs], pairs, known),
-            flips_after=flips(bench, tested.found["prompt"][-1], pairs, known),
-            accuracy_before=None if before is None else bench.share(before < 0, pairs),
-            accuracy_after=None if after is None else bench.share(after < 0, pairs),
-            text_loss_nats=bench.estimate(bench.text_loss(self.ablator, pairs, frozenset(team), TESTING), pairs),
+            paraphrase_removed=runner.estimate(removed[said], some) if enough else None,
+            paraphrase_share=float(runner.by_fact(removed[said], some).mean()) / there
+            if enough and there > 0
+            else None,
+            flips_before=flips(runner, runner.clean["prompt"][pairs], pairs, known),
+            flips_after=flips(runner, tested.found["prompt"][-1], pairs, known),
+            accuracy_before=None if before is None else runner.share(before < 0, pairs),
+            accuracy_after=None if after is None else runner.share(after < 0, pairs),
+            text_loss_nats=runner.estimate(runner.text_loss(self.ablator, pairs, frozenset(head_set), TESTING), pairs),
             carries=tested.carries(-1, least=RULE.named),
         )
 
@@ -399,8 +407,8 @@ class _Search:
         if self.circuits is None:
             return None
         words = self.circuits.unembedding
-        answer = torch.from_numpy(self.bench.reading.answer["prompt"][self.held_out]).to(words.device)
-        other = torch.from_numpy(self.bench.reading.other["prompt"][self.held_out]).to(words.device)
+        answer = torch.from_numpy(self.runner.reading.answer["prompt"][self.held_out]).to(words.device)
+        other = torch.from_numpy(self.runner.reading.other["prompt"][self.held_out]).to(words.device)
         between = words[answer] - words[other]
         pushes = {}
         for head, z in mixed.items():
@@ -409,10 +417,10 @@ class _Search:
         size = np.abs(np.stack(list(pushes.values()))).sum(0)
         return {head: push / np.where(size > 0, size, 1.0) for head, push in pushes.items()}
 
-    def disprove(self, heads: Sequence[HeadFinding], team: SetFinding | None) -> Controls:
+    def disprove(self, heads: Sequence[HeadFinding], head_set: SetFinding | None) -> BehaviorControls:
         """Random sets, the induction heads and the other contrasts."""
         disproof = Disproof(
-            bench=self.bench,
+            runner=self.runner,
             ablator=self.ablator,
             circuits=self.circuits,
             heads=tuple(self.heads),
@@ -421,13 +429,13 @@ class _Search:
             random=self.random,
         )
         named = [one.head for one in heads if one.named]
-        draws, own = ([], None) if team is None else disproof.draws(team.heads)
-        return Controls(
+        draws, own = ([], None) if head_set is None else disproof.draws(head_set.heads)
+        return BehaviorControls(
             draws=tuple(draws),
             set_removed=own,
             induction=disproof.induction_heads(named) if self.scores else None,
             others=tuple(
-                disproof.other(name, other, team) for name, other in zip(self.names, self.others, strict=True)
+                disproof.other(name, other, head_set) for name, other in zip(self.names, self.others, strict=True)
             ),
             search_pairs=len(self.searched),
             held_out_pairs=len(self.held_out),
@@ -441,25 +449,27 @@ def _in_turn(rows: Sequence[Index]) -> Index:
     return np.asarray([row[turn] for turn in range(longest) for row in rows if turn < len(row)])
 
 
-def _repeats(bench: Bench) -> tuple[str, ...]:
+def _repeats(runner: ContrastRunner) -> tuple[str, ...]:
     """What to know of pairs about one fact."""
-    n_facts = len(np.unique(bench.facts))
-    if n_facts == len(bench.pairs):
+    n_facts = len(np.unique(runner.facts))
+    if n_facts == len(runner.pairs):
         return ()
-    return (f"the {len(bench.pairs)} pairs are about {n_facts} ids; pairs of one id, or of the same words, count once",)
+    return (
+        f"the {len(runner.pairs)} pairs are about {n_facts} ids; pairs of one id, or of the same words, count once",
+    )
 
 
-def _forms(bench: Bench) -> list[str]:
-    return list(dict.fromkeys(pair.form for pair in bench.pairs))
+def _forms(runner: ContrastRunner) -> list[str]:
+    return list(dict.fromkeys(pair.form for pair in runner.pairs))
 
 
-def _some(bench: Bench, which: np.ndarray) -> Score | None:
+def _some(runner: ContrastRunner, which: np.ndarray) -> Score | None:
     """The score of some pairs, if there are enough of them."""
     chosen = np.flatnonzero(which)
-    return bench.score(chosen) if len(np.unique(bench.facts[chosen])) >= FEW else None
+    return runner.score(chosen) if len(np.unique(runner.facts[chosen])) >= FEW else None
 
 
-def _items(bench: Bench) -> tuple[Item, ...]:
+def _items(runner: ContrastRunner) -> tuple[Item, ...]:
     return tuple(
         Item(
             id=pair.id,
@@ -469,7 +479,7 @@ def _items(bench: Bench) -> tuple[Item, ...]:
             prompt=pair.prompt,
             answer=pair.answer,
             other=pair.other,
-            differences={kind: float(bench.clean[kind][one]) for kind in bench.kinds},
+            differences={kind: float(runner.clean[kind][one]) for kind in runner.kinds},
         )
-        for one, pair in enumerate(bench.pairs)
+        for one, pair in enumerate(runner.pairs)
     )

@@ -102,17 +102,19 @@ def _heads(heads: tuple[HeadFinding, ...]) -> Table:
     return table
 
 
-def _set(team: SetFinding) -> Text:
-    text = Text(", ".join(map(str, team.heads)), style="bold")
-    text += Text(f" taken out: {_interval(team.removed)} nats of the effect gone{_part(team.share)}")
-    if team.flips_before is not None and team.flips_after is not None:
-        text += Text(f", {team.flips_before.mean:.0%} -> {team.flips_after.mean:.0%} of the answers turned")
-    text += Text(f"\n  loss on the prompts' words {team.text_loss_nats.mean:+.3f} nats")
-    if team.accuracy_before is not None and team.accuracy_after is not None:
-        text += Text(f", right without a claim {team.accuracy_before.mean:.0%} -> {team.accuracy_after.mean:.0%}")
-    if team.paraphrase_removed is not None:
-        gone = _interval(team.paraphrase_removed)
-        text += Text(f"\n  where nothing can be copied {gone} nats gone{_part(team.paraphrase_share)}")
+def _set(head_set: SetFinding) -> Text:
+    text = Text(", ".join(map(str, head_set.heads)), style="bold")
+    text += Text(f" taken out: {_interval(head_set.removed)} nats of the effect gone{_part(head_set.share)}")
+    if head_set.flips_before is not None and head_set.flips_after is not None:
+        text += Text(f", {head_set.flips_before.mean:.0%} -> {head_set.flips_after.mean:.0%} of the answers turned")
+    text += Text(f"\n  loss on the prompts' words {head_set.text_loss_nats.mean:+.3f} nats")
+    if head_set.accuracy_before is not None and head_set.accuracy_after is not None:
+        text += Text(
+            f", right without a claim {head_set.accuracy_before.mean:.0%} -> {head_set.accuracy_after.mean:.0%}"
+        )
+    if head_set.paraphrase_removed is not None:
+        gone = _interval(head_set.paraphrase_removed)
+        text += Text(f"\n  where nothing can be copied {gone} nats gone{_part(head_set.paraphrase_share)}")
     return text
 
 

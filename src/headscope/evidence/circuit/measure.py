@@ -57,9 +57,9 @@ from headscope.heads import HeadId
 from headscope.interventions.paths import Paths
 from headscope.model.load import Heads, Model, Source, load
 from headscope.probes import Probe, repeated_tokens
+from headscope.probes.corrupt import CONTEXT, CorruptPair, corrupt_pairs
 from headscope.probes.probe import check_fits, probe_of
 from headscope.probes.repeated import fitting_period
-from headscope.probes.twins import CONTEXT, Twin, twins
 from headscope.records.common import Estimate, ModelInfo, Provenance
 from headscope.stats import p_values
 
@@ -116,7 +116,7 @@ def trace_circuit(
             f"the prompts have {len(lengths)} lengths, from {lengths[0]} to {lengths[-1]} tokens; a circuit needs "
             "prompts of one length: cut them, or use repeated_tokens."
         )
-    pairs = twins(probe, seed=seed)
+    pairs = corrupt_pairs(probe, seed=seed)
     started = time.perf_counter()
     verdicts = {one.head: one for one in verification.heads} if verification is not None else {}
     if chosen:
@@ -160,11 +160,11 @@ def _traced(
     last = max(head.layer for head in paths.receivers)
     senders = [HeadId(layer, one) for layer, n in sorted(model.check.heads.items()) if layer < last for one in range(n)]
     asked = _asked(paths)
-    tracing = _tracing(paths, twins(probe, seed=seed), asked, senders, report)
+    tracing = _tracing(paths, corrupt_pairs(probe, seed=seed), asked, senders, report)
     edges = tracing.edges("before_key", verdicts)
     context, lost = list[Edge](), dict[HeadId, dict[str, Estimate]]()
     for change in CONTEXT if asked else ():
-        pairs = twins(probe, seed=seed, change=change)
+        pairs = corrupt_pairs(probe, seed=seed, change=change)
         if all(pair.changed is None for pair in pairs):
             continue
         other = Paths(model, pairs, asked, clean=paths.clean, offsets=paths.offsets)
@@ -199,7 +199,7 @@ def _traced(
 
 def _tracing(
     paths: Paths,
-    pairs: Sequence[Twin],
+    pairs: Sequence[CorruptPair],
     asked: Sequence[HeadId],
     senders: Sequence[HeadId],
     report: Callable[[str, int, int], None],

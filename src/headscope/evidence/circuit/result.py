@@ -11,7 +11,7 @@ from headscope.evidence.head_types import meanings
 from headscope.evidence.scan.result import Timing
 from headscope.heads import HeadId
 from headscope.interventions.paths import Input
-from headscope.probes.twins import Change
+from headscope.probes.corrupt import Change
 from headscope.records.codec import decode, encode, refuse_repeated
 from headscope.records.common import Estimate, ModelInfo, Provenance
 from headscope.records.files import read_document, write_whole

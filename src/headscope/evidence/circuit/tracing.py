@@ -17,7 +17,7 @@ from headscope.evidence.circuit.result import RULE, Edge, Receiver, SenderSet
 from headscope.evidence.circuit.sets import smallest
 from headscope.heads import HeadId, ranking
 from headscope.interventions.paths import INPUTS, Contents, Input, Mlps, Paths, Sources
-from headscope.probes.twins import Change
+from headscope.probes.corrupt import Change
 from headscope.records.common import Estimate
 from headscope.stats import benjamini_hochberg, p_values, ratio_interval
 

@@ -75,7 +75,7 @@ def _apart(one: Estimate | None, two: Estimate | None) -> bool:
     return one.ci95[1] < two.ci95[0] or two.ci95[1] < one.ci95[0]
 
 
-def said(verdicts: Sequence[VerdictChange] | None, edges: Sequence[EdgeChange] | None) -> list[str]:
+def later_changes(verdicts: Sequence[VerdictChange] | None, edges: Sequence[EdgeChange] | None) -> list[str]:
     """What changed of both, in words."""
     parts = []
     if verdicts is not None:

@@ -33,7 +33,7 @@ from headscope.errors import ArgumentError
 from headscope.evidence.circuit.measure import trace_circuit
 from headscope.evidence.circuit.result import Circuit
 from headscope.evidence.compare.finding import finding
-from headscope.evidence.compare.later import edge_changes, said, verdict_changes
+from headscope.evidence.compare.later import edge_changes, later_changes, verdict_changes
 from headscope.evidence.compare.matching import Agreement, Patterns, agreement, matches
 from headscope.evidence.compare.result import (
     RULE,
@@ -294,7 +294,9 @@ def _pair(one: _Read, two: _Read, found: Agreement | None, swap: bool, seed: int
         similarity=None if found is None else _similarity(found, one, two),
         heads=tuple(changes),
         unmatched=unmatched,
-        finding=finding((one.label, two.label), changes, unmatched, differ, also=said(verdicts, edges), swap=swapped),
+        finding=finding(
+            (one.label, two.label), changes, unmatched, differ, also=later_changes(verdicts, edges), swap=swapped
+        ),
         verdicts=verdicts,
         edges=edges,
         swap=swapped,

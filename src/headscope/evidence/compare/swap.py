@@ -42,7 +42,7 @@ DRAWS = 5
 """Sets of random heads."""
 
 Places = dict[tuple[int, int], Tensor]
-World = frozenset[HeadId]
+AblatedHeads = frozenset[HeadId]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -74,10 +74,10 @@ class Transplant:
 
 
 def swap_test(a: Model, b: Model, prompts: Sequence[Tokens], heads: Sequence[HeadId], *, seed: int) -> SwapTest:
-    """Swap every head, then the sources together, then as many random ones."""
+    """ActivationPatch every head, then the sources together, then as many random ones."""
     queries = {"second_copy": [one.second for one in check_repeats(tuple(prompts))]}
 
-    def run(into: Model, donor: Model, worlds: Sequence[World]) -> dict[World, np.ndarray]:
+    def run(into: Model, donor: Model, worlds: Sequence[AblatedHeads]) -> dict[AblatedHeads, np.ndarray]:
         """Change of loss in each prompt, and under the empty set the loss itself."""
         wanted = list(dict.fromkeys([frozenset(), *worlds]))
         found = losses(Transplant(model=into, donor=donor, prompts=prompts), prompts, queries, wanted)["second_copy"]
@@ -90,14 +90,14 @@ def swap_test(a: Model, b: Model, prompts: Sequence[Tokens], heads: Sequence[Hea
         reason = f"the losses differ by less than {RULE.delta_loss_nats} nats, or not significantly"
         return SwapTest(**summary, asked=False, reason=reason, heads=(), everything=None, sources=None, random=())
 
-    def shares(world: World) -> SetSwap:
+    def shares(world: AblatedHeads) -> SetSwap:
         return SetSwap(
             heads=tuple(sorted(world)),
             restores=Estimate.of_ratio(-into_b[world], apart),
             transfers=Estimate.of_ratio(into_a[world], apart),
         )
 
-    singles: list[World] = [frozenset([head]) for head in heads]
+    singles: list[AblatedHeads] = [frozenset([head]) for head in heads]
     into_b, into_a = run(b, a, [*singles, frozenset(heads)]), run(a, b, [*singles, frozenset(heads)])
     p = p_values(np.stack([*(into_b[one] for one in singles), *(into_a[one] for one in singles)], axis=1))
     q = benjamini_hochberg(p).reshape(2, -1).max(axis=0)
@@ -164,9 +164,9 @@ def _sizes(model: Model) -> list[tuple[int, ...]]:
     return found
 
 
-def _random(sources: Sequence[HeadId], others: Sequence[HeadId], seed: int) -> list[World]:
+def _random(sources: Sequence[HeadId], others: Sequence[HeadId], seed: int) -> list[AblatedHeads]:
     """Different draws of as many other heads, from the same layers where these have enough."""
-    random, draws = np.random.default_rng(seed), list[World]()
+    random, draws = np.random.default_rng(seed), list[AblatedHeads]()
     layers = {head.layer for head in sources}
     pool = [head for head in others if head.layer in layers]
     pool = pool if len(pool) >= len(sources) else list(others)

@@ -31,7 +31,7 @@ import numpy as np
 from headscope.errors import ArgumentError, ModelError, NonFiniteError, TokenError, UnsupportedModel
 from headscope.evidence.composition.measure import composition
 from headscope.evidence.composition.result import Composition, Pair
-from headscope.evidence.copying import Circuits, Copying
+from headscope.evidence.copying import Copying, TokenSpace
 from headscope.evidence.emergence.live import bare, untouched
 from headscope.evidence.icl.measure import icl
 from headscope.evidence.scan.measure import scan
@@ -227,7 +227,7 @@ class Tracker:
         except (ArgumentError, ModelError) as error:
             missing["in_context"] = str(error)
         try:
-            circuits = Circuits(self.model, seed=self.seed)
+            circuits = TokenSpace(self.model, seed=self.seed)
             copying = tuple(circuits.copying([head]) for head in _heads(self.model))
             pairs = _strongest_senders(composition(self.model, ["k"]))
         except UnsupportedModel as error:

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 from headscope.evidence.known.lists import Agreement, KnownHead
 
 if TYPE_CHECKING:
-    from headscope.evidence.atlas.result import Finding
+    from headscope.evidence.atlas.result import RoleFinding
 
 FOUND = ("primary", "secondary")
 """Outcomes with which a head does what was published of it."""
 
 
 def compared(
-    heads: Sequence[KnownHead], findings: Sequence[Finding], not_asked: Mapping[str, str]
+    heads: Sequence[KnownHead], findings: Sequence[RoleFinding], not_asked: Mapping[str, str]
 ) -> tuple[KnownHead, ...]:
     """Published heads with what an atlas says of each.
 
@@ -44,7 +44,7 @@ def compared(
     return tuple(made)
 
 
-def _judged(known: KnownHead, finding: Finding) -> tuple[Agreement, str]:
+def _judged(known: KnownHead, finding: RoleFinding) -> tuple[Agreement, str]:
     score = f"score {finding.score.mean:.2f}"
     if finding.outcome is None:
         return "not_tested", f"{score}; no intervention was tried"

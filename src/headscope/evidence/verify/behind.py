@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from headscope.evidence.verify.evidence import RULE, Change, significant
+from headscope.evidence.verify.evidence import RULE, Restored, significant
 from headscope.evidence.verify.trial import Trial
 from headscope.heads import HeadId
-from headscope.interventions.ablation import World
+from headscope.interventions.ablation import AblatedHeads
 from headscope.records.common import Estimate
 from headscope.stats import benjamini_hochberg, p_values
 
@@ -40,7 +40,7 @@ class Behind:
             self._test()
         self.tests = len(self.removed) + len(self.restored)
 
-    def _restore(self, heads: Sequence[HeadId], gone: frozenset[HeadId], also: Sequence[World]) -> None:
+    def _restore(self, heads: Sequence[HeadId], gone: frozenset[HeadId], also: Sequence[AblatedHeads]) -> None:
         self._gone |= dict.fromkeys(heads, gone)
         worlds = [gone, *(gone - {head} for head in heads)] if heads else []
         self._trial.run([*also, *worlds], natural=also)
@@ -54,7 +54,7 @@ class Behind:
         rows += self._rows.values()
         q = benjamini_hochberg(np.asarray([float(p_values(row)) for row in rows])) if rows else np.empty(0)
         estimates = map(Estimate.of_loss, rows)
-        found = [Change(delta_loss_nats=one, q_value=float(p)) for one, p in zip(estimates, q, strict=True)]
+        found = [Restored(delta_loss_nats=one, q_value=float(p)) for one, p in zip(estimates, q, strict=True)]
         n = len(self._alone)
         self.removed = dict(zip(self._alone, found[:n], strict=True))
         self.restored = dict(zip(self._gone, found[n:], strict=True))

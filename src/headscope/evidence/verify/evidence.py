@@ -32,7 +32,7 @@ CONTENT = ("induction", "duplicate_token")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
+class VerdictRule:
     """Every number of the rule."""
 
     attention: float = THRESHOLD
@@ -51,11 +51,11 @@ class Rule:
     """Least share of what all heads with a stripe restore, for a head that does it alone."""
 
 
-RULE = Rule()
+RULE = VerdictRule()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class Restored:
     """A change of the second copy's loss and its significance."""
 
     delta_loss_nats: Estimate
@@ -76,7 +76,7 @@ class Evidence:
     """The fixed distance it looks back most, where nothing repeats."""
     copying: Copying | None
     """Along the direct path; None where the weights cannot be assigned to heads."""
-    removed: Change | None
+    removed: Restored | None
     """It alone ablated, in held-out prompts."""
     first_copy: Estimate | None
     """What that does to the first copy's loss."""
@@ -85,7 +85,7 @@ class Evidence:
     over_random: Estimate | None
     """That difference, minus the median of the same difference for every other head of its layer that has no stripe;
     None where there are fewer than three."""
-    put_back: Change | None
+    put_back: Restored | None
     """Loss with the heads of `behind` ablated, minus the loss with this head alone restored; None where it was not
     tried."""
     behind: tuple[HeadId, ...] = ()
@@ -99,28 +99,28 @@ class Evidence:
 Sign = Literal[-1, 0, 1]
 
 
-def has(evidence: Evidence, role: str, rule: Rule) -> bool:
+def has(evidence: Evidence, role: str, rule: VerdictRule) -> bool:
     """Whether it attends as this role does."""
     return _reaches(evidence.scores.get(role), rule.attention, rule)
 
 
-def has_stripe(scores: Mapping[str, HeadScore], rule: Rule = RULE) -> bool:
+def has_stripe(scores: Mapping[str, HeadScore], rule: VerdictRule = RULE) -> bool:
     """Whether a head attends as an induction head does."""
     return _reaches(scores.get("induction"), rule.attention, rule)
 
 
-def has_partial_stripe(scores: Mapping[str, HeadScore], rule: Rule = RULE) -> bool:
+def has_partial_stripe(scores: Mapping[str, HeadScore], rule: VerdictRule = RULE) -> bool:
     """Whether a head attends in part as an induction head does, with a stripe or less."""
     return _reaches(scores.get("induction"), rule.partial_stripe, rule)
 
 
-def _reaches(score: HeadScore | None, least: float, rule: Rule) -> bool:
+def _reaches(score: HeadScore | None, least: float, rule: VerdictRule) -> bool:
     if score is None:
         return False
     return score.reaches(least, content=score.detector in CONTENT, lost_on_control=rule.lost_on_control)
 
 
-def direct(copying: Copying | None, rule: Rule = RULE) -> Literal["copies", "suppresses", "neither", "unknown"]:
+def direct(copying: Copying | None, rule: VerdictRule = RULE) -> Literal["copies", "suppresses", "neither", "unknown"]:
     """What a head does along the direct path to the token that it attends to."""
     if copying is None:
         return "unknown"
@@ -130,7 +130,7 @@ def direct(copying: Copying | None, rule: Rule = RULE) -> Literal["copies", "sup
     return "suppresses" if copying.direct.mean <= -rule.copying and high < 0 else "neither"
 
 
-def significant(change: Change | None, rule: Rule = RULE) -> Sign:
+def significant(change: Restored | None, rule: VerdictRule = RULE) -> Sign:
     """The sign of a change that is large enough and significant; 0 otherwise."""
     if change is None or change.q_value > rule.false_discovery:
         return 0
@@ -138,7 +138,7 @@ def significant(change: Change | None, rule: Rule = RULE) -> Sign:
     return 1 if mean >= rule.delta_loss_nats else -1 if mean <= -rule.delta_loss_nats else 0
 
 
-def effect(evidence: Evidence, rule: Rule) -> tuple[Sign, list[str]]:
+def effect(evidence: Evidence, rule: VerdictRule) -> tuple[Sign, list[str]]:
     """The sign of what removing the head does to the second copy and to it alone; with the reasons."""
     change = evidence.removed
     if change is None:
@@ -174,7 +174,7 @@ def _beyond(estimate: Estimate, sign: Sign) -> bool:
     return low > 0 if sign > 0 else high < 0
 
 
-def behind(evidence: Evidence, rule: Rule) -> tuple[Sign, list[str]]:
+def behind(evidence: Evidence, rule: VerdictRule) -> tuple[Sign, list[str]]:
     """The sign of what the head does where the other heads with a stripe do nothing; with the reason."""
     change = evidence.put_back
     if change is None:
@@ -206,7 +206,7 @@ def attends(score: HeadScore) -> str:
     return f"attends to {_TARGETS[score.detector]}: {score.mean:.2f}{interval}, by chance {score.chance:.2f}{control}"
 
 
-def no_stripe(evidence: Evidence, rule: Rule) -> str:
+def no_stripe(evidence: Evidence, rule: VerdictRule) -> str:
     """Why it has no stripe."""
     score = evidence.scores.get("induction")
     if score is None:
@@ -220,7 +220,7 @@ def no_stripe(evidence: Evidence, rule: Rule) -> str:
     )
 
 
-def copying(evidence: Evidence, rule: Rule) -> str:
+def copying(evidence: Evidence, rule: VerdictRule) -> str:
     """What its direct path does."""
     found = evidence.copying
     match direct(found, rule):
@@ -237,7 +237,7 @@ def copying(evidence: Evidence, rule: Rule) -> str:
     return f"{verb}: direct copying {found.direct.mean:+.2f}, eigenvalue score {eigenvalue}"
 
 
-def conflict(evidence: Evidence, sign: Sign, rule: Rule) -> list[str]:
+def conflict(evidence: Evidence, sign: Sign, rule: VerdictRule) -> list[str]:
     """That the direct path says the opposite of the effect, where it does."""
     says = direct(evidence.copying, rule)
     if sign > 0 and says == "suppresses":
@@ -247,7 +247,7 @@ def conflict(evidence: Evidence, sign: Sign, rule: Rule) -> list[str]:
     return []
 
 
-def removal(change: Change) -> str:
+def removal(change: Restored) -> str:
     """What removing a head does."""
     return f"removing it changes the second copy's loss by {nats(change.delta_loss_nats)}, {q_text(change.q_value)}"
 

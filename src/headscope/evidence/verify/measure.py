@@ -31,7 +31,7 @@ from headscope.errors import ArgumentError, ShapeError, UnsupportedModel
 from headscope.evidence import head_types
 from headscope.evidence.ablation.each import N_PROMPTS, TOP, HeadEffect, Search, ablate_each
 from headscope.evidence.ablation.measure import refuse_all
-from headscope.evidence.copying import Circuits, Copying
+from headscope.evidence.copying import Copying, TokenSpace
 from headscope.evidence.offsets import LEAST_TOKENS, best_offsets
 from headscope.evidence.scan.measure import scan as read_attention
 from headscope.evidence.scan.result import HeadScore, Timing
@@ -234,7 +234,7 @@ def _first_copy(trial: Trial, head: HeadId) -> tuple[Estimate, Estimate]:
 
 
 def _set(
-    trial: Trial, heads: Sequence[HeadId], circuits: Circuits | None, alone: dict[HeadId, Copying | None]
+    trial: Trial, heads: Sequence[HeadId], circuits: TokenSpace | None, alone: dict[HeadId, Copying | None]
 ) -> HeadSet:
     together = trial.delta(heads)
     singles = np.sum([trial.delta({head}) for head in heads], axis=0)
@@ -270,9 +270,9 @@ def _draw(trial: Trial, heads: tuple[HeadId, ...], others: tuple[HeadId, ...]) -
     )
 
 
-def _circuits(model: Model, seed: int) -> Circuits | None:
+def _circuits(model: Model, seed: int) -> TokenSpace | None:
     """The model in token space, or None where its weights cannot be assigned to heads."""
     try:
-        return Circuits(model, seed=seed)
+        return TokenSpace(model, seed=seed)
     except UnsupportedModel:
         return None

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from headscope.evidence.copying import Circuits
+from headscope.evidence.copying import TokenSpace
 from headscope.evidence.verify.trial import Trial
 from headscope.heads import HeadId
 from headscope.model.load import Model
@@ -50,7 +50,7 @@ def over_others(trial: Trial, head: HeadId, others: Sequence[HeadId]) -> Estimat
     return Estimate.of_loss(trial.few(head) - rows[(len(others) - 1) // 2])
 
 
-def sizes_of(circuits: Circuits | None) -> dict[HeadId, float] | None:
+def sizes_of(circuits: TokenSpace | None) -> dict[HeadId, float] | None:
     """Frobenius norm of each head's W_V W_O, where the weights can be assigned to heads: no V / O gauge changes it."""
     if circuits is None:
         return None

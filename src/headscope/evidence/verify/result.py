@@ -12,7 +12,7 @@ from headscope.evidence.copying import Copying
 from headscope.evidence.head_types import VerdictMeaning, meanings
 from headscope.evidence.offsets import BestOffset
 from headscope.evidence.scan.result import Timing
-from headscope.evidence.verify.evidence import Change, Rule
+from headscope.evidence.verify.evidence import Restored, VerdictRule
 from headscope.evidence.verify.verdict import Verdict
 from headscope.heads import HeadId, ranking
 from headscope.records.codec import decode, encode, refuse_repeated
@@ -62,7 +62,7 @@ class HeadVerdict:
     over_random: Estimate | None
     """Its change of the second copy's loss minus that of the first's, less the median of the same for the other heads
     of its layer that have no stripe; None where there are fewer than three."""
-    put_back: Change | None
+    put_back: Restored | None
     """What restoring it alone does, while all other heads with a stripe stay ablated."""
     copying: Copying | None
     """Along the direct path."""
@@ -143,7 +143,7 @@ class Verification:
     """The controls."""
     clean: dict[str, Estimate]
     """Loss of the untouched model: `second_copy`, `first_copy` and, if there was text, `natural`."""
-    rule: Rule
+    rule: VerdictRule
     """The numbers of the rule."""
     probe: dict[str, Any]
     """How the prompts were made."""
@@ -266,7 +266,7 @@ class Verification:
         """The largest effects as a matplotlib figure; it needs the extra `notebook`.
 
         Args:
-            top: Heads to show, with what removing the set and its random twins does beneath them.
+            top: Heads to show, with what removing the set and its random sets does beneath them.
             width_in: Width in inches, like 3.25 for one column of a paper; by default 5.2.
 
         Raises:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from headscope.errors import TokenError
 from headscope.heads import HeadId
-from headscope.interventions.ablation import Ablator, Losses, Method, Queries, World, losses
+from headscope.interventions.ablation import AblatedHeads, Ablator, Losses, Method, Queries, losses
 from headscope.model.load import Model
 from headscope.model.tokenizer import tokenizing
 from headscope.probes import Probe
@@ -77,11 +77,11 @@ class Trial:
             "second_copy": [one.second for one in split],
             "first_copy": [one.first for one in split],
         }
-        self._found: dict[tuple[str, World], np.ndarray] = {}
-        self._few: dict[World, np.ndarray] = {}
+        self._found: dict[tuple[str, AblatedHeads], np.ndarray] = {}
+        self._few: dict[AblatedHeads, np.ndarray] = {}
         self.clean: dict[str, np.ndarray] = {}
 
-    def run(self, worlds: Sequence[World], *, natural: Sequence[World]) -> None:
+    def run(self, worlds: Sequence[AblatedHeads], *, natural: Sequence[AblatedHeads]) -> None:
         """Measure what is not known yet."""
         self._measure(self._ablator, self._prompts, self._queries, worlds, "second_copy", "ablating")
         if self._text is not None:
@@ -93,7 +93,7 @@ class Trial:
         ablator: Ablator,
         prompts: Sequence[Tokens],
         queries: Queries,
-        worlds: Sequence[World],
+        worlds: Sequence[AblatedHeads],
         kind: str,
         label: str,
     ) -> None:
@@ -112,7 +112,7 @@ class Trial:
             self._found |= {(name, world): row for world, row in zip(missing, rows, strict=True)}
             self.clean[name] = self._found[name, frozenset()]
 
-    def run_few(self, worlds: Sequence[World]) -> None:
+    def run_few(self, worlds: Sequence[AblatedHeads]) -> None:
         """Second minus first copy's change in each of a few prompts."""
         index = range(min(OTHERS_PROMPTS, len(self._prompts)))
         worlds = [world for world in dict.fromkeys(worlds) if world not in self._few]

@@ -19,16 +19,16 @@ The rows of `headscope.evidence.head_types` are asked in their order, and the fi
 from __future__ import annotations
 
 from headscope.evidence import head_types
-from headscope.evidence.verify.evidence import RULE, Change, Evidence, Rule, has_stripe, q_text
+from headscope.evidence.verify.evidence import RULE, Evidence, Restored, VerdictRule, has_stripe, q_text
 
-__all__ = ["RULE", "VERDICTS", "Change", "Evidence", "Rule", "Verdict", "has_stripe", "judge", "q_text"]
+__all__ = ["RULE", "VERDICTS", "Evidence", "Restored", "Verdict", "VerdictRule", "has_stripe", "judge", "q_text"]
 
 Verdict = str
 """The name of a head type."""
 VERDICTS: tuple[Verdict, ...] = tuple(one.name for one in head_types.meanings())
 
 
-def judge(evidence: Evidence, rule: Rule = RULE) -> tuple[Verdict, tuple[str, ...]]:
+def judge(evidence: Evidence, rule: VerdictRule = RULE) -> tuple[Verdict, tuple[str, ...]]:
     """A head's verdict and the reasons for it, in words."""
     for one in head_types.HEAD_TYPES:
         reasons = one.judge(evidence, rule)

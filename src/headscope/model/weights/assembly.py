@@ -74,7 +74,7 @@ class LayerWeights:
     b_o: Float[Tensor, " d_model"]
     """Bias of the output projection; it belongs to the layer."""
     scale: float
-    """Factor of `q . k`, as `Rule.scale`."""
+    """Factor of `q . k`, as `AttentionSpec.scale`."""
     norm: Norm | None
     """Through which the projections read the residual stream; None where they read it raw."""
     out_norm: Norm | None

@@ -6,12 +6,12 @@ A role file `NAME.py` holds `ROLE = Role(...)` (`headscope.evidence.atlas.role`)
     sentence                        what a head with this role does, as "attends to ..."
     look_alike                      with what it is confused and what excludes that, in one sentence
     least                           least score (0.4 by default)
-    score(bench) -> Scored          attention and weights alone, no interventions: [prompt, head] scores for every head,
+    score(runner) -> Scored         attention and weights alone, no interventions: [prompt, head] scores for every head,
                                     chance [head], control [prompt, head] where the role is about content. Must not
                                     depend on heads' order. Raise `NotAsked("reason")` where the model lacks what the
                                     probe needs (no tokenizer, a short context, words it cannot cut).
     score_intervenes                True where the score itself must ablate; a quick atlas then does not ask
-    test(bench, scored, heads)      for the heads that have the score (at most 12, best first), by head and name the
+    test(runner, scored, heads)      for the heads that have the score (at most 12, best first), by head and name the
         -> {head: {name: Sample}}   values per prompt. Positive values: the head serves the role. Names with a meaning:
                                         zero, mean      loss of the role's outcome under each ablation: necessity
                                         specific        the same for what the head reads at the role's targets alone
@@ -24,11 +24,11 @@ A role file `NAME.py` holds `ROLE = Role(...)` (`headscope.evidence.atlas.role`)
                                     head's effect that no role explains is measured with them
     score_passes, test_passes       cost in forward passes of 4,096 tokens on GPT-2 small, for the estimate of time
 
-`bench` gives (`headscope.evidence.atlas.bench`): `model`, `seed`, `n_prompts`; `attention(prompts, places)` reads
+`runner` gives (`headscope.evidence.atlas.runner`): `model`, `seed`, `n_prompts`; `attention(prompts, places)` reads
 attention at places of your own prompts; `repeats` is the scan of repeated tokens that all roles share; `removals` what
 zero and mean ablation of every head does there; `outcome_drops(...)`, `moved(...)` measure interventions on your own
 prompts; `induction_heads` are the heads to ablate where induction must be excluded; `kept(name, compute)` keeps arrays
-that several roles share. Everything random is drawn from `bench.seed`.
+that several roles share. Everything random is drawn from `runner.seed`.
 
 `headscope.evidence.atlas.looking` makes a whole role from one of the standard detectors. Plant a model for the role and
 its decoys in `headscope.planted`, and test both at several seeds.

@@ -18,56 +18,56 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from headscope.evidence.atlas.bench import METHODS, Bench
 from headscope.evidence.atlas.ioi import Objects, objects, reading
 from headscope.evidence.atlas.outcome import RULE
 from headscope.evidence.atlas.role import NotAsked, Role, Sample, Scored
 from headscope.evidence.atlas.roles.name_mover import ROLE as MOVER
+from headscope.evidence.atlas.runner import METHODS, RoleRunner
 from headscope.evidence.scan.result import THRESHOLD
 from headscope.heads import HeadId
 from headscope.interventions.ablation import Ablator, losses
 from headscope.probes.probe import Probe
 
 
-def _movers(bench: Bench, asked: Objects) -> tuple[HeadId, ...]:
+def _movers(runner: RoleRunner, asked: Objects) -> tuple[HeadId, ...]:
     """Heads with a mover's score whose own effect is that of a mover.
 
     Raises:
         NotAsked: there is none.
     """
-    _, found = reading(bench)
+    _, found = reading(runner)
     once, control = found["once"].mean(0), found["once control"].mean(0)
     looks = (once >= MOVER.least) & (once - control >= RULE.lost_on_control * once)
-    heads = [head for head, yes in zip(bench.heads, looks, strict=True) if yes]
-    directly = bench.moved_directly(heads, asked.prompts, asked.twins, asked.choices)
+    heads = [head for head, yes in zip(runner.heads, looks, strict=True) if yes]
+    directly = runner.moved_directly(heads, asked.prompts, asked.corrupt, asked.choices)
     movers = tuple(head for head in heads if directly[head].mean() >= RULE.effect_nats)
     if not movers:
         raise NotAsked("no head moves a name, so none can take over")
     return movers
 
 
-def _ablators(bench: Bench, asked: Objects) -> dict[str, Ablator]:
+def _ablators(runner: RoleRunner, asked: Objects) -> dict[str, Ablator]:
     probe = Probe(prompts=asked.prompts, controls=None, settings={})
     return {
-        method: Ablator.of(bench.model, probe, method=method, corpus=asked.corpus, seed=bench.seed)
+        method: Ablator.of(runner.model, probe, method=method, corpus=asked.corpus, seed=runner.seed)
         for method in METHODS
     }
 
 
-def _score(bench: Bench) -> Scored:
-    asked = objects(bench)
-    movers = _movers(bench, asked)
-    ablator = _ablators(bench, asked)["mean"]
+def _score(runner: RoleRunner) -> Scored:
+    asked = objects(runner)
+    movers = _movers(runner, asked)
+    ablator = _ablators(runner, asked)["mean"]
     places = {"once": asked.named_once, "again": asked.repeated, "before": asked.first_of_repeated}
-    found = bench.attention(asked.prompts, places, ablator=ablator, without=movers)
-    control = bench.attention(asked.controls, {"once": asked.named_once}, ablator=ablator, without=movers)["once"]
+    found = runner.attention(asked.prompts, places, ablator=ablator, without=movers)
+    control = runner.attention(asked.controls, {"once": asked.named_once}, ablator=ablator, without=movers)["once"]
     score = found["once"]
     mean = score.mean(0)
     has = (mean >= THRESHOLD) & (mean - control.mean(0) >= RULE.lost_on_control * mean)
-    has &= np.asarray([head not in movers for head in bench.heads])
-    _, before = reading(bench)
+    has &= np.asarray([head not in movers for head in runner.heads])
+    _, before = reading(runner)
     return Scored(
-        heads=bench.heads,
+        heads=runner.heads,
         score=score,
         chance=(found["once"] + found["again"] + found["before"]).mean(0) / 3,
         control=control,
@@ -75,25 +75,25 @@ def _score(bench: Bench) -> Scored:
         has_score=has,
         probe={
             "kind": "objects",
-            "n_prompts": bench.n_prompts,
+            "n_prompts": runner.n_prompts,
             "n_names": asked.n_names,
             "movers": list(map(str, movers)),
-            "seed": bench.seed,
+            "seed": runner.seed,
         },
     )
 
 
-def _test(bench: Bench, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
-    asked = objects(bench)
-    movers = frozenset(_movers(bench, asked))
+def _test(runner: RoleRunner, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
+    asked = objects(runner)
+    movers = frozenset(_movers(runner, asked))
     found: dict[HeadId, dict[str, Sample]] = {head: {} for head in heads}
-    for method, ablator in _ablators(bench, asked).items():
+    for method, ablator in _ablators(runner, asked).items():
         worlds = [movers, *(movers | {head} for head in heads)]
         rows = losses(ablator, asked.prompts, asked.choices, worlds)["difference"]
         for head, row in zip(heads, rows[1:], strict=True):
             found[head][method] = Sample(values=rows[0] - row)
-    moved = bench.moved(heads, asked.prompts, asked.twins, asked.choices, without=tuple(movers), corpus=asked.corpus)
-    intact = bench.outcome_drops(heads, asked.prompts, asked.choices, corpus=asked.corpus)
+    moved = runner.moved(heads, asked.prompts, asked.corrupt, asked.choices, without=tuple(movers), corpus=asked.corpus)
+    intact = runner.outcome_drops(heads, asked.prompts, asked.choices, corpus=asked.corpus)
     for head in heads:
         found[head]["transfer"] = Sample(values=moved[head])
         alike = found[head]["mean"].values / 2 - np.abs(intact[head]["mean"])

@@ -19,11 +19,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from headscope.errors import UnsupportedModel
-from headscope.evidence.atlas.bench import METHODS, Bench
 from headscope.evidence.atlas.looking import places_of
 from headscope.evidence.atlas.outcome import RULE
 from headscope.evidence.atlas.role import NotAsked, Role, Sample, Scored
-from headscope.evidence.copying import Circuits
+from headscope.evidence.atlas.runner import METHODS, RoleRunner
+from headscope.evidence.copying import TokenSpace
 from headscope.evidence.scan.result import THRESHOLD
 from headscope.evidence.verify.evidence import direct
 from headscope.heads import HeadId
@@ -33,43 +33,43 @@ KEPT = 0.5
 _PLACES = places_of("induction")
 
 
-def _score(bench: Bench) -> Scored:
-    score, control = bench.repeats["induction"], bench.repeats["induction control"]
+def _score(runner: RoleRunner) -> Scored:
+    score, control = runner.repeats["induction"], runner.repeats["induction control"]
     mean = score.mean(0)
     has = (mean >= THRESHOLD) & (mean - control.mean(0) >= RULE.lost_on_control * mean)
     try:
-        circuits = Circuits(bench.model, seed=bench.seed)
+        circuits = TokenSpace(runner.model, seed=runner.seed)
     except UnsupportedModel as error:
         raise NotAsked(f"its weights cannot be read head by head ({str(error).rstrip('.')})") from error
-    size = np.zeros(len(bench.heads))
-    for at, head in enumerate(bench.heads):
+    size = np.zeros(len(runner.heads))
+    for at, head in enumerate(runner.heads):
         if has[at]:
             copying = circuits.copying([head])
             size[at] = copying.direct.mean
             has[at] = direct(copying) == "suppresses"
     return Scored(
-        heads=bench.heads,
+        heads=runner.heads,
         score=score,
-        chance=bench.repeats["induction chance"],
+        chance=runner.repeats["induction chance"],
         control=control,
         measures={"direct copying": np.broadcast_to(size, score.shape)},
         has_score=has,
-        probe=dict(bench.probe.settings),
+        probe=dict(runner.probe.settings),
     )
 
 
-def _test(bench: Bench, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
-    prompts = bench.held_out.prompts
+def _test(runner: RoleRunner, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
+    prompts = runner.held_out.prompts
     places = [_PLACES(prompt) for prompt in prompts]
-    clean = bench.attention(prompts, {"stripe": places})["stripe"]
+    clean = runner.attention(prompts, {"stripe": places})["stripe"]
     found: dict[HeadId, dict[str, Sample]] = {}
     for head in heads:
-        found[head] = {method: Sample(values=-bench.removal(head, f"{method} second_copy")) for method in METHODS}
-        dropped = bench.dropped_places(head, places)
+        found[head] = {method: Sample(values=-runner.removal(head, f"{method} second_copy")) for method in METHODS}
+        dropped = runner.dropped_places(head, places)
         if dropped:
             found[head]["specific"] = Sample(values=-dropped["second_copy"])
-        others = [one for one in bench.induction_heads if one != head]
-        without = bench.attention(prompts, {"stripe": places}, ablator=bench.copy_ablators["mean"], without=others)[
+        others = [one for one in runner.induction_heads if one != head]
+        without = runner.attention(prompts, {"stripe": places}, ablator=runner.copy_ablators["mean"], without=others)[
             "stripe"
         ]
         at = scored.heads.index(head)

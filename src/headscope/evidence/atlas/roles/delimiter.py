@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from headscope.evidence.atlas.bench import METHODS, Bench, chance_of
-from headscope.evidence.atlas.outcome import RULE, Judged, Rule, judge, shows_none, sign
-from headscope.evidence.atlas.result import Finding
+from headscope.evidence.atlas.outcome import RULE, Judged, OutcomeRule, judge, shows_none, sign
+from headscope.evidence.atlas.result import RoleFinding
 from headscope.evidence.atlas.role import NotAsked, Role, Sample, Scored, Tokens
+from headscope.evidence.atlas.runner import METHODS, RoleRunner, chance_of
 from headscope.heads import HeadId
 from headscope.interventions.ablation import Ablator, losses
 from headscope.interventions.knockout import Knockout, reads_values
@@ -68,56 +68,56 @@ def _nearest(prompt: Tokens, ids: Sequence[int]) -> np.ndarray:
     return np.stack([query, key], axis=1)[(key >= 0) & ~is_delimiter[1:]]
 
 
-def _prompts(bench: Bench, prompts: Sequence[Tokens]) -> tuple[Tokens, ...]:
-    start = 0 if bench.model.bos_token_id is None else 1
-    ids = delimiters(bench.model)
+def _prompts(runner: RoleRunner, prompts: Sequence[Tokens]) -> tuple[Tokens, ...]:
+    start = 0 if runner.model.bos_token_id is None else 1
+    ids = delimiters(runner.model)
     return tuple(_with_delimiters(prompt, ids, start) for prompt in prompts)
 
 
-def _score(bench: Bench) -> Scored:
-    ids = delimiters(bench.model)
-    prompts = _prompts(bench, bench.probe.prompts)
+def _score(runner: RoleRunner) -> Scored:
+    ids = delimiters(runner.model)
+    prompts = _prompts(runner, runner.probe.prompts)
     places = [_nearest(prompt, ids) for prompt in prompts]
 
     def read() -> dict[str, np.ndarray]:
         return {
-            "score": bench.attention(prompts, {"score": places})["score"],
-            "control": bench.attention(bench.probe.prompts, {"score": places})["score"],
+            "score": runner.attention(prompts, {"score": places})["score"],
+            "control": runner.attention(runner.probe.prompts, {"score": places})["score"],
         }
 
-    found = bench.kept("delimiter", read)
+    found = runner.kept("delimiter", read)
     return Scored(
-        heads=bench.heads,
+        heads=runner.heads,
         score=found["score"],
-        chance=np.full(len(bench.heads), np.mean([chance_of(one) for one in places])),
+        chance=np.full(len(runner.heads), np.mean([chance_of(one) for one in places])),
         control=found["control"],
-        probe=dict(bench.probe.settings) | {"kind": "delimiters", "ids": list(ids), "every": EVERY},
+        probe=dict(runner.probe.settings) | {"kind": "delimiters", "ids": list(ids), "every": EVERY},
     )
 
 
-def _test(bench: Bench, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
-    ids = delimiters(bench.model)
-    prompts = _prompts(bench, bench.held_out.prompts)
-    queries = {"second_copy": bench.copy_queries["second_copy"]}
+def _test(runner: RoleRunner, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
+    ids = delimiters(runner.model)
+    prompts = _prompts(runner, runner.held_out.prompts)
+    queries = {"second_copy": runner.copy_queries["second_copy"]}
     probe = Probe(prompts=prompts, controls=None, settings={})
-    corpus = Probe(prompts=_prompts(bench, bench.probe.prompts), controls=None, settings={})
+    corpus = Probe(prompts=_prompts(runner, runner.probe.prompts), controls=None, settings={})
     worlds = [frozenset(), *(frozenset([head]) for head in heads)]
     found: dict[HeadId, dict[str, Sample]] = {head: {} for head in heads}
     for method in METHODS:
-        ablator = Ablator.of(bench.model, probe, method=method, corpus=corpus, seed=bench.seed)
+        ablator = Ablator.of(runner.model, probe, method=method, corpus=corpus, seed=runner.seed)
         rows = losses(ablator, prompts, queries, worlds)["second_copy"]
         for head, row in zip(heads, rows[1:], strict=True):
             found[head][method] = Sample(values=row - rows[0])
-    if reads_values(bench.model):
+    if reads_values(runner.model):
         places = [_nearest(prompt, ids) for prompt in prompts]
-        rows = losses(Knockout(model=bench.model, places=places, how="drop"), prompts, queries, worlds)["second_copy"]
+        rows = losses(Knockout(model=runner.model, places=places, how="drop"), prompts, queries, worlds)["second_copy"]
         for head, row in zip(heads, rows[1:], strict=True):
             found[head]["specific"] = Sample(values=row - rows[0])
             found[head]["no_effect_specific"] = Sample(values=row - rows[0], within_nats=RULE.within_nats)
     return found
 
 
-def _judge(finding: Finding, rule: Rule = RULE) -> Judged:
+def _judge(finding: RoleFinding, rule: OutcomeRule = RULE) -> Judged:
     found = judge(finding, rule)
     variant = None
     if shows_none(finding.tests.get("no_effect_specific"), rule):

@@ -11,26 +11,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from headscope.evidence.atlas.bench import Bench
 from headscope.evidence.atlas.looking import on_repeats, places_of, scored_by, targets_of
 from headscope.evidence.atlas.role import Role, Sample, Scored
+from headscope.evidence.atlas.runner import RoleRunner
 from headscope.heads import HeadId
 from headscope.interventions.ablation import losses
 
 _PLACES = places_of("induction")
 
 
-def _test(bench: Bench, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
-    stripe = frozenset(bench.induction_heads)
-    found = {head: on_repeats(bench, head, _PLACES) for head in heads}
+def _test(runner: RoleRunner, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
+    stripe = frozenset(runner.induction_heads)
+    found = {head: on_repeats(runner, head, _PLACES) for head in heads}
     restored = {}
     if len(stripe) > 1:
         worlds = [stripe, *(stripe - {head} for head in heads)]
-        rows = losses(bench.copy_ablators["mean"], bench.held_out.prompts, bench.copy_queries, worlds)["second_copy"]
+        rows = losses(runner.copy_ablators["mean"], runner.held_out.prompts, runner.copy_queries, worlds)["second_copy"]
         restored = {head: {"transfer": Sample(values=rows[0] - row)} for head, row in zip(heads, rows[1:], strict=True)}
     for head in heads:
         found[head] |= restored.get(head, {})
-        extra = bench.removal(head, "mean second_copy") - bench.removal(head, "mean first_copy")
+        extra = runner.removal(head, "mean second_copy") - runner.removal(head, "mean first_copy")
         found[head]["over_first_copy"] = Sample(values=extra)
     return found
 

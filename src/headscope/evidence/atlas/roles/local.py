@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from headscope.evidence.atlas.asking import asking
-from headscope.evidence.atlas.bench import Bench
-from headscope.evidence.atlas.outcome import RULE, Judged, Rule, in_words, shows_none, sign
-from headscope.evidence.atlas.result import Finding
+from headscope.evidence.atlas.outcome import RULE, Judged, OutcomeRule, in_words, shows_none, sign
+from headscope.evidence.atlas.result import RoleFinding
 from headscope.evidence.atlas.role import NotAsked, Role, Sample, Scored
+from headscope.evidence.atlas.runner import RoleRunner
 from headscope.evidence.atlas.shapes import WINDOW, reach
 from headscope.evidence.scan.result import THRESHOLD
 from headscope.heads import HeadId
@@ -28,25 +28,25 @@ FAR = 0.05
 """Most attention outside."""
 
 
-def _score(bench: Bench) -> Scored:
-    shapes = bench.shapes
+def _score(runner: RoleRunner) -> Scored:
+    shapes = runner.shapes
     far = {"far": shapes["far"], "far random": shapes["far random"]}
     try:
-        prompts = asking(bench).prompts
-        far["far asking"] = bench.kept("reach", lambda: reach(bench.model, bench.heads, prompts))["far"]
+        prompts = asking(runner).prompts
+        far["far asking"] = runner.kept("reach", lambda: reach(runner.model, runner.heads, prompts))["far"]
     except NotAsked:
         pass  # the other two probes decide
-    length = len(bench.probe.prompts[0])
+    length = len(runner.probe.prompts[0])
     chance = float(np.mean(WINDOW / (np.arange(2 * WINDOW, length) + 1)))
     near = shapes["near"]
     has = (near.mean(0) >= THRESHOLD) & np.all([one.mean(0) <= FAR for one in far.values()], axis=0)
     return Scored(
-        heads=bench.heads,
+        heads=runner.heads,
         score=near,
-        chance=np.full(len(bench.heads), chance),
+        chance=np.full(len(runner.heads), chance),
         measures=far,
         has_score=has,
-        probe=dict(bench.probe.settings),
+        probe=dict(runner.probe.settings),
     )
 
 
@@ -56,19 +56,19 @@ def _between(tokens: Tokens) -> np.ndarray:
     return np.stack([query, key], axis=1)[key > 0]
 
 
-def _test(bench: Bench, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
+def _test(runner: RoleRunner, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
     found: dict[HeadId, dict[str, Sample]] = {}
-    places = [_between(prompt) for prompt in bench.held_out.prompts]
+    places = [_between(prompt) for prompt in runner.held_out.prompts]
     for head in heads:
         found[head] = {
-            method: Sample(values=bench.removal(head, f"{method} second_copy")) for method in ("zero", "mean")
+            method: Sample(values=runner.removal(head, f"{method} second_copy")) for method in ("zero", "mean")
         }
-        for domain, values in bench.dropped_places(head, places, how="mask").items():
+        for domain, values in runner.dropped_places(head, places, how="mask").items():
             found[head][f"no_effect_masked_{domain}"] = Sample(values=values, within_nats=RULE.within_nats)
     return found
 
 
-def _judge(finding: Finding, rule: Rule = RULE) -> Judged:
+def _judge(finding: RoleFinding, rule: OutcomeRule = RULE) -> Judged:
     if not finding.has_score:
         return Judged(outcome="null", reasons=())
     masked = [test for name, test in finding.tests.items() if name.startswith("no_effect_masked")]

@@ -19,31 +19,31 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from headscope.evidence.atlas.bench import Bench
 from headscope.evidence.atlas.ioi import DIRECT, objects, reading, tested
 from headscope.evidence.atlas.role import Role, Sample, Scored
+from headscope.evidence.atlas.runner import RoleRunner
 from headscope.heads import HeadId
 
 
-def score(bench: Bench) -> Scored:
+def score(runner: RoleRunner) -> Scored:
     """Attention to the name that is named once."""
-    asked, found = reading(bench)
+    asked, found = reading(runner)
     third = (found["once"] + found["again"] + found["before"]).mean(0) / 3
     return Scored(
-        heads=bench.heads,
+        heads=runner.heads,
         score=found["once"],
         chance=third,
         control=found["once control"],
         measures={"repeated name": found["again"] + found["before"]},
-        probe={"kind": "objects", "n_prompts": bench.n_prompts, "n_names": asked.n_names, "seed": bench.seed},
+        probe={"kind": "objects", "n_prompts": runner.n_prompts, "n_names": asked.n_names, "seed": runner.seed},
     )
 
 
-def tests(bench: Bench, heads: Sequence[HeadId], sign: int) -> Mapping[HeadId, Mapping[str, Sample]]:
+def tests(runner: RoleRunner, heads: Sequence[HeadId], sign: int) -> Mapping[HeadId, Mapping[str, Sample]]:
     """The tests of a head that raises the name (sign 1) or lowers it (-1)."""
-    asked = objects(bench)
+    asked = objects(runner)
     found: dict[HeadId, dict[str, Sample]] = {}
-    for head, one in tested(bench, asked, heads, asked.named_once).items():
+    for head, one in tested(runner, asked, heads, asked.named_once).items():
         found[head] = {name: Sample(values=sign * sample.values) for name, sample in one.samples.items()}
         # Along the sign of the whole effect, so that a head of the other sign is an interferer and no look-alike.
         way = np.sign(one.moved.mean()) or 1.0
@@ -51,8 +51,8 @@ def tests(bench: Bench, heads: Sequence[HeadId], sign: int) -> Mapping[HeadId, M
     return found
 
 
-def _test(bench: Bench, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
-    return tests(bench, heads, 1)
+def _test(runner: RoleRunner, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
+    return tests(runner, heads, 1)
 
 
 ROLE = Role(

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from headscope.evidence.atlas.bench import Bench
 from headscope.evidence.atlas.role import Role, Sample, Scored
 from headscope.evidence.atlas.roles.name_mover import score, tests
+from headscope.evidence.atlas.runner import RoleRunner
 from headscope.heads import HeadId
 
 
-def _test(bench: Bench, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
-    return tests(bench, heads, -1)
+def _test(runner: RoleRunner, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
+    return tests(runner, heads, -1)
 
 
 ROLE = Role(

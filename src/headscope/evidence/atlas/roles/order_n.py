@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from headscope.errors import TokenError
-from headscope.evidence.atlas.bench import Bench
 from headscope.evidence.atlas.role import NotAsked, Role, Sample, Scored, Tokens
+from headscope.evidence.atlas.runner import RoleRunner
 from headscope.heads import HeadId
 from headscope.interventions.choices import Choices
 from headscope.probes.probe import Probe
@@ -32,24 +32,24 @@ NAMED = 5
 
 
 class _Prompts:
-    """Prompts, their twins, the places of B and C, and a corpus."""
+    """Prompts, their corrupt, the places of B and C, and a corpus."""
 
-    def __init__(self, bench: Bench) -> None:
-        start = 0 if bench.model.bos_token_id is None else 1
+    def __init__(self, runner: RoleRunner) -> None:
+        start = 0 if runner.model.bos_token_id is None else 1
         length = start + FILLER + 8
-        if bench.model.max_tokens is not None and length > bench.model.max_tokens:
-            raise NotAsked(f"its prompts have {length} tokens and the model reads at most {bench.model.max_tokens}")
+        if runner.model.max_tokens is not None and length > runner.model.max_tokens:
+            raise NotAsked(f"its prompts have {length} tokens and the model reads at most {runner.model.max_tokens}")
         needed = start + FILLER + NAMED
         try:
-            drawn = random_tokens(bench.model, n_prompts=2 * bench.n_prompts, length=needed, seed=bench.seed).prompts
+            drawn = random_tokens(runner.model, n_prompts=2 * runner.n_prompts, length=needed, seed=runner.seed).prompts
         except TokenError as error:
             raise NotAsked(str(error).rstrip(".")) from error
         if any(len(np.unique(one)) < needed for one in drawn):
             raise NotAsked(f"its prompts need {needed} different tokens")
-        made = [_made(tokens, start, index, bench.seed) for index, tokens in enumerate(drawn)]
-        mine, rest = made[: bench.n_prompts], made[bench.n_prompts :]
+        made = [_made(tokens, start, index, runner.seed) for index, tokens in enumerate(drawn)]
+        mine, rest = made[: runner.n_prompts], made[runner.n_prompts :]
         self.prompts = tuple(one[0] for one in mine)
-        self.twins = tuple(one[1] for one in mine)
+        self.corrupt = tuple(one[1] for one in mine)
         self.matching = tuple(np.asarray([[length - 1, one[2]]]) for one in mine)
         self.other = tuple(np.asarray([[length - 1, one[3]]]) for one in mine)
         self.choices = Choices(
@@ -74,25 +74,25 @@ def _made(tokens: Tokens, start: int, index: int, seed: int) -> tuple[Tokens, To
     return prompt, twin, int(np.flatnonzero(body == b)[0]), int(np.flatnonzero(body == c)[0])
 
 
-def _score(bench: Bench) -> Scored:
-    prompts = _Prompts(bench)
-    found = bench.kept(
-        "order_n", lambda: bench.attention(prompts.prompts, {"match": prompts.matching, "other": prompts.other})
+def _score(runner: RoleRunner) -> Scored:
+    prompts = _Prompts(runner)
+    found = runner.kept(
+        "order_n", lambda: runner.attention(prompts.prompts, {"match": prompts.matching, "other": prompts.other})
     )
     return Scored(
-        heads=bench.heads,
+        heads=runner.heads,
         score=found["match"],
         chance=(found["match"] + found["other"]).mean(0) / 2,
         control=found["other"],
-        probe={"kind": "order_n", "n_prompts": bench.n_prompts, "n": 2, "filler": FILLER, "seed": bench.seed},
+        probe={"kind": "order_n", "n_prompts": runner.n_prompts, "n": 2, "filler": FILLER, "seed": runner.seed},
     )
 
 
-def _test(bench: Bench, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
-    prompts = _Prompts(bench)
-    drops = bench.outcome_drops(heads, prompts.prompts, prompts.choices, corpus=prompts.corpus)
-    specific = bench.outcome_without(heads, prompts.prompts, prompts.choices, prompts.matching)
-    moved = bench.moved(heads, prompts.prompts, prompts.twins, prompts.choices)
+def _test(runner: RoleRunner, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
+    prompts = _Prompts(runner)
+    drops = runner.outcome_drops(heads, prompts.prompts, prompts.choices, corpus=prompts.corpus)
+    specific = runner.outcome_without(heads, prompts.prompts, prompts.choices, prompts.matching)
+    moved = runner.moved(heads, prompts.prompts, prompts.corrupt, prompts.choices)
     found: dict[HeadId, dict[str, Sample]] = {}
     for head in heads:
         found[head] = {name: Sample(values=values) for name, values in drops[head].items()}

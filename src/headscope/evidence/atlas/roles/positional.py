@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from headscope.evidence.atlas.bench import Bench
 from headscope.evidence.atlas.looking import on_repeats
-from headscope.evidence.atlas.result import Finding
+from headscope.evidence.atlas.result import RoleFinding
 from headscope.evidence.atlas.role import Role, Sample, Scored
+from headscope.evidence.atlas.runner import RoleRunner
 from headscope.heads import HeadId
 from headscope.probes.probe import Tokens
 
@@ -28,27 +28,27 @@ def _back(offset: int) -> Callable[[Tokens], np.ndarray]:
     return places
 
 
-def _score(bench: Bench) -> Scored:
-    shapes = bench.shapes
+def _score(runner: RoleRunner) -> Scored:
+    shapes = runner.shapes
     score, offset = shapes["offset score"], shapes["offset"]
-    length = len(bench.probe.prompts[0])
+    length = len(runner.probe.prompts[0])
     chance = [np.mean(1 / (np.arange(int(one), length) + 1)) for one in offset]
     return Scored(
-        heads=bench.heads,
+        heads=runner.heads,
         score=score,
         chance=np.asarray(chance),
         measures={"offset": np.broadcast_to(offset, score.shape)},
-        variants={head: f"{int(one)} back" for head, one in zip(bench.heads, offset, strict=True)},
-        probe=dict(bench.probe.settings),
+        variants={head: f"{int(one)} back" for head, one in zip(runner.heads, offset, strict=True)},
+        probe=dict(runner.probe.settings),
     )
 
 
-def _test(bench: Bench, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
+def _test(runner: RoleRunner, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
     offset = dict(zip(scored.heads, scored.measures["offset"][0], strict=True))
-    return {head: on_repeats(bench, head, _back(int(offset[head]))) for head in heads}
+    return {head: on_repeats(runner, head, _back(int(offset[head]))) for head in heads}
 
 
-def _targets(tokens: Tokens, finding: Finding) -> np.ndarray:
+def _targets(tokens: Tokens, finding: RoleFinding) -> np.ndarray:
     return _back(round(finding.measures["offset"]))(tokens)
 
 

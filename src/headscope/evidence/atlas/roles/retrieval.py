@@ -21,43 +21,43 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from headscope.evidence.atlas.asking import N_ENTITIES, asking
-from headscope.evidence.atlas.bench import Bench
 from headscope.evidence.atlas.role import Role, Sample, Scored
+from headscope.evidence.atlas.runner import RoleRunner
 from headscope.heads import HeadId
 
 
-def _score(bench: Bench) -> Scored:
-    asked = asking(bench)
+def _score(runner: RoleRunner) -> Scored:
+    asked = asking(runner)
 
     def read() -> dict[str, np.ndarray]:
-        found = bench.attention(asked.prompts, {"score": asked.answer, "others": asked.others})
-        return found | {"control": bench.attention(asked.absent, {"control": asked.answer})["control"]}
+        found = runner.attention(asked.prompts, {"score": asked.answer, "others": asked.others})
+        return found | {"control": runner.attention(asked.absent, {"control": asked.answer})["control"]}
 
-    found = bench.kept("asking", read)
+    found = runner.kept("asking", read)
     return Scored(
-        heads=bench.heads,
+        heads=runner.heads,
         score=found["score"],
-        chance=np.full(len(bench.heads), 1 / N_ENTITIES),
+        chance=np.full(len(runner.heads), 1 / N_ENTITIES),
         control=found["control"],
         measures={"other values": found["others"]},
-        probe={"kind": "asking", "n_prompts": bench.n_prompts, "n_entities": N_ENTITIES, "seed": bench.seed},
+        probe={"kind": "asking", "n_prompts": runner.n_prompts, "n_entities": N_ENTITIES, "seed": runner.seed},
     )
 
 
-def _test(bench: Bench, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
-    asked = asking(bench)
-    drops = bench.outcome_drops(heads, asked.prompts, asked.choices, corpus=asked.corpus)
-    specific = bench.outcome_without(heads, asked.prompts, asked.choices, asked.answer)
-    moved = bench.moved(heads, asked.prompts, asked.twins, asked.choices)
+def _test(runner: RoleRunner, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
+    asked = asking(runner)
+    drops = runner.outcome_drops(heads, asked.prompts, asked.choices, corpus=asked.corpus)
+    specific = runner.outcome_without(heads, asked.prompts, asked.choices, asked.answer)
+    moved = runner.moved(heads, asked.prompts, asked.corrupt, asked.choices)
     found: dict[HeadId, dict[str, Sample]] = {}
     for head in heads:
         found[head] = {name: Sample(values=values) for name, values in drops[head].items()}
         if head in specific:
             found[head]["specific"] = Sample(values=specific[head])
         found[head]["transfer"] = Sample(values=moved[head])
-    others = bench.induction_heads
+    others = runner.induction_heads
     if others:
-        alone = bench.moved(heads, asked.prompts, asked.twins, asked.choices, without=others, corpus=asked.corpus)
+        alone = runner.moved(heads, asked.prompts, asked.corrupt, asked.choices, without=others, corpus=asked.corpus)
         for head in heads:
             found[head]["look_alike_induction"] = Sample(values=alone[head])
     return found

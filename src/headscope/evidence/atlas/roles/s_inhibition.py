@@ -16,29 +16,29 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from headscope.evidence.atlas.bench import Bench
 from headscope.evidence.atlas.ioi import DIRECT, objects, reading, tested
 from headscope.evidence.atlas.role import Role, Sample, Scored
+from headscope.evidence.atlas.runner import RoleRunner
 from headscope.heads import HeadId
 
 
-def _score(bench: Bench) -> Scored:
-    asked, found = reading(bench)
+def _score(runner: RoleRunner) -> Scored:
+    asked, found = reading(runner)
     third = (found["once"] + found["again"] + found["before"]).mean(0) / 3
     return Scored(
-        heads=bench.heads,
+        heads=runner.heads,
         score=found["again"],
         chance=third,
         control=found["again control"],
         measures={"name named once": found["once"]},
-        probe={"kind": "objects", "n_prompts": bench.n_prompts, "n_names": asked.n_names, "seed": bench.seed},
+        probe={"kind": "objects", "n_prompts": runner.n_prompts, "n_names": asked.n_names, "seed": runner.seed},
     )
 
 
-def _test(bench: Bench, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
-    asked = objects(bench)
+def _test(runner: RoleRunner, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
+    asked = objects(runner)
     found: dict[HeadId, dict[str, Sample]] = {}
-    for head, one in tested(bench, asked, heads, asked.repeated).items():
+    for head, one in tested(runner, asked, heads, asked.repeated).items():
         alike = DIRECT * np.abs(one.moved) - np.abs(one.directly)
         found[head] = {**one.samples, "look_alike_suppression": Sample(values=alike)}
     return found

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from headscope.evidence.atlas.bench import METHODS, Bench
-from headscope.evidence.atlas.outcome import RULE, Judged, Rule, in_words, shows_none, sign
-from headscope.evidence.atlas.result import Finding
+from headscope.evidence.atlas.outcome import RULE, Judged, OutcomeRule, in_words, shows_none, sign
+from headscope.evidence.atlas.result import RoleFinding
 from headscope.evidence.atlas.role import Role, Sample, Scored
+from headscope.evidence.atlas.runner import METHODS, RoleRunner
 from headscope.evidence.scan.result import THRESHOLD
 from headscope.heads import HeadId
 
@@ -29,38 +29,38 @@ SMALL = 0.1
 DOMAINS = ("second_copy", "first_copy")
 
 
-def _score(bench: Bench) -> Scored:
-    score = bench.repeats["first_token"]
+def _score(runner: RoleRunner) -> Scored:
+    score = runner.repeats["first_token"]
     has = score.mean(0) >= THRESHOLD
     measures = {}
-    if "output" in bench.shapes:
-        measures = {"output": bench.shapes["output"]}
-        has = has | (bench.shapes["output"].mean(0) <= SMALL)
+    if "output" in runner.shapes:
+        measures = {"output": runner.shapes["output"]}
+        has = has | (runner.shapes["output"].mean(0) <= SMALL)
     return Scored(
-        heads=bench.heads,
+        heads=runner.heads,
         score=score,
-        chance=bench.repeats["first_token chance"],
+        chance=runner.repeats["first_token chance"],
         measures=measures,
         has_score=has,
         always=True,
-        probe=dict(bench.probe.settings),
+        probe=dict(runner.probe.settings),
     )
 
 
-def _test(bench: Bench, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
+def _test(runner: RoleRunner, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
     found: dict[HeadId, dict[str, Sample]] = {}
     for head in heads:
         found[head] = {}
         for method in METHODS:
             for domain in DOMAINS:
-                values = bench.removal(head, f"{method} {domain}")
+                values = runner.removal(head, f"{method} {domain}")
                 name = method if domain == "second_copy" else f"{method}_{domain}"
                 found[head][name] = Sample(values=values)
                 found[head][f"no_effect_{method}_{domain}"] = Sample(values=values, within_nats=RULE.within_nats)
     return found
 
 
-def _judge(finding: Finding, rule: Rule = RULE) -> Judged:
+def _judge(finding: RoleFinding, rule: OutcomeRule = RULE) -> Judged:
     if not finding.has_score:
         return Judged(outcome="null", reasons=())
     tests = finding.tests

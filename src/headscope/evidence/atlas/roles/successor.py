@@ -27,10 +27,10 @@ import numpy as np
 import torch
 
 from headscope.errors import TokenError, UnsupportedModel
-from headscope.evidence.atlas.bench import Bench
 from headscope.evidence.atlas.role import NotAsked, Role, Sample, Scored, Tokens
+from headscope.evidence.atlas.runner import RoleRunner
 from headscope.evidence.atlas.words import UNORDERED, OrderedClass, one_token_ids, ordered_classes
-from headscope.evidence.copying import Circuits
+from headscope.evidence.copying import TokenSpace
 from headscope.heads import HeadId
 from headscope.interventions.choices import Choices
 from headscope.interventions.knockout import reads_values
@@ -48,32 +48,32 @@ _Group = tuple[tuple[int, ...], list[int], list[int]]
 """Ids; which of them are asked, by number; and the number that each of those is to raise."""
 
 
-def _values(bench: Bench, ids: Sequence[int]) -> dict[int, torch.Tensor]:
+def _values(runner: RoleRunner, ids: Sequence[int]) -> dict[int, torch.Tensor]:
     """By layer, what its heads read of each token alone after the start token [token, kv_head, d_v]."""
-    start = bench.model.bos_token_id
-    rows = torch.tensor([[*([] if start is None else [start]), one] for one in ids], device=bench.model.device)
+    start = runner.model.bos_token_id
+    rows = torch.tensor([[*([] if start is None else [start]), one] for one in ids], device=runner.model.device)
     found: dict[int, torch.Tensor] = {}
 
     def visit(attention: Attention) -> None:
         if not attention.call and attention.scores is not None:
             found[attention.layer] = attention.scores.v[:, :, -1].detach().clone()
 
-    bench.model.run(rows, visit, stop_at_last=True)
+    runner.model.run(rows, visit, stop_at_last=True)
     return found
 
 
-def _score(bench: Bench) -> Scored:
-    classes = ordered_classes(bench.model)
-    if not reads_values(bench.model):
+def _score(runner: RoleRunner) -> Scored:
+    classes = ordered_classes(runner.model)
+    if not reads_values(runner.model):
         raise NotAsked("the model hides what its heads read")
     try:
-        circuits = Circuits(bench.model, seed=bench.seed)
+        circuits = TokenSpace(runner.model, seed=runner.seed)
     except UnsupportedModel as error:
         raise NotAsked(f"its weights cannot be read head by head ({str(error).rstrip('.')})") from error
-    words = tuple(one_token_ids(bench.model, UNORDERED).values())
+    words = tuple(one_token_ids(runner.model, UNORDERED).values())
     if len(words) < 3:
         raise NotAsked("its tokenizer has fewer than 3 words without an order of one token each")
-    random = np.random.default_rng(bench.seed)
+    random = np.random.default_rng(runner.seed)
     groups, wanted = [], []
     controls: list[list[_Group]] = [[] for _ in range(ARRANGED)]
     for one in classes:
@@ -85,13 +85,13 @@ def _score(bench: Bench) -> Scored:
             mixed = tuple(int(words[at]) for at in random.permutation(len(words))[:size])
             one_of.append((mixed, drawn, [(at + 1) % size for at in drawn]))
         wanted += [1 / len(one.ids)] * len(asked)
-    score, itself, before = _shares(bench, circuits, groups)
-    arranged, _, _ = _shares(bench, circuits, [group for one_of in controls for group in one_of])
+    score, itself, before = _shares(runner, circuits, groups)
+    arranged, _, _ = _shares(runner, circuits, [group for one_of in controls for group in one_of])
     control = arranged.reshape(ARRANGED, *score.shape).mean(0)
     return Scored(
-        heads=bench.heads,
+        heads=runner.heads,
         score=score,
-        chance=np.full(len(bench.heads), np.mean(wanted)),
+        chance=np.full(len(runner.heads), np.mean(wanted)),
         control=control,
         measures={"itself": itself, "the one before": before},
         probe={
@@ -99,19 +99,21 @@ def _score(bench: Bench) -> Scored:
             "classes": {one.name: len(one.ids) for one in classes},
             "listed": LISTED,
             "filler": FILLER,
-            "seed": bench.seed,
+            "seed": runner.seed,
         },
     )
 
 
-def _shares(bench: Bench, circuits: Circuits, groups: Sequence[_Group]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _shares(
+    runner: RoleRunner, circuits: TokenSpace, groups: Sequence[_Group]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Whether a member raises the one after, itself, or the one before, above the rest of its group [member, head]."""
     ids = list(dict.fromkeys(one for group, _, _ in groups for one in group))
     number = {one: at for at, one in enumerate(ids)}
-    values = _values(bench, ids)
+    values = _values(runner, ids)
     total = sum(len(asked) for _, asked, _ in groups)
-    found = np.zeros((3, total, len(bench.heads)))
-    for column, head in enumerate(bench.heads):
+    found = np.zeros((3, total, len(runner.heads)))
+    for column, head in enumerate(runner.heads):
         layer = circuits.layers[head.layer]
         read = values[head.layer][:, layer.kv_head(head.head)].to(circuits.embedding)
         written = read @ circuits.ov([head])[1]
@@ -128,19 +130,19 @@ def _shares(bench: Bench, circuits: Circuits, groups: Sequence[_Group]) -> tuple
 
 
 class _Lists:
-    """Lists, their twins, and copied lists; all lists have one length."""
+    """Lists, their corrupt, and copied lists; all lists have one length."""
 
-    def __init__(self, bench: Bench) -> None:
-        classes = ordered_classes(bench.model)
-        start = 0 if bench.model.bos_token_id is None else 1
+    def __init__(self, runner: RoleRunner) -> None:
+        classes = ordered_classes(runner.model)
+        start = 0 if runner.model.bos_token_id is None else 1
         needed = FILLER + 2 * LISTED
         length = start + needed
-        if bench.model.max_tokens is not None and length > bench.model.max_tokens:
-            raise NotAsked(f"its prompts have {length} tokens and the model reads at most {bench.model.max_tokens}")
+        if runner.model.max_tokens is not None and length > runner.model.max_tokens:
+            raise NotAsked(f"its prompts have {length} tokens and the model reads at most {runner.model.max_tokens}")
         members = {one for each in classes for one in each.ids}
         try:
             drawn = random_tokens(
-                bench.model, n_prompts=2 * bench.n_prompts, length=length + len(members), seed=bench.seed
+                runner.model, n_prompts=2 * runner.n_prompts, length=length + len(members), seed=runner.seed
             ).prompts
         except TokenError as error:
             raise NotAsked(str(error).rstrip(".")) from error
@@ -148,11 +150,11 @@ class _Lists:
             np.concatenate([one[:start], one[start:][~np.isin(one[start:], list(members))][:FILLER]]) for one in drawn
         ]
         places = [(each, at) for each in classes for at in range(len(each.ids)) if each.after(at, LISTED) is not None]
-        random = np.random.default_rng(bench.seed)
+        random = np.random.default_rng(runner.seed)
         random.shuffle(places)  # type: ignore[arg-type]
         made = [_made(filler, places[at % len(places)], random) for at, filler in enumerate(fillers)]
-        mine, rest = made[: bench.n_prompts], made[bench.n_prompts :]
-        self.prompts, self.twins, self.copied = (
+        mine, rest = made[: runner.n_prompts], made[runner.n_prompts :]
+        self.prompts, self.corrupt, self.copied = (
             tuple(getattr(one, name) for one in mine) for name in ("prompt", "twin", "copied")
         )
         self.choices, self.between, self.copies = (
@@ -209,12 +211,12 @@ def _member(ordered: OrderedClass, first: int, step: int) -> int:
     return found
 
 
-def _test(bench: Bench, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
-    lists = _Lists(bench)
-    drops = bench.outcome_drops(heads, lists.prompts, lists.choices, corpus=lists.corpus)
-    copies = bench.outcome_drops(heads, lists.copied, lists.copies, corpus=lists.copied_corpus)
-    specific = bench.outcome_without(heads, lists.prompts, lists.choices, [lists.listed] * len(lists.prompts))
-    moved = bench.moved(heads, lists.prompts, lists.twins, lists.between)
+def _test(runner: RoleRunner, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
+    lists = _Lists(runner)
+    drops = runner.outcome_drops(heads, lists.prompts, lists.choices, corpus=lists.corpus)
+    copies = runner.outcome_drops(heads, lists.copied, lists.copies, corpus=lists.copied_corpus)
+    specific = runner.outcome_without(heads, lists.prompts, lists.choices, [lists.listed] * len(lists.prompts))
+    moved = runner.moved(heads, lists.prompts, lists.corrupt, lists.between)
     found: dict[HeadId, dict[str, Sample]] = {}
     for head in heads:
         found[head] = {name: Sample(values=values) for name, values in drops[head].items()}

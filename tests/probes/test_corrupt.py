@@ -10,8 +10,8 @@ import pytest
 import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
 from headscope.errors import TokenError
+from headscope.probes.corrupt import corrupt_pairs
 from headscope.probes.probe import Probe
-from headscope.probes.twins import twins
 
 BOS, A, B, C, D, E = range(6)
 
@@ -23,7 +23,7 @@ def probe_of(*prompts, controls=None):
 
 def drawn(probe, n_seeds=60):
     """What prompt 0 gives over many seeds: how often each (query, key), and each token put in its place."""
-    made = [twins(probe, seed=seed)[0] for seed in range(n_seeds)]
+    made = [corrupt_pairs(probe, seed=seed)[0] for seed in range(n_seeds)]
     return Counter((one.query, one.key) for one in made), Counter(int(one.corrupt[one.changed]) for one in made)
 
 
@@ -53,7 +53,7 @@ def test_a_repeat_of_three():
     # of the other tokens of the probe: D or E; BOS, A, B and C stand in the prompt
     assert set(instead) == {D, E}
     assert min(instead.values()) > 15
-    assert_is_twin(twins(probe)[0], probe.prompts[0])
+    assert_is_twin(corrupt_pairs(probe)[0], probe.prompts[0])
 
 
 def test_tokens_may_come_from_other_prompts():
@@ -100,7 +100,7 @@ def model():
 def test_every_prompt_has_a_twin(options, model):
     probe = hs.repeated_tokens(model, **({"n_prompts": 30, "period": 8} | options))
     before = [prompt.copy() for prompt in probe.prompts]
-    made = twins(probe, seed=3)
+    made = corrupt_pairs(probe, seed=3)
     assert len(made) == 30
     for twin, prompt in zip(made, before, strict=True):
         assert_is_twin(twin, prompt)
@@ -110,7 +110,7 @@ def test_every_prompt_has_a_twin(options, model):
 
 def test_the_twin_s_key_is_after_no_earlier_copy(model):
     # In the twin the query's token stands nowhere before it: an induction head has nowhere to look.
-    for twin in twins(hs.repeated_tokens(model, n_prompts=20, period=8)):
+    for twin in corrupt_pairs(hs.repeated_tokens(model, n_prompts=20, period=8)):
         assert twin.clean[twin.query] not in twin.corrupt[: twin.query]
 
 
@@ -118,7 +118,7 @@ def test_the_same_seed_gives_the_same_twins(model):
     probe = hs.repeated_tokens(model, n_prompts=12, period=8)
 
     def as_lists(seed):
-        return [(one.query, one.key, one.corrupt.tolist()) for one in twins(probe, seed=seed)]
+        return [(one.query, one.key, one.corrupt.tolist()) for one in corrupt_pairs(probe, seed=seed)]
 
     assert as_lists(5) == as_lists(5)
     assert sum(a == b for a, b in zip(as_lists(5), as_lists(6), strict=True)) < 3
@@ -143,10 +143,10 @@ def test_a_prompt_without_a_place_is_named(prompt):
     with pytest.raises(
         TokenError, match="prompt 1 has no token that stands once before its repeat.*repeated_tokens"
     ) as e:
-        twins(probe_of(good, prompt, [BOS, D, E, D, E]))
+        corrupt_pairs(probe_of(good, prompt, [BOS, D, E, D, E]))
     assert "\n" not in str(e.value)
 
 
 def test_no_token_is_left_to_put_there():
     with pytest.raises(TokenError, match="prompt 0 has .* or no other token is left"):
-        twins(probe_of([BOS, A, B, C, A, B, C]))
+        corrupt_pairs(probe_of([BOS, A, B, C, A, B, C]))

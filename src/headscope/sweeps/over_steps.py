@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Course:
+class RoleOverSteps:
     """One role over the steps of a run."""
 
     model: str
@@ -49,10 +49,10 @@ class Course:
         found = self.change.found
         what = "no phase change" if found is None else f"phase change at step {found.step.mean:.0f}"
         on = "" if self.period is None else f", runs of about {self.period} tokens,"
-        return f"Course({self.model}: {self.detector}{on} over {len(self.steps)} steps, {what})"
+        return f"RoleOverSteps({self.model}: {self.detector}{on} over {len(self.steps)} steps, {what})"
 
 
-def course(store: Store, model: str, *, detector: str = "induction") -> Course:
+def course(store: Store, model: str, *, detector: str = "induction") -> RoleOverSteps:
     """Follow a role through the revisions of a model.
 
     Args:
@@ -97,7 +97,7 @@ def course(store: Store, model: str, *, detector: str = "induction") -> Course:
     steps = sorted(found)
     scores = [found[step][1] for step in steps]
     ends = [one.ci95 for one in scores if one.ci95 is not None]
-    return Course(
+    return RoleOverSteps(
         model=model,
         detector=detector,
         period=next(iter(periods)),

@@ -33,7 +33,7 @@ CONTEXT: tuple[Change, ...] = ("two_before_key", "before_query")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Twin:
+class CorruptPair:
     """One clean prompt, the corrupt one, and the question."""
 
     clean: Tokens
@@ -49,7 +49,7 @@ class Twin:
     """The position whose token differs; None where the change that was asked for cannot be made in this prompt."""
 
 
-def twins(probe: Probe, *, seed: int = 0, change: Change = "before_key") -> tuple[Twin, ...]:
+def corrupt_pairs(probe: Probe, *, seed: int = 0, change: Change = "before_key") -> tuple[CorruptPair, ...]:
     """A pair for each prompt of a probe, at a query drawn from those whose token occurs exactly once before.
 
     Args:
@@ -84,5 +84,5 @@ def twins(probe: Probe, *, seed: int = 0, change: Change = "before_key") -> tupl
             corrupt[changed] = others[int(random.integers(len(others)))]
         else:
             changed = None
-        made.append(Twin(clean=prompt, corrupt=corrupt, query=asked, key=before + 1, changed=changed))
+        made.append(CorruptPair(clean=prompt, corrupt=corrupt, query=asked, key=before + 1, changed=changed))
     return tuple(made)

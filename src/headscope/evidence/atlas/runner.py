@@ -26,10 +26,10 @@ from headscope.evidence.atlas.keep import Keep
 from headscope.evidence.atlas.role import NotAsked, Samples
 from headscope.evidence.atlas.shapes import shapes_of
 from headscope.heads import HeadId
-from headscope.interventions.ablation import Ablator, Intervention, Method, Queries, World, losses, same_length
+from headscope.interventions.ablation import AblatedHeads, Ablator, Intervention, Method, Queries, losses, same_length
 from headscope.interventions.choices import Choices
 from headscope.interventions.knockout import How, Knockout, Places, reads_values
-from headscope.interventions.patch import Swap
+from headscope.interventions.patch import ActivationPatch
 from headscope.interventions.while_ablated import WhileAblated
 from headscope.model.attention import Attention
 from headscope.model.load import Model
@@ -47,8 +47,8 @@ BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 METHODS: tuple[Method, ...] = ("zero", "mean")
 
 
-class Bench:
-    """One model on the bench.
+class RoleRunner:
+    """One model on the runner.
 
     Args:
         model: A loaded model.
@@ -147,7 +147,7 @@ class Bench:
     def _removals(self) -> dict[str, np.ndarray]:
         queries = self.copy_queries
         found: dict[str, np.ndarray] = {}
-        worlds: list[World] = [frozenset(), *(frozenset([head]) for head in self.heads)]
+        worlds: list[AblatedHeads] = [frozenset(), *(frozenset([head]) for head in self.heads)]
         done, total = 0, len(worlds) * self.n_prompts * len(METHODS)
 
         def progress(pairs: int) -> None:
@@ -258,7 +258,7 @@ class Bench:
             corpus: Other prompts of the same form, over whose z the mean is taken.
         """
         probe = Probe(prompts=tuple(prompts), controls=None, settings={})
-        worlds: list[World] = [frozenset(), *(frozenset([head]) for head in heads)]
+        worlds: list[AblatedHeads] = [frozenset(), *(frozenset([head]) for head in heads)]
         found: dict[HeadId, dict[str, Samples]] = {head: {} for head in heads}
         for method in METHODS:
             ablator = Ablator.of(self.model, probe, method=method, corpus=corpus, seed=self.seed)
@@ -290,10 +290,10 @@ class Bench:
             without: Heads that are mean-ablated the while, the patched one excepted.
             corpus: For `without`.
         """
-        swap = Swap(model=self.model, sources=sources, n_last=n_last)
+        swap = ActivationPatch(model=self.model, sources=sources, n_last=n_last)
         found: dict[HeadId, Samples] = {}
         if not without:
-            worlds: list[World] = [frozenset(), *(frozenset([head]) for head in heads)]
+            worlds: list[AblatedHeads] = [frozenset(), *(frozenset([head]) for head in heads)]
             rows = losses(swap, prompts, choices, worlds)["difference"]
             return {head: rows[0] - row for head, row in zip(heads, rows[1:], strict=True)}
         probe = Probe(prompts=tuple(prompts), controls=None, settings={})
@@ -312,8 +312,8 @@ class Bench:
 
         MLPs recompute. Prompts of one length.
         """
-        swap = Swap(model=self.model, sources=sources, n_last=1)
-        held = Swap(model=self.model, sources=prompts, n_last=len(prompts[0]))
+        swap = ActivationPatch(model=self.model, sources=sources, n_last=1)
+        held = ActivationPatch(model=self.model, sources=prompts, n_last=len(prompts[0]))
         found: dict[HeadId, Samples] = {}
         for head in heads:
             above = frozenset(one for one in self.heads if one.layer > head.layer)
@@ -337,7 +337,7 @@ class Bench:
         """
         if not reads_values(self.model):
             return {}
-        worlds: list[World] = [frozenset(), *(frozenset([head]) for head in heads)]
+        worlds: list[AblatedHeads] = [frozenset(), *(frozenset([head]) for head in heads)]
         knockout = Knockout(model=self.model, places=places, how=how)
         rows = losses(knockout, prompts, choices, worlds)["difference"]
         return {head: rows[0] - row for head, row in zip(heads, rows[1:], strict=True)}

@@ -9,19 +9,19 @@ from concurrent.futures import CancelledError
 import pytest
 
 from headscope.errors import UnsupportedModel
-from headscope.explore.desk import Aside, Desk, Failed, Full, Step
+from headscope.explore.work_queue import BackgroundTask, Failed, Full, Step, WorkQueue
 
 PATIENCE_S = 20
 
 
 @pytest.fixture
-def desk():
-    made = Desk(waiting=2)
+def work():
+    made = WorkQueue(waiting=2)
     yield made
     made.close()
 
 
-def test_one_is_computed_at_a_time_in_order(desk):
+def test_one_is_computed_at_a_time_in_order(work):
     running, seen = threading.Semaphore(1), []
 
     def compute(number):
@@ -30,35 +30,35 @@ def test_one_is_computed_at_a_time_in_order(desk):
         running.release()
         return number
 
-    assert [desk.submit(lambda n=n: compute(n)).result(PATIENCE_S) for n in range(3)] == seen == [0, 1, 2]
+    assert [work.submit(lambda n=n: compute(n)).result(PATIENCE_S) for n in range(3)] == seen == [0, 1, 2]
 
 
-def test_what_would_wait_behind_too_many_is_refused(desk):
+def test_what_would_wait_behind_too_many_is_refused(work):
     gate, begun = threading.Event(), threading.Event()
-    first = desk.submit(lambda: (begun.set(), gate.wait(PATIENCE_S)))
+    first = work.submit(lambda: (begun.set(), gate.wait(PATIENCE_S)))
     assert begun.wait(PATIENCE_S)
-    second, third = desk.submit(lambda: 2), desk.submit(lambda: 3)
+    second, third = work.submit(lambda: 2), work.submit(lambda: 3)
     with pytest.raises(Full):
-        desk.submit(lambda: 4)
+        work.submit(lambda: 4)
     assert third.cancel()  # its place is free again
-    fourth = desk.submit(lambda: 4)
+    fourth = work.submit(lambda: 4)
     gate.set()
     assert [first.result(PATIENCE_S)[1], second.result(PATIENCE_S), fourth.result(PATIENCE_S)] == [True, 2, 4]
-    assert desk.submit(lambda: 5).result(PATIENCE_S) == 5
+    assert work.submit(lambda: 5).result(PATIENCE_S) == 5
 
 
-def test_an_error_is_its_askers_alone(desk):
+def test_an_error_is_its_askers_alone(work):
     with pytest.raises(ZeroDivisionError):
-        desk.submit(lambda: 1 / 0).result(PATIENCE_S)
-    assert desk.submit(lambda: 1).result(PATIENCE_S) == 1
+        work.submit(lambda: 1 / 0).result(PATIENCE_S)
+    assert work.submit(lambda: 1).result(PATIENCE_S) == 1
 
 
 def test_closing_cancels_what_waits():
-    desk, gate, begun = Desk(), threading.Event(), threading.Event()
-    running = desk.submit(lambda: (begun.set(), gate.wait(PATIENCE_S)))
+    work, gate, begun = WorkQueue(), threading.Event(), threading.Event()
+    running = work.submit(lambda: (begun.set(), gate.wait(PATIENCE_S)))
     assert begun.wait(PATIENCE_S)
-    waiting = desk.submit(lambda: 1)
-    closing = threading.Thread(target=desk.close)
+    waiting = work.submit(lambda: 1)
+    closing = threading.Thread(target=work.close)
     closing.start()
     with pytest.raises(CancelledError):
         waiting.result(PATIENCE_S)
@@ -67,16 +67,16 @@ def test_closing_cancels_what_waits():
     assert running.result(0)[1]
 
 
-def test_the_long_computation_steps_aside(desk):
+def test_the_long_computation_steps_aside(work):
     gate, seen = threading.Event(), []
-    asked = [desk.submit(lambda: gate.wait(PATIENCE_S)), desk.submit(lambda: seen.append("question"))]
+    asked = [work.submit(lambda: gate.wait(PATIENCE_S)), work.submit(lambda: seen.append("question"))]
 
     def compute(progress):
         progress("scanning", 1, 4)
         seen.append("report")
         return b"{}"
 
-    aside = Aside(desk, compute)
+    aside = BackgroundTask(work, compute)
     aside.start()
     for _ in range(200):
         if aside.state == Step(what="scanning", done=1, total=4):
@@ -92,7 +92,7 @@ def test_the_long_computation_steps_aside(desk):
     assert json.loads(aside.state) == {}
 
 
-def test_the_long_computation_ends_when_told(desk):
+def test_the_long_computation_ends_when_told(work):
     begun = threading.Event()
 
     def compute(progress):
@@ -100,7 +100,7 @@ def test_the_long_computation_ends_when_told(desk):
         while True:
             progress("verifying", 0, 1)
 
-    aside = Aside(desk, compute)
+    aside = BackgroundTask(work, compute)
     aside.start()
     assert begun.wait(PATIENCE_S)
     aside.stop()
@@ -111,11 +111,11 @@ def test_the_long_computation_ends_when_told(desk):
     ("error", "ours", "says"),
     [(UnsupportedModel("it has no LM head."), False, "it has no LM head."), (KeyError("x"), True, "a defect")],
 )
-def test_the_long_computation_says_why_it_gave_nothing(desk, capsys, error, ours, says):
+def test_the_long_computation_says_why_it_gave_nothing(work, capsys, error, ours, says):
     def compute(progress):
         raise error
 
-    aside = Aside(desk, compute)
+    aside = BackgroundTask(work, compute)
     aside.start()
     aside._thread.join(PATIENCE_S)
     assert isinstance(aside.state, Failed)

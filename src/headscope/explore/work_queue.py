@@ -28,7 +28,7 @@ class Full(Exception):
     """Too many computations wait."""
 
 
-class Desk:
+class WorkQueue:
     """A thread that computes, and those who wait for it."""
 
     def __init__(self, *, waiting: int = WAITING) -> None:
@@ -92,16 +92,16 @@ class Stopped(Exception):
     """The long computation was told to end."""
 
 
-class Aside:
-    """One long computation in a thread of its own, that lets a desk's computations go first.
+class BackgroundTask:
+    """One long computation in a thread of its own, that lets a queue's computations go first.
 
     Args:
-        desk: Whose computations go first.
+        work: Whose computations go first.
         compute: Gets a function to call between its steps.
     """
 
-    def __init__(self, desk: Desk, compute: Callable[[Progress], bytes]) -> None:
-        self._desk, self._compute = desk, compute
+    def __init__(self, work: WorkQueue, compute: Callable[[Progress], bytes]) -> None:
+        self._work, self._compute = work, compute
         self._stop = Event()
         self._thread = Thread(target=self._run, name="headscope-report", daemon=True)
         self.state: bytes | Step | Failed = Step(what="starting", done=0, total=1)
@@ -129,6 +129,6 @@ class Aside:
 
     def _step(self, what: str, done: int, total: int) -> None:
         self.state = Step(what=what, done=done, total=total)
-        self._desk.let_go_first()
+        self._work.let_go_first()
         if self._stop.is_set():
             raise Stopped
