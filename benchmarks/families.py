@@ -148,6 +148,8 @@ def compare(family: str) -> Outcome:
         if not isinstance(model, Model):
             return Outcome(family=family, verdict="unsupported", reason=model.check.reason)
         ids = prompts(min(100, model.n_embeddings))
+        if model.pad_token_id is not None:  # padding at the start of a prompt is refused
+            ids[ids == model.pad_token_id] = 1 if model.pad_token_id != 1 else 2
         scan = hs.scan(model, probe=hs.probe_tokens(ids))
     except HeadscopeError as error:
         return Outcome(family=family, verdict="unsupported", reason=str(error))
