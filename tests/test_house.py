@@ -181,7 +181,7 @@ def test_words_that_stop_a_reader_are_gone(folder):
 
 
 FORMER_NAMES = re.compile(
-    r"\b(World|twins(?!\")|luck|[tT]eam|the_set|(?<!Transformer )Circuits|Course|[dD]esk|Aside|[bB]ench|Meter|Swap|"
+    r"\b(World|twins(?!\")|luck|[tT]eam|(?<!Transformer )Circuits|Course|[dD]esk|Aside|[bB]ench|Meter|Swap|"
     r"Sheet|hush)\b"
 )
 

@@ -42,7 +42,7 @@ class Hub(BaseHTTPRequestHandler):
             }
             self.asked["refs"] += 1
             return self.send(200, json.dumps(refs).encode(), body, kind="application/json")
-        found = re.fullmatch(r"/org/tiny/resolve/(\w+)/([\w.]+)", self.path)
+        found = re.fullmatch(r"/org/tiny/resolve/(\w+)/([\w./]+)", self.path)
         if found is None:
             missing = "RepoNotFound" if "tiny" not in self.path else "RevisionNotFound"
             return self.send(404, b"", body, **{"X-Error-Code": missing})
@@ -97,7 +97,7 @@ def test_revisions_are_found_and_two_workers_fetch_the_weights_once(hub, tmp_pat
     assert (revision, none) == ("step7", "org/none")
     assert "'org/tiny' has no revision 'step7'; it has 2 branches and tags (step1, main)" in why
     assert "no model 'org/none': the hub has no such id, or gives you no access" in unknown
-    assert found["codes"] == [0, 0]
+    assert found["codes"] == [0, 0], ran.stderr
     assert Hub.asked["HEAD model.safetensors"] == 2, "both wanted them"
     assert Hub.asked["GET model.safetensors"] == 1, "one fetched them"
     frames = [hs.open_store(tmp_path / f"store-{number}").to_frame("scan") for number in range(2)]

@@ -26,6 +26,8 @@ children = []
 for number in range(2):
     if (child := os.fork()) == 0:
         found = hs.sweep(["org/tiny@step1"], f"{store}-{number}", settings={"scan": {"n_prompts": 2, "period": 8}})
+        for one in found.failures:
+            print(one, file=sys.stderr, flush=True)
         os._exit(0 if found.done == 1 else 1)
     children.append(child)
 codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]

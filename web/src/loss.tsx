@@ -30,7 +30,7 @@ export function TokenLoss({ report, theme }: { report: Report; theme: Theme }): 
       tokens={tokens}
       clean={loss.clean}
       ablated={loss.ablated}
-      without="head_set"
+      without="the_set"
       bands={[
         { from: first[0], to: first[1] - 1, label: "first copy" },
         { from: second[0], to: second[1] - 1, label: "second copy" },

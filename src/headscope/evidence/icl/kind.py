@@ -45,7 +45,7 @@ KIND = Kind(
     schema="headscope.icl/1",
     result=_result,
     sweep=Sweepable(
-        settings={"n_windows": 32, "window": None, "early": 50, "late": None, "seed": 0},
+        settings={"n_windows": 32, "window": None, "early": None, "late": None, "seed": 0},
         measure=_measure,
         columns={
             **table_of(("score", "ci_low", "ci_high"), "double"),
