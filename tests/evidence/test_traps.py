@@ -143,6 +143,8 @@ def test_random_ids_decoded_and_read_again():
         read.append(kwargs["input_ids"])
 
     handle = hf.register_forward_pre_hook(note, with_kwargs=True)
+    model = hs.load(model)  # with the hook on it: its check reads prompts of its own
+    read.clear()
     hs.scan(model, probe=probe)
     handle.remove()
     assert torch.cat(read).tolist() == np.stack(probe.prompts + probe.controls).tolist()
