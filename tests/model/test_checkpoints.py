@@ -242,11 +242,14 @@ def test_a_gguf_that_transformers_reads_as_another_model_is_refused(tmp_path):
 
 
 def test_a_gguf_that_is_none_is_one_line(tmp_path, monkeypatch):
-    path = tmp_path / "tiny.gguf"
+    folder = tmp_path / "in"
+    folder.mkdir()
+    path = folder / "tiny.gguf"
     path.write_bytes(b"GGUF" + bytes(range(200)))
+    shutil.copy(path, tmp_path / "outside.gguf")
     assert refusal(ModelError, path)
-    assert "has no file other.gguf" in refusal(ModelNotFound, tmp_path, gguf_file="other.gguf")
-    assert "leads out of its folder" in refusal(ModelError, tmp_path, gguf_file="../../../../etc/passwd")
+    assert "has no file other.gguf" in refusal(ModelNotFound, folder, gguf_file="other.gguf")
+    assert "leads out of its folder" in refusal(ModelError, folder, gguf_file="../outside.gguf")
     assert "is neither" in refusal(ArgumentError, path, gguf_file="tiny.gguf")
     monkeypatch.setattr(gguf_source, "find_spec", lambda name: None)
     assert "needs the packages gguf and accelerate; install them" in refusal(UnsupportedModel, path)
