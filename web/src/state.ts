@@ -37,13 +37,14 @@ export function writtenView(view: View): string {
 
 export function readView(fragment: string, before: View): View {
   const parts = new URLSearchParams(fragment.replace(/^#/, ""));
+  const rest = parts.has("head") ? VIEW : before; // a view that was written leaves out what is usual
   const on = numbers(parts.get("on"));
   return {
     head: parts.get("head") || before.head,
-    role: parts.get("role") || before.role,
-    pins: parts.has("pins") ? list(parts.get("pins")).slice(0, 4) : before.pins,
-    way: parts.get("way") === "to" ? "to" : before.way,
-    on: on.length === 2 ? (on as Place) : before.on,
+    role: parts.get("role") || rest.role,
+    pins: parts.has("pins") ? list(parts.get("pins")).slice(0, 4) : rest.pins,
+    way: parts.get("way") === "to" ? "to" : rest.way,
+    on: on.length === 2 ? (on as Place) : rest.on,
   };
 }
 

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { place } from "../src/data.ts";
 import { csv } from "../src/save.ts";
-import { read, type State, written } from "../src/state.ts";
+import { read, type State, VIEW, written } from "../src/state.ts";
 import { chance, fixed, interval, shown, signed, tidy } from "../src/text.ts";
 
 const token = (text: string | null) => ({ id: 7, text });
@@ -46,8 +46,19 @@ test("a small probability keeps a digit", () => {
 });
 
 test("a state comes back from its address", () => {
-  const start: State = { text: "start", head: "L0H0", off: [], method: "mean", picked: [] };
-  const state: State = { text: " a&b=c\n+#\u05e9 %41", head: "L1H2#1", off: ["L0H4", "L1H1#2"], method: "zero", picked: [9, 3] };
+  const start: State = { ...VIEW, text: "start", head: "L0H0", off: [], method: "mean", picked: [] };
+  const state: State = {
+    ...VIEW,
+    text: " a&b=c\n+#\u05e9 %41",
+    head: "L1H2#1",
+    role: "induction",
+    pins: ["L0H1", "L1H1"],
+    way: "to",
+    on: [7, 2],
+    off: ["L0H4", "L1H1#2"],
+    method: "zero",
+    picked: [9, 3],
+  };
   assert.deepEqual(read(written(state), start), state);
   assert.deepEqual(read(written(start), state), start);
   assert.deepEqual(read("", state), state);
