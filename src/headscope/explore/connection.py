@@ -46,7 +46,7 @@ class Connection(H11Protocol):
         """Begin to wait for a request."""
         super().connection_made(transport)
         self._own = transport
-        self.transport = _Closing(transport, self)  # type: ignore[assignment]
+        self.transport: Any = _Closing(transport, self)
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:

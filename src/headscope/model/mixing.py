@@ -86,11 +86,13 @@ class Watch(TorchFunctionMode):
         reads: Callable[[int, Tensor], None] | None = None,
     ) -> None:
         super().__init__()
-        self.n_tokens, self.meet, self.reads = n_tokens, meet, reads
+        self.n_tokens: int = n_tokens
+        self.meet: Callable[[Seen], Tensor | None] = meet
+        self.reads: Callable[[int, Tensor], None] | None = reads
         self.owners: list[str] = []
         self.begun: Counter[str] = Counter()
         """How often each module has begun."""
-        self.paused = False
+        self.paused: bool = False
         """While a visit runs, which may run another model."""
         self.not_mixing: str | None = None
         """Why a matrix over tokens that came from a softmax is not what mixes values; the first reason."""

@@ -15,9 +15,9 @@ from headscope.model.attention import Attention, Scores
 from headscope.model.kernels import AttentionSpec, Kernel
 from headscope.model.precision import widened
 
-SOFTMAXES = {F.softmax, torch.softmax, Tensor.softmax}
+SOFTMAXES: set[Any] = {F.softmax, torch.softmax, Tensor.softmax}
 _MATMULS = {torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__}
-ADDED = {torch.baddbmm, Tensor.baddbmm, torch.addmm, Tensor.addmm}
+ADDED: set[Any] = {torch.baddbmm, Tensor.baddbmm, torch.addmm, Tensor.addmm}
 MASKED = -9e3
 """Logits below this are masked: families write -1e4, -1e9, the smallest number or minus infinity."""
 

@@ -67,7 +67,9 @@ class RoleRunner:
         keep: Keep | None = None,
         report: Callable[[str, int, int], None] | None = None,
     ) -> None:
-        self.model, self.n_prompts, self.seed = model, n_prompts, seed
+        self.model: Model = model
+        self.n_prompts: int = n_prompts
+        self.seed: int = seed
         self._keep = keep or Keep.nowhere()
         self._shared: dict[str, dict[str, np.ndarray]] = {}
         self._report = report or (lambda what, done, total: None)

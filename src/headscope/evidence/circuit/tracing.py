@@ -38,7 +38,10 @@ class Tracing:
         search: Tracing | None = None,
     ) -> None:
         """`search`, of a part of the prompts, tries every sender; without one these prompts do."""
-        self.paths, self.asked, self.senders, self._report = paths, tuple(asked), tuple(senders), report
+        self.paths: Paths = paths
+        self.asked: tuple[HeadId, ...] = tuple(asked)
+        self.senders: tuple[HeadId, ...] = tuple(senders)
+        self._report = report
         self._search: Tracing = search or self
         self.sets: list[SenderSet] = []
         self.restored: dict[tuple[HeadId, Mlps], Estimate] = {}

@@ -38,7 +38,7 @@ class Behind:
         if idle and partial:
             self._restore([*idle, *partial], everyone | frozenset(partial), [])
             self._test()
-        self.tests = len(self.removed) + len(self.restored)
+        self.tests: int = len(self.removed) + len(self.restored)
 
     def _restore(self, heads: Sequence[HeadId], gone: frozenset[HeadId], also: Sequence[AblatedHeads]) -> None:
         self._gone |= dict.fromkeys(heads, gone)
@@ -56,8 +56,8 @@ class Behind:
         estimates = map(Estimate.of_loss, rows)
         found = [Restored(delta_loss_nats=one, q_value=float(p)) for one, p in zip(estimates, q, strict=True)]
         n = len(self._alone)
-        self.removed = dict(zip(self._alone, found[:n], strict=True))
-        self.restored = dict(zip(self._gone, found[n:], strict=True))
+        self.removed: dict[HeadId, Restored] = dict(zip(self._alone, found[:n], strict=True))
+        self.restored: dict[HeadId, Restored] = dict(zip(self._gone, found[n:], strict=True))
 
     def ablated(self, head: HeadId) -> tuple[HeadId, ...]:
         """The other heads that stayed ablated when this one was restored."""
