@@ -34,12 +34,12 @@ import transformers
 from torch import Tensor, nn
 
 import headscope as hs
+from benchmarks.nanogpt import NanoGPT
+from benchmarks.packed import Packed, quantised
 from benchmarks.tiny import tiny_causal_lm, tiny_seeing
+from benchmarks.written import HEADS, Written
 from headscope.errors import HeadscopeError
 from headscope.model.load import Model, load
-from tests.model.nanogpt import NanoGPT
-from tests.model.packed import Packed, quantised
-from tests.model.written import HEADS, Written
 
 TOLERANCE = 1e-5
 USES = ("scan", "verify", "circuit", "composition", "ablate")
@@ -202,7 +202,7 @@ def _nanogpt(folder: Path) -> Kind:
 
 
 def _gguf(folder: Path) -> Kind:
-    from tests.model.test_checkpoints import gguf_of
+    from benchmarks.gguf_file import gguf_of
 
     hf = tiny_causal_lm("llama")
     return Kind(source=gguf_of(hf, folder / "tiny.gguf"), reference=_plain(hf))
@@ -220,7 +220,7 @@ def _classifier(folder: Path) -> Kind:
 
 
 def _bridge(folder: Path) -> Kind:
-    from tests.model.test_adapters import bridged
+    from benchmarks.tiny import bridged
 
     hf: Any = tiny_causal_lm("llama")
     return Kind(source=bridged(copy.deepcopy(hf)), reference=_plain(hf))

@@ -13,6 +13,7 @@ It misleads where a family's checkpoints differ from its defaults: an option tha
 except for those that `SPECIAL` turns on.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
@@ -407,3 +408,14 @@ def tiny_seeing(family: str, *, seed: int = 0) -> PreTrainedModel:
         model = getattr(transformers, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[family])(config).eval()
         _randomise_(model)
     return model
+
+
+def bridged(hf: PreTrainedModel, tokenizer: Any | None = None, *, compatibility: bool = False) -> Any:
+    """A bridge around a copy: it puts its own modules between those of the model it is given."""
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    hf = copy.deepcopy(hf)
+    made = build_bridge_from_module(hf, type(hf).__name__, hf_config=hf.config, tokenizer=tokenizer)
+    if compatibility:
+        made.enable_compatibility_mode(disable_warnings=True)
+    return made

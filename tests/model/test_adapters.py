@@ -16,10 +16,10 @@ from nnsight import LanguageModel, NNsight
 from pytest import approx
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
 import headscope as hs
+from benchmarks.tiny import bridged
 from headscope.errors import ArgumentError, UnsupportedModel
 from headscope.heads import HeadId
 from headscope.model import adapters
@@ -70,15 +70,6 @@ def models(demo):
         "gpt2": (random_gpt2(), None),
         "grouped queries": (grouped_queries(), None),
     }
-
-
-def bridged(hf, tokenizer=None, *, compatibility=False):
-    """A bridge around a copy: it puts its own modules between those of the model it is given."""
-    hf = copy.deepcopy(hf)
-    made = build_bridge_from_module(hf, type(hf).__name__, hf_config=hf.config, tokenizer=tokenizer)
-    if compatibility:
-        made.enable_compatibility_mode(disable_warnings=True)
-    return made
 
 
 def means(scan):

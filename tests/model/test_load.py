@@ -196,6 +196,8 @@ def test_options_that_cannot_apply_are_refused(checked, llama_folder):
     for options in ({"device": "cpu"}, {"dtype": "float16"}, {"revision": "main"}):
         assert "do not apply to a model object" in refusal(ArgumentError, hf, **options)
         assert "do not apply to a loaded Model" in refusal(ArgumentError, load(hf), **options)
+    for options in ({"max_tokens": 8}, {"forward": hf}, {"gguf_file": "a.gguf"}):
+        assert "do not apply to a loaded Model" in refusal(ArgumentError, load(hf), **options)
 
 
 @pytest.mark.parametrize("source", [None, 3, ["gpt2"]], ids=lambda source: type(source).__name__)

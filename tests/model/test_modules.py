@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.written import CHOICES, CONTEXT, HEADS, REFUSED, VOCABULARY, D, Written, agree
 from headscope.errors import UnsupportedModel
 from headscope.model.backbone import stated_context
 from headscope.model.load import load
-from tests.model.written import CHOICES, CONTEXT, HEADS, REFUSED, VOCABULARY, D, Written, agree
 
 RIGHT = {
     "separate": {},

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from benchmarks import sources
+from benchmarks.packed import Packed, quantised
 from benchmarks.tiny import tiny_causal_lm
 from headscope.model.load import load
 from headscope.model.weights import layer_weights
-from tests.model.packed import Packed, quantised
 
 PAGE = Path(__file__).parents[2] / "docs/generated/sources.md"
 MEASURED = {

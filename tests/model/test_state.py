@@ -13,8 +13,10 @@ from torch import nn
 
 import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
+from benchmarks.written import Written
 from headscope.errors import HeadscopeError, NonFiniteError
 from headscope.model import selfcheck as module
+from headscope.model.replay import Replay
 from headscope.model.state import once, state_of
 
 
@@ -132,8 +134,18 @@ def test_an_attention_that_is_none_any_more_gives_no_number(hf):
         hs.ablate(model, ["L1H0"], probe=probe_of(model))
 
 
-def test_what_a_pass_of_ours_puts_on_is_no_change(hf):
+@pytest.mark.parametrize(
+    ("path", "made"),
+    [
+        ("interface", lambda: tiny_causal_lm("llama")),
+        ("hooks", lambda: tiny_causal_lm("bloom")),
+        ("module", Written),
+    ],
+)
+def test_what_a_pass_of_ours_puts_on_is_no_change(path, made):
+    hf = made()
     model = hs.load(hf)
+    assert model.route.path == path
     before, during = state_of(hf), []
 
     def look(attention):
@@ -141,6 +153,54 @@ def test_what_a_pass_of_ours_puts_on_is_no_change(hf):
 
     model.run(torch.arange(8)[None], look)
     assert set(during) == {before} == {state_of(hf)}
+
+
+def test_what_is_kept_on_a_module_is_no_change(hf):
+    before = state_of(hf)
+    replay = Replay(hs.load(hf), torch.arange(16).reshape(2, 8))
+    replay.clean()
+    during = []
+    replay.logits(lambda attention: during.append(state_of(hf)), start=1, copies=2)
+    assert set(during) == {before} == {state_of(hf)}
+
+
+class Kinds(nn.Module):
+    """Weights of kinds that are not read as plain real numbers one after the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("turns", torch.polar(torch.ones(4, 4), torch.arange(16.0).reshape(4, 4)))
+        self.register_buffer("sparse", torch.eye(3).to_sparse())
+        self.register_buffer("bits", torch.tensor([True, False]))
+        self.register_buffer("eighth", torch.ones(4, 4).to(torch.float8_e4m3fn))
+        self.register_buffer("scalar", torch.tensor(3))
+        self.register_buffer("empty", torch.empty(0))
+        self.across = nn.Parameter(torch.arange(64.0).reshape(8, 8).T)
+
+    def forward(self):
+        raise AssertionError("nothing runs")
+
+
+def test_weights_of_any_kind_have_a_state():
+    module = Kinds()
+    before = state_of(module)
+    assert state_of(module) == before
+    for change in (
+        lambda: module.turns.data.mul_(1j),  # turned by a quarter: the real parts alone are not all of it
+        lambda: module.across.data.add_(1),
+        lambda: module.bits.data.logical_not_(),
+        lambda: module.scalar.data.add_(1),
+    ):
+        change()
+        assert state_of(module) != before
+        before = state_of(module)
+
+
+def test_a_check_of_other_calls_is_not_taken_for_that_of_the_module(hf, checks):
+    hs.load(hf, forward=lambda ids: hf(ids).logits)
+    hs.load(hf, max_tokens=3)
+    assert hs.load(hf).check is hs.load(hf).check
+    assert len(checks) == 3
 
 
 def test_a_pass_in_another_thread_is_no_change(hf, checks):

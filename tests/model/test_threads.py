@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from benchmarks.tiny import tiny_causal_lm
+from benchmarks.written import Written
 from headscope.evidence.params.measure import count_parameters
 from headscope.model.inject import queries_and_keys
 from headscope.model.load import load
 from headscope.model.replay import Replay
 from headscope.model.scope import evaluating
 from headscope.model.weights import layer_weights, vocabulary
-from tests.model.written import Written
 from tests.running import forward, selfcheck
 
 THEIRS = torch.arange(3, 22).reshape(1, 19)

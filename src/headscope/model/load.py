@@ -110,9 +110,10 @@ def open_model(
     A Model whose module has changed since it was opened is opened again.
     """
     if isinstance(source, Opened):
-        if (device, dtype, revision, tokenizer) != (None, "auto", None, None):
+        if (device, dtype, revision, tokenizer, forward, max_tokens, gguf_file) != (None, "auto", *[None] * 5):
             raise ArgumentError(
-                "device, dtype, revision and tokenizer do not apply to a loaded Model; load it with them."
+                "device, dtype, revision, tokenizer, forward, max_tokens and gguf_file do not apply to a loaded Model; "
+                "load it with them."
             )
         from headscope.model.state import state_of
 
@@ -149,25 +150,28 @@ def open_model(
         return found if tokenizer is None else replace(found, tokenizer=tokenizer)
 
     found = look()
+    known = forward is None and max_tokens is None
     if not named:
-        return _checked(found, look, known=forward is None)
+        return _checked(found, look, known=known)
 
     def look_again() -> Found:
         held = find(found.backbone.module, Options(max_tokens=max_tokens))
         return found if held is None else replace(found, backbone=held.backbone)
 
-    return _checked(found, look_again)
+    return _checked(found, look_again, known=known)
 
 
-def _checked(found: Found, look: Callable[[], Found], *, known: bool = True) -> Opened:
-    """With its check: the one of before where the module is as it was, if it may be `known`; `look` opens it again."""
+def _checked(found: Found, look: Callable[[], Found], *, known: bool) -> Opened:
+    """With its check; where that is `known`, it goes by the module alone and is kept. `look` opens the model again."""
     from headscope.model.selfcheck import RoutedCheck, selfcheck
     from headscope.model.state import state_of
 
     key, state = found.backbone.module, state_of(found.backbone.module)
-    if not known or _CHECKS.get(key, ("",))[0] != state:
-        _CHECKS[key] = (state, selfcheck(found.backbone))
-    check = _CHECKS[key][1]
+    kept, check = _CHECKS.get(key, ("", None)) if known else ("", None)
+    if check is None or kept != state:
+        check = selfcheck(found.backbone)
+        if known:
+            _CHECKS[key] = (state, check)
     common: dict[str, Any] = {
         "backbone": found.backbone,
         "tokenizer": found.tokenizer,

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headscope.evidence.atlas.role import NotAsked, Sample, Tokens
+from headscope.evidence.atlas.role import NotAsked, Sample, Scored, Tokens
 from headscope.evidence.atlas.runner import RoleRunner
 from headscope.evidence.atlas.words import NAMES
 from headscope.heads import HeadId
@@ -110,20 +110,34 @@ def reading(runner: RoleRunner) -> tuple[Objects, dict[str, np.ndarray]]:
     return asked, runner.kept("objects", read)
 
 
+def attention_to(place: str, runner: RoleRunner, measures: Mapping[str, Sequence[str]]) -> Scored:
+    """The score of a head that looks at one of the names, with sums of what it gives to others as further measures.
+
+    Chance is a third of what the head gives to all three.
+    """
+    asked, found = reading(runner)
+    return Scored(
+        heads=runner.heads,
+        score=found[place],
+        chance=(found["once"] + found["again"] + found["before"]).mean(0) / 3,
+        control=found[f"{place} control"],
+        measures={name: np.sum([found[one] for one in places], axis=0) for name, places in measures.items()},
+        probe={"kind": "objects", "n_prompts": runner.n_prompts, "n_names": asked.n_names, "seed": runner.seed},
+    )
+
+
 def tested(
     runner: RoleRunner, asked: Objects, heads: Sequence[HeadId], targets: Sequence[Places]
 ) -> dict[HeadId, _Tests]:
     """`zero`, `mean`, `specific` and `transfer` of logit(named once) - logit(repeated), and what moves directly."""
-    drops = runner.outcome_drops(heads, asked.prompts, asked.choices, corpus=asked.corpus)
-    specific = runner.outcome_without(heads, asked.prompts, asked.choices, targets)
-    moved = runner.moved(heads, asked.prompts, asked.corrupt, asked.choices)
+    samples = runner.tests(
+        heads, asked.prompts, asked.choices, corpus=asked.corpus, places=targets, sources=asked.corrupt
+    )
     directly = runner.moved_directly(heads, asked.prompts, asked.corrupt, asked.choices)
     return {
         head: _Tests(
-            samples={name: Sample(values=values) for name, values in drops[head].items()}
-            | ({"specific": Sample(values=specific[head])} if head in specific else {})
-            | {"transfer": Sample(values=moved[head]), "direct": Sample(values=directly[head])},
-            moved=moved[head],
+            samples=samples[head] | {"direct": Sample(values=directly[head])},
+            moved=samples[head]["transfer"].values,
             directly=directly[head],
         )
         for head in heads

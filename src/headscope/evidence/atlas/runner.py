@@ -3,6 +3,7 @@
     repeats     attention of every head for every standard detector on repeated random tokens, and on their control
     removals    loss on held-out repeats without each head, by zero and by mean ablation
     attention   of every head at places of a role's own prompts
+    tests       ablation, what is read, and transfer on a role's own prompts, by the parts below
     outcome_drops, moved, dropped_places    interventions on chosen heads, prompt by prompt
 
 Shared readings are made once and kept with the partial results, so that a run that was cut off does not repeat them.
@@ -23,7 +24,7 @@ import torch
 from headscope.detectors import DETECTORS
 from headscope.errors import ShapeError
 from headscope.evidence.atlas.keep import Keep
-from headscope.evidence.atlas.role import NotAsked, Samples
+from headscope.evidence.atlas.role import NotAsked, Sample, Samples
 from headscope.evidence.atlas.shapes import shapes_of
 from headscope.heads import HeadId
 from headscope.interventions.ablation import AblatedHeads, Ablator, Intervention, Method, Queries, losses, same_length
@@ -242,6 +243,37 @@ class RoleRunner:
         return {name: values.clip(max=1.0) for name, values in found.items()}
 
     # ---- interventions on a role's own prompts
+
+    def tests(
+        self,
+        heads: Sequence[HeadId],
+        prompts: Sequence[Tokens],
+        choices: Choices,
+        *,
+        corpus: Probe,
+        places: Sequence[Places],
+        sources: Sequence[Tokens],
+        between: Choices | None = None,
+    ) -> dict[HeadId, dict[str, Sample]]:
+        """The tests of a role with prompts of its own: `zero`, `mean`, `specific` where values can be read, `transfer`.
+
+        Args:
+            heads: Which heads, each alone.
+            prompts: Token ids.
+            choices: The two tokens of each prompt.
+            corpus: Other prompts of the same form, for `mean`.
+            places: For each prompt what a head with the role reads, for `specific`.
+            sources: For each prompt one that ends alike and has the other answer, for `transfer`.
+            between: The prompt's answer and the source's, where these are other tokens than `choices`.
+        """
+        drops = self.outcome_drops(heads, prompts, choices, corpus=corpus)
+        specific = self.outcome_without(heads, prompts, choices, places)
+        moved = self.moved(heads, prompts, sources, between or choices)
+        named = {
+            head: drops[head] | ({"specific": specific[head]} if head in specific else {}) | {"transfer": moved[head]}
+            for head in heads
+        }
+        return {head: {name: Sample(values=values) for name, values in each.items()} for head, each in named.items()}
 
     def outcome_drops(
         self,

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from headscope.evidence.atlas.ioi import DIRECT, objects, reading, tested
+from headscope.evidence.atlas.ioi import DIRECT, attention_to, objects, tested
 from headscope.evidence.atlas.role import Role, Sample, Scored
 from headscope.evidence.atlas.runner import RoleRunner
 from headscope.heads import HeadId
@@ -27,16 +27,7 @@ from headscope.heads import HeadId
 
 def score(runner: RoleRunner) -> Scored:
     """Attention to the name that is named once."""
-    asked, found = reading(runner)
-    third = (found["once"] + found["again"] + found["before"]).mean(0) / 3
-    return Scored(
-        heads=runner.heads,
-        score=found["once"],
-        chance=third,
-        control=found["once control"],
-        measures={"repeated name": found["again"] + found["before"]},
-        probe={"kind": "objects", "n_prompts": runner.n_prompts, "n_names": asked.n_names, "seed": runner.seed},
-    )
+    return attention_to("once", runner, {"repeated name": ("again", "before")})
 
 
 def tests(runner: RoleRunner, heads: Sequence[HeadId], sign: int) -> Mapping[HeadId, Mapping[str, Sample]]:

@@ -90,16 +90,14 @@ def _score(runner: RoleRunner) -> Scored:
 
 def _test(runner: RoleRunner, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
     prompts = _Prompts(runner)
-    drops = runner.outcome_drops(heads, prompts.prompts, prompts.choices, corpus=prompts.corpus)
-    specific = runner.outcome_without(heads, prompts.prompts, prompts.choices, prompts.matching)
-    moved = runner.moved(heads, prompts.prompts, prompts.corrupt, prompts.choices)
-    found: dict[HeadId, dict[str, Sample]] = {}
-    for head in heads:
-        found[head] = {name: Sample(values=values) for name, values in drops[head].items()}
-        if head in specific:
-            found[head]["specific"] = Sample(values=specific[head])
-        found[head]["transfer"] = Sample(values=moved[head])
-    return found
+    return runner.tests(
+        heads,
+        prompts.prompts,
+        prompts.choices,
+        corpus=prompts.corpus,
+        places=prompts.matching,
+        sources=prompts.corrupt,
+    )
 
 
 ROLE = Role(

@@ -46,15 +46,9 @@ def _score(runner: RoleRunner) -> Scored:
 
 def _test(runner: RoleRunner, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
     asked = asking(runner)
-    drops = runner.outcome_drops(heads, asked.prompts, asked.choices, corpus=asked.corpus)
-    specific = runner.outcome_without(heads, asked.prompts, asked.choices, asked.answer)
-    moved = runner.moved(heads, asked.prompts, asked.corrupt, asked.choices)
-    found: dict[HeadId, dict[str, Sample]] = {}
-    for head in heads:
-        found[head] = {name: Sample(values=values) for name, values in drops[head].items()}
-        if head in specific:
-            found[head]["specific"] = Sample(values=specific[head])
-        found[head]["transfer"] = Sample(values=moved[head])
+    found = runner.tests(
+        heads, asked.prompts, asked.choices, corpus=asked.corpus, places=asked.answer, sources=asked.corrupt
+    )
     others = runner.induction_heads
     if others:
         alone = runner.moved(heads, asked.prompts, asked.corrupt, asked.choices, without=others, corpus=asked.corpus)

@@ -16,23 +16,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from headscope.evidence.atlas.ioi import DIRECT, objects, reading, tested
+from headscope.evidence.atlas.ioi import DIRECT, attention_to, objects, tested
 from headscope.evidence.atlas.role import Role, Sample, Scored
 from headscope.evidence.atlas.runner import RoleRunner
 from headscope.heads import HeadId
 
 
 def _score(runner: RoleRunner) -> Scored:
-    asked, found = reading(runner)
-    third = (found["once"] + found["again"] + found["before"]).mean(0) / 3
-    return Scored(
-        heads=runner.heads,
-        score=found["again"],
-        chance=third,
-        control=found["again control"],
-        measures={"name named once": found["once"]},
-        probe={"kind": "objects", "n_prompts": runner.n_prompts, "n_names": asked.n_names, "seed": runner.seed},
-    )
+    return attention_to("again", runner, {"name named once": ("once",)})
 
 
 def _test(runner: RoleRunner, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:

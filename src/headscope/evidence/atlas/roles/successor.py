@@ -213,17 +213,18 @@ def _member(ordered: OrderedClass, first: int, step: int) -> int:
 
 def _test(runner: RoleRunner, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
     lists = _Lists(runner)
-    drops = runner.outcome_drops(heads, lists.prompts, lists.choices, corpus=lists.corpus)
+    found = runner.tests(
+        heads,
+        lists.prompts,
+        lists.choices,
+        corpus=lists.corpus,
+        places=[lists.listed] * len(lists.prompts),
+        sources=lists.corrupt,
+        between=lists.between,
+    )
     copies = runner.outcome_drops(heads, lists.copied, lists.copies, corpus=lists.copied_corpus)
-    specific = runner.outcome_without(heads, lists.prompts, lists.choices, [lists.listed] * len(lists.prompts))
-    moved = runner.moved(heads, lists.prompts, lists.corrupt, lists.between)
-    found: dict[HeadId, dict[str, Sample]] = {}
     for head in heads:
-        found[head] = {name: Sample(values=values) for name, values in drops[head].items()}
-        if head in specific:
-            found[head]["specific"] = Sample(values=specific[head])
-        found[head]["transfer"] = Sample(values=moved[head])
-        alike = drops[head]["mean"] / 2 - np.abs(copies[head]["mean"])
+        alike = found[head]["mean"].values / 2 - np.abs(copies[head]["mean"])
         found[head]["look_alike_suppression"] = Sample(values=alike)
     return found
 

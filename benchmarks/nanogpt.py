@@ -10,6 +10,8 @@ ARGS = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 24, "vocab_size":
 
 
 class Norm(nn.Module):
+    """Layer norm whose bias may be absent."""
+
     def __init__(self, width, bias):
         super().__init__()
         self.weight = nn.Parameter(1 + 0.3 * torch.randn(width))
@@ -20,6 +22,8 @@ class Norm(nn.Module):
 
 
 class Attention(nn.Module):
+    """Fused queries, keys and values; with `mask`, the buffer that older checkpoints hold."""
+
     def __init__(self, width, bias, mask):
         super().__init__()
         self.c_attn, self.c_proj = nn.Linear(width, 3 * width, bias=bias), nn.Linear(width, width, bias=bias)
@@ -37,6 +41,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """Four times as wide, GELU."""
+
     def __init__(self, width, bias):
         super().__init__()
         self.c_fc, self.c_proj = nn.Linear(width, 4 * width, bias=bias), nn.Linear(4 * width, width, bias=bias)
@@ -46,6 +52,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention and MLP, each after its norm."""
+
     def __init__(self, width, bias, mask):
         super().__init__()
         self.ln_1, self.attn = Norm(width, bias), Attention(width, bias, mask)
@@ -57,6 +65,8 @@ class Block(nn.Module):
 
 
 class NanoGPT(nn.Module):
+    """The model whose weights a `ckpt.pt` holds."""
+
     def __init__(self, *, bias, mask=False):
         super().__init__()
         width = ARGS["n_embd"]

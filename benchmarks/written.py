@@ -39,6 +39,8 @@ REFUSED = {
 
 
 class Attention(nn.Module):
+    """Attention by the choices given; it keeps its softmax and z."""
+
     def __init__(self, **choices):
         super().__init__()
         self.choices = SimpleNamespace(**choices)
@@ -168,6 +170,8 @@ def rotated(x):
 
 
 class Block(nn.Module):
+    """Attention and MLP, in the order that the choices say."""
+
     def __init__(self, **choices):
         super().__init__()
         self.how = choices["block"]
