@@ -26,6 +26,7 @@ import transformers
 import headscope as hs
 from benchmarks.scan import own_forward
 from benchmarks.timing import interleaved, medians, ratio
+from benchmarks.tiny import random_llama_bf16
 
 LENGTHS = (4096, 32_768, 131_072)
 LLAMA_8B = {"width": 4096, "layers": 32, "heads": 32, "kv_heads": 8, "mlp": 14_336, "words": 128_256}
@@ -44,14 +45,7 @@ def model_of(shape: dict[str, int], length: int, device: str) -> transformers.Ll
         bos_token_id=0,
         eos_token_id=1,
     )
-    torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device(device):
-            return transformers.LlamaForCausalLM(config).eval()
-    finally:
-        torch.set_default_dtype(before)
+    return random_llama_bf16(config, device)
 
 
 def prompt_of(length: int, words: int) -> np.ndarray:

@@ -30,6 +30,7 @@ import transformers
 
 import headscope as hs
 from benchmarks.timing import interleaved, medians, ratio
+from benchmarks.tiny import random_llama_bf16
 from headscope.model.selfcheck import selfcheck
 
 LONG = 8192
@@ -104,13 +105,7 @@ def llama_bf16(rounds: int, layers: int = LLAMA_LAYERS) -> dict[str, Any]:
         bos_token_id=0,
         eos_token_id=1,
     )
-    torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        hf = transformers.LlamaForCausalLM(config).eval()
-    finally:
-        torch.set_default_dtype(before)
+    hf = random_llama_bf16(config)
     model = hs.load(hf)
     probe = hs.repeated_tokens(model, n_prompts=4, period=74, jitter=False, bos=True)
     assert probe.controls is not None

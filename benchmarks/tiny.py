@@ -419,3 +419,15 @@ def bridged(hf: PreTrainedModel, tokenizer: Any | None = None, *, compatibility:
     if compatibility:
         made.enable_compatibility_mode(disable_warnings=True)
     return made
+
+
+def random_llama_bf16(config: transformers.LlamaConfig, device: str = "cpu") -> transformers.LlamaForCausalLM:
+    """Random weights of a Llama's shape, made in bfloat16 on the device."""
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device(device):
+            return transformers.LlamaForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(before)

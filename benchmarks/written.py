@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,8 +62,8 @@ class Attention(nn.Module):
             self.w_o = nn.Parameter(torch.randn(D, D) * 0.3)  # [in, out]
         self.heads = nn.Parameter(torch.eye(HEADS) + 0.3 * torch.randn(HEADS, HEADS))
         self.gate, self.norm = nn.Linear(D, D), nn.LayerNorm(D)
-        self.without = None
-        self.pattern = None
+        self.without: int | None = None
+        self.pattern: Any = None
 
     def project(self, x):
         match self.choices.project:
@@ -71,7 +72,7 @@ class Attention(nn.Module):
             case "fused":
                 d_kv = self.choices.n_kv * self.d_head
                 q, k, v = self.qkv(x).split([D, d_kv, d_kv], dim=-1)
-            case "parameters":
+            case _:
                 return tuple(torch.einsum("btm,hmd->bhtd", x, w) for w in (self.w_q, self.w_k, self.w_v))
         return tuple(one.view(*x.shape[:2], -1, self.d_head).transpose(1, 2) for one in (q, k, v))
 
@@ -138,7 +139,7 @@ class Attention(nn.Module):
                 pattern = torch.softmax(dots * scale + bias.repeat_interleave(rows, dim=0), -1)
                 z = torch.bmm(pattern, whole_v.transpose(0, 1).flatten(0, 1))
                 return z.unflatten(0, (HEADS, rows)).transpose(0, 1)
-            case "by hand":
+            case _:  # by hand
                 parts = [logits[:, head].softmax(-1) @ whole_v[:, head] for head in range(HEADS)]
                 return torch.stack(parts, dim=1)
 
@@ -201,7 +202,7 @@ class Written(nn.Module):
         self.gives = choices["gives"]
         self.embed = nn.Embedding(VOCABULARY, D)
         self.position = nn.Parameter(torch.randn(CONTEXT, D) * 0.5) if choices["positions"] == "learned" else None
-        self.blocks = nn.ModuleList(Block(**choices) for _ in range(2))
+        self.blocks: Any = nn.ModuleList(Block(**choices) for _ in range(2))
         self.unembed = nn.Linear(D, VOCABULARY, bias=False)
         if choices["tied"]:
             self.unembed.weight = self.embed.weight

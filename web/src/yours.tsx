@@ -13,7 +13,7 @@ import { Thumbs } from "./thumbs";
 import { fixed, tidy } from "./text";
 import { Word } from "./words";
 
-export function YourPatterns(props: {
+interface Yours {
   server: Server;
   asked: Asked;
   tokens: Token[];
@@ -24,7 +24,9 @@ export function YourPatterns(props: {
   cursor: Cursor;
   onPins: (pins: string[]) => void;
   onHead: (head: string) => void;
-}): JSX.Element {
+}
+
+export function YourPatterns(props: Yours): JSX.Element {
   const { patterns, pins, onPins } = props;
   const thumbs = useMemo(
     () =>
@@ -57,19 +59,7 @@ export function YourPatterns(props: {
   );
 }
 
-function Pin(props: {
-  server: Server;
-  asked: Asked;
-  head: string;
-  tokens: Token[];
-  patterns: Patterns;
-  pins: string[];
-  way: Way;
-  theme: Theme;
-  cursor: Cursor;
-  onPins: (pins: string[]) => void;
-  onHead: (head: string) => void;
-}): JSX.Element {
+function Pin(props: Yours & { head: string }): JSX.Element {
   const { head, tokens } = props;
   const answer = useAnswer(props.server, "pattern", { ...props.asked, head });
   const bytes = useMemo(() => (answer.given ? decoded(answer.given.value.bytes) : null), [answer.given]);

@@ -136,7 +136,7 @@ function Changes({ pair, open }: { pair: PairChange; open: (head: string) => voi
             <td>{fixed(role.a)}</td>
             <td>{fixed(role.b)}</td>
             <td>
-              {signed(role.difference.mean)} {interval(role.difference, 3, signed)}
+              {interval(role.difference, 3, signed)}
             </td>
             <td>{role.q_value.toPrecision(1)}</td>
           </tr>
