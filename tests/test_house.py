@@ -187,7 +187,8 @@ FORMER_NAMES = re.compile(
 
 
 def test_one_word_for_one_thing():
-    sources = [*(ROOT / "src/headscope").rglob("*.py"), *(ROOT / "web/src").rglob("*.ts*")]
+    moved = ROOT / "src/headscope/moved.py"  # it names the paths that were
+    sources = {*(ROOT / "src/headscope").rglob("*.py"), *(ROOT / "web/src").rglob("*.ts*")} - {moved}
     found = [
         f"{path.relative_to(ROOT)}:{number} says {match[0]!r}"
         for path in sources

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import headscope as hs
 from headscope.errors import ArgumentError
+from headscope.evidence.atlas.ioi import objects
 from headscope.evidence.atlas.outcome import HELD
+from headscope.evidence.atlas.runner import RoleRunner
 from headscope.planted.known_roles import NAMES, known_roles
 
 N = 6
@@ -22,10 +27,10 @@ def tokenizer(words):
     return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="w0", unk_token="w9")
 
 
-def found(names, roles, seed, n_prompts=N):
+def found(names, roles, seed, n_prompts=N, dtype=torch.float32):
     """For each role the outcome of every head that has its score, by the head's name; and the atlas."""
     built = known_roles(names, seed=seed)
-    atlas = hs.atlas(hs.load(built.model, tokenizer=tokenizer(built.words)), roles, n_prompts=n_prompts)
+    atlas = hs.atlas(hs.load(built.model.to(dtype), tokenizer=tokenizer(built.words)), roles, n_prompts=n_prompts)
     name_of = {head: name for name, head in built.heads.items()}
     outcomes = {
         role.name: {
@@ -152,6 +157,30 @@ def test_a_backup_is_told_from_the_movers_it_stands_in_for(seed):
     assert backup.measures["with the movers"] < 0.1
 
 
+@pytest.mark.parametrize("n_prompts", [6, 12, 18])
+def test_a_backup_is_found_however_many_prompts_there_are(n_prompts):
+    names = ["backup_mover", "backup_silent"]
+    outcomes, _, _ = found(names, "backup_mover", 0, n_prompts=n_prompts)
+    assert outcomes["backup_mover"] == {"backup_mover": "primary", "backup_silent": "correlate"}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_every_name_is_said_equally_often_so_that_the_mean_of_a_mover_says_none(seed):
+    built = known_roles(["name_mover"])
+    loaded = hs.load(built.model, tokenizer=tokenizer(built.words))
+    asked = objects(RoleRunner(loaded, n_prompts=12, seed=seed))  # 6 names: each twice in every place
+    assert asked.n_names == 6
+    for prompts in (asked.prompts, asked.corpus.prompts):
+        for at in (2, 4, int(asked.repeated[0][0, 1])):  # Mary, John, and who gives
+            counts = Counter(int(prompt[at]) for prompt in prompts)
+            assert set(counts.values()) == {2}
+    said = Counter(map(int, asked.choices.first))
+    assert set(said.values()) == {2}
+    first = [prompt[key] for prompt, ((_, key),) in zip(asked.prompts, asked.named_once, strict=True)]
+    assert first == asked.choices.first.tolist()
+    assert sum(int(key) == 2 for ((_, key),) in asked.named_once) == 6  # half of them the first name
+
+
 TRUTH = {
     "induction": {"induction", "order_2", "retrieval", "segments", "copy_suppression", "anti_induction"},
     "previous_token": {"previous_token"},
@@ -171,7 +200,10 @@ either sign is an interferer for the other."""
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(20))
 def test_in_the_model_of_every_role_none_is_missed_and_none_invented(seed):
-    outcomes, _, _ = found(NAMES, list(TRUTH), seed, n_prompts=12)
+    # Without the decoy that says the first name whatever the movers do: while it is there, a backup rests rightly. In
+    # float64, since the sum of all gains leaves float32 too few digits on some processors.
+    names = [name for name in NAMES if name != "first_name"]
+    outcomes, _, _ = found(names, list(TRUTH), seed, n_prompts=12, dtype=torch.float64)
     for role, truth in TRUTH.items():
         held = {name for name, outcome in outcomes[role].items() if outcome in HELD}
         assert held <= truth, role

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 import headscope as hs
+from benchmarks import written
 from benchmarks.tiny import tiny_causal_lm
 from benchmarks.written import Written
 from headscope.errors import ArgumentError, UnsupportedModel
 from headscope.model.load import load
 from headscope.probes.probe import probe_of
-from tests.model import written
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -74,9 +74,12 @@ def objects(runner: RoleRunner) -> Objects:
     if runner.model.max_tokens is not None and length > runner.model.max_tokens:
         raise NotAsked(f"its prompts have {length} tokens and the model reads at most {runner.model.max_tokens}")
     made = []
+    n_names = len(cut.names)
     for index in range(2 * runner.n_prompts):
         random = np.random.default_rng([runner.seed, index])
-        one, two, three = (cut.names[at] for at in random.permutation(len(cut.names))[:3])
+        # Every name in each place equally often, so that a mean over prompts says none of them.
+        order = np.random.default_rng([runner.seed, index // n_names, 1]).permutation(n_names)
+        one, two, three = (cut.names[order[(index + step) % n_names]] for step in (0, 2, 1))
         place, thing = (words[random.integers(len(words))] for words in (cut.places, cut.things))
         giver, other = (two, one) if index % 2 else (one, two)
         prompt, twin, control = (cut.prompt(one, two, place, each, thing) for each in (giver, other, three))
@@ -93,7 +96,7 @@ def objects(runner: RoleRunner) -> Objects:
         repeated=tuple(np.asarray([[last, cut.at[2]]]) for one in mine),
         first_of_repeated=tuple(np.asarray([[last, one[4]]]) for one in mine),
         choices=Choices(first=np.asarray([one[5] for one in mine]), second=np.asarray([one[6] for one in mine])),
-        n_names=len(cut.names),
+        n_names=n_names,
     )
 
 
