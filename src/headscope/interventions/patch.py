@@ -7,7 +7,7 @@ the claim to the answer it carries into one of these.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -85,3 +85,25 @@ class ActivationPatch:
         start, end = z[:, :, : -self.n_last], z[:, :, -self.n_last :]
         end = torch.where(mask[:, None, None, :, None], substitute.to(z.dtype)[None], end)
         return torch.cat([start, end], dim=2).flatten(0, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LastPatch:
+    """Puts one z in place at the last position of every prompt."""
+
+    model: Model
+    """Whose heads."""
+    z: Mapping[tuple[int, int], Float[Tensor, "head d_head"]]
+    """By layer and call."""
+
+    def substitutes(self, index: Sequence[int], length: int) -> Callable[[Attention], Tensor]:
+        """Z [head, d_head] of an attention call."""
+        return lambda attention: self.z[attention.layer, attention.call].to(attention.z)
+
+    def edited(
+        self, attention: Attention, mask: Bool[Tensor, "copy head"], substitute: Float[Tensor, "head d_head"]
+    ) -> Float[Tensor, "row position head d_head"]:
+        """Z with the last position of the heads of `mask` replaced, in each copy of the prompts."""
+        z = attention.z.unflatten(0, (mask.shape[0], -1)).clone()
+        z[:, :, -1] = torch.where(mask[:, None, :, None], substitute, z[:, :, -1])
+        return z.flatten(0, 1)

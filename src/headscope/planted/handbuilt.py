@@ -347,7 +347,7 @@ class Plan:
         return q, q_bias, k
 
     def write(
-        self, source: str, target: str, matrix: Float[Tensor, "direction direction"] | float
+        self, source: str, target: str, matrix: Float[Tensor, "read written"] | float
     ) -> tuple[Tensor, Tensor]:
         """v, o that read one subspace and write `matrix` times it to another."""
         width = self.space.width(source)
