@@ -51,7 +51,7 @@ def model_of(seed: int) -> HandBuilt:
 def stripe(model: GPT2LMHeadModel, head: HeadId, seed: int) -> float:
     """Attention after the earlier copy, by the model's own eager code, on prompts that no comparison here reads."""
     probe = hs.repeated_tokens(hs.load(model), n_prompts=32, period=SMALL["period"], seed=10_000 + seed)
-    before = model.config._attn_implementation
+    before = model.config._attn_implementation or "sdpa"
     model.set_attn_implementation("eager")
     tokens = torch.from_numpy(np.stack(probe.prompts))
     with torch.no_grad():
@@ -74,8 +74,9 @@ def compared(one: Any, other: Any, seed: int, **options: Any) -> Any:
 
 def planted(seeds: int) -> dict[str, Any]:
     """Changes of one head."""
-    kinds = ("silenced", "without_query", "rotated", "keys_adapted")
-    found, others = dict.fromkeys(kinds, 0), dict.fromkeys(kinds, 0)
+    kinds: tuple[str, ...] = ("silenced", "without_query", "rotated", "keys_adapted")
+    found: dict[str, int] = dict.fromkeys(kinds, 0)
+    others = dict(found)
     random_share, least_share, power = 0.0, 1.0, []
     for seed in range(seeds):
         built = model_of(seed)
