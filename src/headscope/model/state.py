@@ -8,6 +8,7 @@ not see: an edit through `.data` of so few numbers that none of these is among t
 was. Cost: a few microseconds of Python and one small read for each weight; no weight is read whole.
 """
 
+# pyright: reportPrivateUsage=false
 from __future__ import annotations
 
 import functools

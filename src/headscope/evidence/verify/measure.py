@@ -50,7 +50,7 @@ from headscope.heads import HeadId
 from headscope.interventions.ablation import Ablator, Method
 from headscope.model.load import Heads, Model, Source, load
 from headscope.probes import repeated_tokens
-from headscope.probes.probe import check_fits, probe_of
+from headscope.probes.probe import Probe, Tokens, check_fits, probe_of
 from headscope.records.common import Estimate, ModelInfo, Provenance
 
 COMPLEMENT = 0.25
@@ -94,22 +94,9 @@ def verify(
     named = None if heads is None else model.named(heads)
     if named is not None:
         refuse_all(model, named)
-    probe = repeated_tokens(model, n_prompts=N_PROMPTS, seed=seed) if probe is None else probe_of(model, probe)
-    check_fits(probe, model)
-    if probe.more is None or probe.controls is None:
-        raise ArgumentError(
-            "verify needs a probe that can draw held-out prompts and controls, like repeated_tokens; "
-            "ablate measures heads on prompts of your own."
-        )
-    shortest = min(map(len, probe.controls))
-    if shortest < LEAST_TOKENS:
-        raise ShapeError(
-            f"a prompt has {shortest} tokens, too few to tell a head that looks a fixed distance back; verify needs "
-            f"{LEAST_TOKENS}: use a longer period (--period)."
-        )
+    probe, held_out, controls = _prompts(model, probe, seed)
     started = time.perf_counter()
     report = progress or (lambda what, done, total: None)
-    held_out = probe.more(len(probe.prompts))
     ablator = Ablator.of(model, held_out, method=ablation, seed=seed)
     text = None if natural is None else NaturalText.of(model, natural, ablation, seed)
 
@@ -119,7 +106,7 @@ def verify(
         scores.setdefault(score.head, {})[score.detector] = score
     circuits = _circuits(model, seed)
     alone = {head: circuits.copying([head]) if circuits else None for head in scores}
-    offsets = best_offsets(model, probe.controls)
+    offsets = best_offsets(model, controls)
     stripes = [head for head in scores if has_stripe(scores[head])]
     effects: dict[HeadId, HeadEffect] = {}
     if named is None:
@@ -135,11 +122,9 @@ def verify(
             progress=lambda done, total: report("searching", done, total),
         )
         effects = {one.head: one for one in found.heads}
-        # Heads that the race left as negligible fall short of the rule, and are not tried again.
-        best = [one.head for one in found.heads[:top] if one.exact or search == "gradient"]
-    else:
-        best = list(named)
-    judged = list(scores) if named is None else list(named)
+    # Heads that the race left as negligible fall short of the rule, and are not tried again.
+    tried = [head for head, one in list(effects.items())[:top] if one.exact or search == "gradient"]
+    judged, best = (list(scores), tried) if named is None else (list(named), list(named))
     candidates = list(dict.fromkeys([*stripes, *best]))
 
     partial = [head for head in scores if head not in stripes and has_partial_stripe(scores[head])]
@@ -174,13 +159,7 @@ def verify(
         verdicts.append(_judged(evidence, effects.get(head), trial))
     meanings = {one.name: one for one in head_types.meanings()}
     members = [one.head for one in verdicts if meanings[one.verdict].is_induction]
-    sets, draws = [], []
-    if members:
-        random, sizes = np.random.default_rng(seed), sizes_of(circuits)
-        subsets, drawn = matched(members, stripes, model, sizes, random)
-        trial.run([frozenset(members), *map(frozenset, subsets), *map(frozenset, drawn)], natural=[frozenset(members)])
-        sets = [_set(trial, members, circuits, alone)]
-        draws = [_draw(trial, some, others) for some, others in zip(subsets, drawn, strict=True)]
+    sets, draws = _together(model, trial, members, stripes, circuits, alone, seed)
     return Verification(
         model=ModelInfo.of(model),
         heads=tuple(sorted(verdicts, key=lambda one: one.head)),
@@ -202,6 +181,42 @@ def verify(
         provenance=Provenance.of(model, kernels=scan.provenance.kernels, seed=seed),
         timing=Timing(wall_s=time.perf_counter() - started, tokens=probe.n_tokens + held_out.n_tokens),
     )
+
+
+def _prompts(model: Model, probe: Any | None, seed: int) -> tuple[Probe, Probe, tuple[Tokens, ...]]:
+    """The probe, as many held-out prompts, and the probe's controls: prompts without a repeat."""
+    probe = repeated_tokens(model, n_prompts=N_PROMPTS, seed=seed) if probe is None else probe_of(model, probe)
+    check_fits(probe, model)
+    if probe.more is None or probe.controls is None:
+        raise ArgumentError(
+            "verify needs a probe that can draw held-out prompts and controls, like repeated_tokens; "
+            "ablate measures heads on prompts of your own."
+        )
+    shortest = min(map(len, probe.controls))
+    if shortest < LEAST_TOKENS:
+        raise ShapeError(
+            f"a prompt has {shortest} tokens, too few to tell a head that looks a fixed distance back; verify needs "
+            f"{LEAST_TOKENS}: use a longer period (--period)."
+        )
+    return probe, probe.more(len(probe.prompts)), probe.controls
+
+
+def _together(
+    model: Model,
+    trial: Trial,
+    members: list[HeadId],
+    stripes: list[HeadId],
+    circuits: TokenSpace | None,
+    alone: dict[HeadId, Copying | None],
+    seed: int,
+) -> tuple[list[HeadSet], list[Draw]]:
+    """The induction heads as a set, and the random heads of its layers that it is compared with."""
+    if not members:
+        return [], []
+    subsets, drawn = matched(members, stripes, model, sizes_of(circuits), np.random.default_rng(seed))
+    trial.run([frozenset(members), *map(frozenset, subsets), *map(frozenset, drawn)], natural=[frozenset(members)])
+    draws = [_draw(trial, some, others) for some, others in zip(subsets, drawn, strict=True)]
+    return [_set(trial, members, circuits, alone)], draws
 
 
 def _judged(evidence: Evidence, effect: HeadEffect | None, trial: Trial) -> HeadVerdict:
