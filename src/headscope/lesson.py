@@ -42,8 +42,8 @@ from headscope.model.attention import Attention
 from headscope.model.load import Model, load
 from headscope.probes import repeated_tokens
 from headscope.records.common import Estimate
-from headscope.render.maps import colour
 from headscope.render.plain import markup as escape
+from headscope.render.theme import GROUND, LIGHT, shade
 
 LEAST_PERIOD = 3
 """At 2 the stripe is the previous-token diagonal, at 1 the main one."""
@@ -451,7 +451,7 @@ def _pattern_svg(pattern: Float[Tensor, "query key"], words: Sequence[str], titl
         note = f"query {query} {words[query]} to key {key} {words[key]}: {value:.3f}"
         cells.append(
             f'<rect x="{_LEFT + key * cell}" y="{_TOP + query * cell}" width="{cell}" height="{cell}" '
-            f'fill="{colour(value)}"><title>{escape(note)}</title></rect>'
+            f'fill="{shade(value)}"><title>{escape(note)}</title></rect>'
         )
     frames = [
         f'<rect x="{_LEFT + (query - period + 1) * cell}" y="{_TOP + query * cell}" width="{cell}" height="{cell}"/>'
@@ -465,10 +465,10 @@ def _pattern_svg(pattern: Float[Tensor, "query key"], words: Sequence[str], titl
     ]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img" '
-        f'style="max-width:100%;height:auto;background:#ffffff" font-family="system-ui,sans-serif" font-size="10">'
-        f'<text x="{_LEFT}" y="18" font-size="13" font-weight="600" fill="#1b2430">{escape(title)}</text>'
-        f'<rect x="{_LEFT}" y="{_TOP}" width="{side}" height="{side}" fill="#f4f5f7"/>'
-        f'{"".join(cells)}<g fill="none" stroke="#c8461e" stroke-width="0.6">{"".join(frames)}</g>'
-        f'<g fill="#5b6675">{"".join(ticks)}<text x="{_LEFT}" y="{_TOP + side + 28}">key; queries go down, and the '
-        f"frames are where an induction head looks</text></g></svg>"
+        f'style="{GROUND}" font-family="system-ui,sans-serif" font-size="10">'
+        f'<text x="{_LEFT}" y="18" font-size="13" font-weight="600" fill="{LIGHT.ink}">{escape(title)}</text>'
+        f'<rect x="{_LEFT}" y="{_TOP}" width="{side}" height="{side}" fill="{LIGHT.empty}"/>'
+        f'{"".join(cells)}<g fill="none" stroke="{LIGHT.mark}" stroke-width="0.6">{"".join(frames)}</g>'
+        f'<g fill="{LIGHT.soft}">{"".join(ticks)}<text x="{_LEFT}" y="{_TOP + side + 28}">key; queries go down, and '
+        f"the frames are where an induction head looks</text></g></svg>"
     )

@@ -152,7 +152,7 @@ def test_a_model_that_also_sees_is_scanned_on_text(family, tmp_path):
 
 
 def test_a_model_whose_output_depends_on_its_setting_is_checked_as_it_is_set():
-    # Without an image PaliGemma masks later tokens in its eager attention alone: what is read there is not what it does.
+    # Without an image PaliGemma masks later tokens in its eager attention alone: that is not what it does as set.
     hf = tiny_seeing("paligemma")
     hf.set_attn_implementation("sdpa")
     with pytest.raises(UnsupportedModel, match="set to sdpa its output differs .* attn_implementation='eager'"):

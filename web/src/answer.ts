@@ -14,7 +14,11 @@ export function useAnswer<K extends keyof Answers>(
   asked: Answers[K][0] | null,
   wait = 0,
 ): { given: Given<K> | null; trouble: string; busy: boolean } {
-  const [found, set] = useState<{ key: string; given: Given<K> | null; trouble: string }>({ key: "null", given: null, trouble: "" });
+  const [found, set] = useState<{ key: string; given: Given<K> | null; trouble: string }>({
+    key: "null",
+    given: null,
+    trouble: "",
+  });
   const key = JSON.stringify(asked);
   useEffect(() => {
     if (asked === null) return set({ key, given: null, trouble: "" });

@@ -85,7 +85,12 @@ function Strength({ result, id, theme }: Drawing): JSX.Element | null {
       theme={theme}
       rows={() => [
         ["pairs", "n_pairs", "n_known", ...PARTS.flatMap((one) => [one, `${one}_low`, `${one}_high`])],
-        ...groups.map(([label, score]) => [label, score.n_pairs, score.n_known, ...PARTS.flatMap((one) => spread(score[one]))]),
+        ...groups.map(([label, score]) => [
+          label,
+          score.n_pairs,
+          score.n_known,
+          ...PARTS.flatMap((one) => spread(score[one])),
+        ]),
       ]}
       caption="Log probability of the claimed answer minus that of the true one, in nats: with the false claim minus with the true one, or minus with no claim where there is no true one. Mean and 95% interval over pairs; no head has been chosen or touched."
     >
@@ -97,7 +102,9 @@ function Strength({ result, id, theme }: Drawing): JSX.Element | null {
               <tr>
                 <th scope="col">pairs</th>
                 <th scope="col">how many</th>
-                <th scope="col">{result.score?.claim_minus_neutral ? "right with no claim" : "right with the true claim"}</th>
+                <th scope="col">
+                  {result.score?.claim_minus_neutral ? "right with no claim" : "right with the true claim"}
+                </th>
                 <th scope="col">turned by it</th>
               </tr>
             </thead>
@@ -133,9 +140,41 @@ function Carriers({ result, id, theme, onOpen }: Drawing): JSX.Element | null {
   for (const one of heads) add(name(one), one.removed, one.named === true);
   for (const one of draws) add(`control: ${one.kind}`, one.removed);
   const table: Rows = [
-    ["what", "heads", "removed_nats", "low", "high", "q_value", "patched_nats", "patched_low", "patched_high", "patched_q_value", "share"],
-    ...(set ? [["set", set.heads.map(name).join(" "), ...spread(set.removed), set.q_value, ...spread(set.patched), set.patched_q_value, set.share]] : []),
-    ...heads.map((one) => ["head", name(one), ...spread(one.removed), one.q_value, ...spread(one.patched), one.patched_q_value, one.share]),
+    [
+      "what",
+      "heads",
+      "removed_nats",
+      "low",
+      "high",
+      "q_value",
+      "patched_nats",
+      "patched_low",
+      "patched_high",
+      "patched_q_value",
+      "share",
+    ],
+    ...(set
+      ? [
+          [
+            "set",
+            set.heads.map(name).join(" "),
+            ...spread(set.removed),
+            set.q_value,
+            ...spread(set.patched),
+            set.patched_q_value,
+            set.share,
+          ],
+        ]
+      : []),
+    ...heads.map((one) => [
+      "head",
+      name(one),
+      ...spread(one.removed),
+      one.q_value,
+      ...spread(one.patched),
+      one.patched_q_value,
+      one.share,
+    ]),
     ...draws.map((one) => [`control: ${one.kind}`, one.heads.map(name).join(" "), ...spread(one.removed)]),
   ];
   return (
@@ -149,13 +188,16 @@ function Carriers({ result, id, theme, onOpen }: Drawing): JSX.Element | null {
           <>
             Nats of the effect that mean ablation removes, mean and 95% interval over{" "}
             {controls?.held_out_pairs ?? "the"} held-out pairs
-            {controls?.search_pairs !== undefined && `; ${controls.search_pairs} others chose the heads`}. Controls: sets of
-            the same size, a dot each: any heads, of the same layers, or with output weights of the same size.
+            {controls?.search_pairs !== undefined && `; ${controls.search_pairs} others chose the heads`}. Controls:
+            sets of the same size, a dot each: any heads, of the same layers, or with output weights of the same size.
             {set && (
               <>
                 {" "}
                 The set: {set.heads.map(name).join(", ")}
-                {set.share !== null && set.share !== undefined && `, without which ${percent(set.share)} of the effect is gone`}.
+                {set.share !== null &&
+                  set.share !== undefined &&
+                  `, without which ${percent(set.share)} of the effect is gone`}
+                .
               </>
             )}
           </>
@@ -168,11 +210,20 @@ function Carriers({ result, id, theme, onOpen }: Drawing): JSX.Element | null {
           <table class="roles">
             <thead>
               <tr>
-                {["head", "removed by ablation", "q", "removed by patching", "q", "share", "attention on the claim", "direct push", "induction score", "carries it"].map(
-                  (one) => (
-                    <th scope="col">{one}</th>
-                  ),
-                )}
+                {[
+                  "head",
+                  "removed by ablation",
+                  "q",
+                  "removed by patching",
+                  "q",
+                  "share",
+                  "attention on the claim",
+                  "direct push",
+                  "induction score",
+                  "carries it",
+                ].map((one) => (
+                  <th scope="col">{one}</th>
+                ))}
               </tr>
             </thead>
             <tbody>
@@ -240,7 +291,9 @@ function Copies({ result }: { result: Behavior }): JSX.Element | null {
           : named && found.heads.length > 0 && "None of them is among the named heads."}
         {typeof found.share === "number" &&
           ` Patching them removes ${percent(found.share)} of the effect where the answer can be copied` +
-            (typeof found.others_share === "number" ? `, patching as many others ${percent(found.others_share)}.` : ".")}
+            (typeof found.others_share === "number"
+              ? `, patching as many others ${percent(found.others_share)}.`
+              : ".")}
       </p>
     </section>
   );

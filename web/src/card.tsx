@@ -3,13 +3,13 @@
 import type { JSX } from "preact";
 import { NOT_ASKED, route, setText, together } from "./circuit";
 import { onTop, rgb, type Theme, verdictColour } from "./colours";
-import { type Heads, name, type Report, type TokenRow, type VerdictMeaning } from "./data";
 import type { Cursor, Way } from "./cursor";
+import { type Heads, name, type Report, type TokenRow, type VerdictMeaning } from "./data";
 import { Effects } from "./effects";
 import { Scroll } from "./figure";
 import { Pattern } from "./pattern";
-import { Word } from "./words";
 import { fixed, interval, percent, shown, signed, tidy, words } from "./text";
+import { Word } from "./words";
 
 export function Verdict({ verdict, theme }: { verdict: VerdictMeaning; theme: Theme }): JSX.Element {
   const colour = verdictColour(verdict, theme);
@@ -67,10 +67,19 @@ export function Card(props: {
           <Pattern key={head} report={report} heads={heads} head={head} theme={theme} cursor={cursor} way={way} />
           {tables ? (
             <div class="tables">
-              <TokenTable title="Writes when it attends to ..." first="attends to" then="raises most" rows={tables.ov} />
+              <TokenTable
+                title="Writes when it attends to ..."
+                first="attends to"
+                then="raises most"
+                rows={tables.ov}
+              />
               {tables.qk && (
                 <TokenTable
-                  title={tables.sender ? `Looks for, in what ${name(tables.sender)} wrote ...` : "Looks for, in embeddings ..."}
+                  title={
+                    tables.sender
+                      ? `Looks for, in what ${name(tables.sender)} wrote ...`
+                      : "Looks for, in embeddings ..."
+                  }
                   first="reading"
                   then="keys that match best"
                   rows={tables.qk}
@@ -87,7 +96,9 @@ export function Card(props: {
         <div>
           <section>
             <h3>Why this verdict</h3>
-            <ul class="reasons">{verdict?.reasons.map((one) => <li>{tidy(one)}</li>) ?? <li>It was not judged.</li>}</ul>
+            <ul class="reasons">
+              {verdict?.reasons.map((one) => <li>{tidy(one)}</li>) ?? <li>It was not judged.</li>}
+            </ul>
           </section>
           {verdict && <Effects key={`${head}-effects`} head={verdict} id={head} theme={theme} />}
           <section>
@@ -126,8 +137,8 @@ export function Card(props: {
             {copying ? (
               <p>
                 Direct <Word of="copying" /> {interval(copying.direct, 2, signed)}, <Word of="eigenvalue score" />{" "}
-                {copying.eigenvalue === null ? "none" : signed(copying.eigenvalue, 2)}; it raises the token it attends to
-                above all others for {percent(copying.top1)} of tokens.
+                {copying.eigenvalue === null ? "none" : signed(copying.eigenvalue, 2)}; it raises the token it attends
+                to above all others for {percent(copying.top1)} of tokens.
               </p>
             ) : (
               <p class="soft">Not known: the model's weights cannot be told apart by head.</p>
@@ -139,8 +150,8 @@ export function Card(props: {
               <ul class="reasons">
                 {feeds.map((one) => (
                   <li>
-                    {link(name(one.sender))} {one.any_of.length ? "shares in" : "carries"} {percent(one.share)} of its stripe,
-                    through its {route(one)}: {interval(one.effect)}
+                    {link(name(one.sender))} {one.any_of.length ? "shares in" : "carries"} {percent(one.share)} of its
+                    stripe, through its {route(one)}: {interval(one.effect)}
                     {together(one)}
                     {one.input !== "q" && `; through its query ${signed(one.query_effect.mean)}`}
                   </li>
@@ -149,8 +160,12 @@ export function Card(props: {
                   <li>{setText(one)}</li>
                 ))}
                 {!receiver.asked && <li>{NOT_ASKED}</li>}
-                {receiver.asked && !feeds.length && <li>No sender carries a tenth of its stripe, alone or in a set.</li>}
-                {receiver.offset > 0 && <li>Traced was its attention to the key {receiver.offset} after its stripe's.</li>}
+                {receiver.asked && !feeds.length && (
+                  <li>No sender carries a tenth of its stripe, alone or in a set.</li>
+                )}
+                {receiver.offset > 0 && (
+                  <li>Traced was its attention to the key {receiver.offset} after its stripe's.</li>
+                )}
                 {receiver.restored && receiver.unexplained !== null && (
                   <li>
                     put into a prompt without it, they restore {interval(receiver.restored, 2)}; unexplained{" "}

@@ -25,11 +25,7 @@ const CHANGES: Record<string, string> = {
   before_query: "the token before the query",
 };
 
-export function CircuitGraph(props: {
-  report: Report;
-  theme: Theme;
-  onOpen: (head: string) => void;
-}): JSX.Element {
+export function CircuitGraph(props: { report: Report; theme: Theme; onOpen: (head: string) => void }): JSX.Element {
   const { theme } = props;
   const { circuit } = props.report;
   const [said, setSaid] = useState<Edge | null>(null);
@@ -53,7 +49,10 @@ export function CircuitGraph(props: {
     // In a tall drawing a head stands where its number puts it, so that arrows seldom pass behind other heads.
     const last = Math.max(1, props.report.model.n_heads - 1);
     const spots = tall
-      ? spread(row.map(([, one]) => LEFT + BOX_W / 2 + (one.head.head / last) * (width - LEFT - BOX_W - 16)), width - 16)
+      ? spread(
+          row.map(([, one]) => LEFT + BOX_W / 2 + (one.head.head / last) * (width - LEFT - BOX_W - 16)),
+          width - 16,
+        )
       : row.map((_, i) => LEFT + step * (i + 0.5));
     row.forEach(([id], i) => at.set(id, [spots[i] ?? 0, TOP + r * ROW + BOX_H / 2]));
   });
@@ -150,7 +149,14 @@ export function CircuitGraph(props: {
                   stroke={theme.soft}
                   stroke-width="0.8"
                 />
-                <text x={x} y={note ? y - 3 : y + 5} font-size="14" font-weight="600" text-anchor="middle" fill={theme.ink}>
+                <text
+                  x={x}
+                  y={note ? y - 3 : y + 5}
+                  font-size="14"
+                  font-weight="600"
+                  text-anchor="middle"
+                  fill={theme.ink}
+                >
                   {id}
                 </text>
                 <text x={x} y={y + 13} font-size="11" text-anchor="middle" fill={theme.soft}>
@@ -221,7 +227,8 @@ function Receivers({ report, onOpen }: { report: Report; onOpen: (head: string) 
 
 /** Who tells a head where to look, and what could not be asked. */
 export function Told({ report, receiver }: { report: Report; receiver: Receiver }): JSX.Element {
-  const here = <T extends { receiver: HeadRef }>(all: T[]) => all.filter((one) => name(one.receiver) === name(receiver));
+  const here = <T extends { receiver: HeadRef }>(all: T[]) =>
+    all.filter((one) => name(one.receiver) === name(receiver));
   const circuit = report.circuit;
   const alone = here(circuit?.edges ?? []).filter((one) => !one.any_of.length);
   const lines = [
@@ -230,11 +237,15 @@ export function Told({ report, receiver }: { report: Report; receiver: Receiver 
     ),
     ...here(circuit?.sets ?? []).map(setText),
     ...here(circuit?.context ?? []).map(
-      (one) => `where ${CHANGES[one.changed] ?? words(one.changed)} differs, ${name(one.sender)} through its ${route(one)}: ${percent(one.share)}`,
+      (one) =>
+        `where ${CHANGES[one.changed] ?? words(one.changed)} differs, ${name(one.sender)} through its ${route(one)}: ${percent(one.share)}`,
     ),
     ...Object.entries(receiver.context ?? {})
       .filter(([, share]) => share.mean >= LEAST)
-      .map(([change, share]) => `it also compares ${CHANGES[change] ?? words(change)}: another one takes ${interval(share, 2)} of its stripe`),
+      .map(
+        ([change, share]) =>
+          `it also compares ${CHANGES[change] ?? words(change)}: another one takes ${interval(share, 2)} of its stripe`,
+      ),
   ];
   if (!receiver.asked) lines.push(NOT_ASKED);
   else if (!lines.length) lines.push("nobody was found: no sender carries a tenth of it, alone or in a set");
@@ -254,7 +265,9 @@ export const NOT_ASKED =
 /** What a set of senders does, as a sentence. */
 export function setText(one: SenderSet): string {
   const names = one.senders.map(name);
-  const claim = one.any_one_is_enough ? `any of ${listed(names, "or")} is enough` : `several of ${listed(names, "and")} are needed`;
+  const claim = one.any_one_is_enough
+    ? `any of ${listed(names, "or")} is enough`
+    : `several of ${listed(names, "and")} are needed`;
   const each = one.senders.map((head, i) => `${name(head)} ${fixed(one.alone[i]?.mean ?? Number.NaN, 2)}`).join(", ");
   return (
     `${claim}, through its ${INPUTS[one.input] ?? one.input}: without all of them ${percent(one.share)} is lost, without each ` +
@@ -282,19 +295,60 @@ function range(ends: [number, number] | null): string {
 
 function margin(edge: Edge): string {
   const of = edge.weights?.margin;
-  return of === null || of === undefined ? "" : `; its weights compose ${fixed(of, 2)} times as much as the best other head's`;
+  return of === null || of === undefined
+    ? ""
+    : `; its weights compose ${fixed(of, 2)} times as much as the best other head's`;
 }
 
 function edgeRows(edges: Edge[]): Rows {
   return [
-    ["sender", "receiver", "input", "changed", "any_of", "share", "share_low", "share_high", "effect", "low", "high", "q_value",
-      "mlps_held", "query_effect", "loss_k_nats", "loss_q_nats", "loss_v_nats", "sender_previous_token", "composition",
-      "composition_z", "composition_rank", "composition_margin"],
+    [
+      "sender",
+      "receiver",
+      "input",
+      "changed",
+      "any_of",
+      "share",
+      "share_low",
+      "share_high",
+      "effect",
+      "low",
+      "high",
+      "q_value",
+      "mlps_held",
+      "query_effect",
+      "loss_k_nats",
+      "loss_q_nats",
+      "loss_v_nats",
+      "sender_previous_token",
+      "composition",
+      "composition_z",
+      "composition_rank",
+      "composition_margin",
+    ],
     ...edges.map((one) => [
-      name(one.sender), name(one.receiver), one.input, one.changed, one.any_of.map(name).join(" "), one.share,
-      one.share_ci95?.[0], one.share_ci95?.[1], one.effect.mean, one.effect.ci95?.[0], one.effect.ci95?.[1], one.q_value,
-      one.mlps_held?.mean, one.query_effect.mean, one.loss_nats["k"]?.mean, one.loss_nats["q"]?.mean, one.loss_nats["v"]?.mean,
-      one.previous_token, one.weights?.score, one.weights?.z, one.weights?.rank, one.weights?.margin,
+      name(one.sender),
+      name(one.receiver),
+      one.input,
+      one.changed,
+      one.any_of.map(name).join(" "),
+      one.share,
+      one.share_ci95?.[0],
+      one.share_ci95?.[1],
+      one.effect.mean,
+      one.effect.ci95?.[0],
+      one.effect.ci95?.[1],
+      one.q_value,
+      one.mlps_held?.mean,
+      one.query_effect.mean,
+      one.loss_nats["k"]?.mean,
+      one.loss_nats["q"]?.mean,
+      one.loss_nats["v"]?.mean,
+      one.previous_token,
+      one.weights?.score,
+      one.weights?.z,
+      one.weights?.rank,
+      one.weights?.margin,
     ]),
   ];
 }

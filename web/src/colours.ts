@@ -92,7 +92,7 @@ export function css(colour: RGB): string {
 
 /** Black or white, whichever reads better on a colour. */
 export function onTop(colour: RGB): string {
-  const [r, g, b] = colour.map((one) => ((one / 255) ** 2.2)) as RGB;
+  const [r, g, b] = colour.map((one) => (one / 255) ** 2.2) as RGB;
   return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.22 ? "#14181f" : "#ffffff";
 }
 

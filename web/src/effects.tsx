@@ -36,10 +36,10 @@ export function Effects({ head, id, theme }: { head: HeadVerdict; id: string; th
       ]}
       caption={
         <>
-          <Word of="nats">Nats</Word> per token, mean and 95% <Word of="interval" /> over held-out prompts. Right of 0: the
-          head helped. First copy: the <Word of="control" />. Beyond other heads: what it changes the second copy more than
-          the first, less the same for the other heads of its layer without a stripe. <Word of="restored">Restored</Word>:
-          what it recovers while all other heads with a stripe are ablated.
+          <Word of="nats">Nats</Word> per token, mean and 95% <Word of="interval" /> over held-out prompts. Right of 0:
+          the head helped. First copy: the <Word of="control" />. Beyond other heads: what it changes the second copy
+          more than the first, less the same for the other heads of its layer without a stripe.{" "}
+          <Word of="restored">Restored</Word>: what it recovers while all other heads with a stripe are ablated.
           {head.q_value !== null && (
             <>
               {" "}
@@ -91,7 +91,13 @@ export function Points(props: { rows: Row[]; least: [number, number]; theme: The
               Plot.gridX({ stroke: theme.line, strokeOpacity: 1, ticks: 5 }),
               Plot.ruleX([0], { stroke: theme.soft }),
               Plot.ruleY(alone, { y: "label", x1: low, x2: high, stroke: ink, strokeWidth: 3 }),
-              Plot.dot(rows, { y: "label", x: (row: Row) => row.value.mean, r: 5, fill: ink, fillOpacity: (row: Row) => (alone.includes(row) ? 1 : 0.45) }),
+              Plot.dot(rows, {
+                y: "label",
+                x: (row: Row) => row.value.mean,
+                r: 5,
+                fill: ink,
+                fillOpacity: (row: Row) => (alone.includes(row) ? 1 : 0.45),
+              }),
               narrow
                 ? null
                 : Plot.text(alone, {

@@ -27,10 +27,15 @@ interface Measure {
 }
 
 const DOTTED = 40;
-const COLOURS = { light: ["#0b62a4", "#c04a00", "#007a5a", "#9a3f77"], dark: ["#6cb8ff", "#ffa35c", "#45d6a8", "#f0a3cf"] };
+const COLOURS = {
+  light: ["#0b62a4", "#c04a00", "#007a5a", "#9a3f77"],
+  dark: ["#6cb8ff", "#ffa35c", "#45d6a8", "#f0a3cf"],
+};
 
 export function Emergence({ runs, theme }: { runs: Run[]; theme: Theme }): JSX.Element {
-  const steps = [...new Set(runs.flatMap((run) => Object.values(run.curves).flatMap((curve) => curve.map((one) => one.step))))];
+  const steps = [
+    ...new Set(runs.flatMap((run) => Object.values(run.curves).flatMap((curve) => curve.map((one) => one.step)))),
+  ];
   steps.sort((a, b) => a - b);
   const [log, setLog] = useState(mostAreEarly(steps));
   const panel = { runs, theme, log, steps };
@@ -42,7 +47,13 @@ export function Emergence({ runs, theme }: { runs: Run[]; theme: Theme }): JSX.E
         <legend>Steps</legend>
         {[false, true].map((one) => (
           <label class={one === log ? "on" : ""}>
-            <input type="radio" name="steps" value={one ? "log" : "linear"} checked={one === log} onChange={() => setLog(one)} />
+            <input
+              type="radio"
+              name="steps"
+              value={one ? "log" : "linear"}
+              checked={one === log}
+              onChange={() => setLog(one)}
+            />
             {one ? "log steps" : "linear steps"}
           </label>
         ))}
@@ -98,8 +109,8 @@ function Said({ run, colour }: { run: Run; colour: string }): JSX.Element {
         </span>
       </h3>
       <p class="soft">
-        {steps.length} checkpoints, step {steps[0]} to {steps.at(-1)}; each reads the same {String(run.settings["n_prompts"])}{" "}
-        prompts.
+        {steps.length} checkpoints, step {steps[0]} to {steps.at(-1)}; each reads the same{" "}
+        {String(run.settings["n_prompts"])} prompts.
       </p>
       <ul class="reasons">
         {Object.entries(run.changes).map(([role, change]) => (
@@ -127,9 +138,9 @@ function Argument(): JSX.Element {
       <h3>Why one layer cannot</h3>
       <p>
         In a first layer, how much one place attends to another depends on the two tokens and where they stand, and on
-        nothing else. An induction head must pick the place whose <em>predecessor</em> equals the present token, and that
-        predecessor is in neither its query nor its key, so no weights can do it. With a second layer they can: a head of
-        the first writes each place's predecessor there, and a key of the second reads it.
+        nothing else. An induction head must pick the place whose <em>predecessor</em> equals the present token, and
+        that predecessor is in neither its query nor its key, so no weights can do it. With a second layer they can: a
+        head of the first writes each place's predecessor there, and a key of the second reads it.
       </p>
     </section>
   );
@@ -182,11 +193,23 @@ function Panel(props: {
         ["run", "layers", "measure", "step", "mean", "low", "high"],
         ...runs.flatMap((run) =>
           measures.flatMap(({ key }) =>
-            (run.curves[key] ?? []).map((one) => [run.source, run.model.n_layers, key, one.step, one.mean, one.ci95?.[0], one.ci95?.[1]]),
+            (run.curves[key] ?? []).map((one) => [
+              run.source,
+              run.model.n_layers,
+              key,
+              one.step,
+              one.mean,
+              one.ci95?.[0],
+              one.ci95?.[1],
+            ]),
           ),
         ),
       ]}
-      caption={<Caption unit={props.unit}>{changes.length > 0 && " Dashed upright: the phase change, on its 95% interval."}</Caption>}
+      caption={
+        <Caption unit={props.unit}>
+          {changes.length > 0 && " Dashed upright: the phase change, on its 95% interval."}
+        </Caption>
+      }
     >
       <div ref={block}>
         <Drawn
@@ -199,19 +222,37 @@ function Panel(props: {
               marginRight: 14,
               marginTop: 12 + 16 * named + (changes.length ? 16 * changes.length : 0),
               marginBottom: 34,
-              style: { fontFamily: "inherit", fontSize: "12px", background: "transparent", color: theme.ink, overflow: "visible" },
+              style: {
+                fontFamily: "inherit",
+                fontSize: "12px",
+                background: "transparent",
+                color: theme.ink,
+                overflow: "visible",
+              },
               x: { ...place.scale, label: null },
               y: { label: null, zero: true, nice: true, ticks: 5, ...(props.share ? { domain: [0, 1] } : {}) },
               marks: [
                 Plot.gridY({ stroke: theme.line, strokeOpacity: 1, ticks: 5 }),
-                Plot.axisX(place.ticks, { color: theme.soft, tickFormat: thousands, tickSize: 3, label: "step", labelAnchor: "center", labelArrow: "none" }),
+                Plot.axisX(place.ticks, {
+                  color: theme.soft,
+                  tickFormat: thousands,
+                  tickSize: 3,
+                  label: "step",
+                  labelAnchor: "center",
+                  labelArrow: "none",
+                }),
                 Plot.rectX(changes, {
                   x1: (one) => one.step.ci95?.[0] ?? one.step.mean,
                   x2: (one) => one.step.ci95?.[1] ?? one.step.mean,
                   fill: ink,
                   fillOpacity: 0.16,
                 }),
-                Plot.ruleX(changes, { x: (one) => one.step.mean, stroke: ink, strokeDasharray: "4 3", strokeWidth: 1.4 }),
+                Plot.ruleX(changes, {
+                  x: (one) => one.step.mean,
+                  stroke: ink,
+                  strokeDasharray: "4 3",
+                  strokeWidth: 1.4,
+                }),
                 ...changes.map((one, i) =>
                   Plot.text([one], {
                     x: (given: typeof one) => given.step.mean,
@@ -227,7 +268,13 @@ function Panel(props: {
                 ),
                 ...lines.flatMap((line) => [
                   line.points.some((one) => one.ci95)
-                    ? Plot.areaY(line.points, { x: "step", y1: "low", y2: "high", fill: colour(line.run, theme), fillOpacity: 0.14 })
+                    ? Plot.areaY(line.points, {
+                        x: "step",
+                        y1: "low",
+                        y2: "high",
+                        fill: colour(line.run, theme),
+                        fillOpacity: 0.14,
+                      })
                     : null,
                   Plot.line(line.points, {
                     x: "step",
@@ -307,7 +354,10 @@ function mostAreEarly(steps: number[]): boolean {
 }
 
 /** The scale of steps, the steps that it names, and how far along it a step stands. Step 0 has its place on a log scale too. */
-function across(steps: number[], log: boolean): { scale: Plot.ScaleOptions; ticks: number[]; share: (step: number, last: number) => number } {
+function across(
+  steps: number[],
+  log: boolean,
+): { scale: Plot.ScaleOptions; ticks: number[]; share: (step: number, last: number) => number } {
   const first = steps[0] ?? 0;
   const last = Math.max(first + 1, steps.at(-1) ?? 1);
   const domain = [first, last];
@@ -320,7 +370,9 @@ function across(steps: number[], log: boolean): { scale: Plot.ScaleOptions; tick
   const least = steps.find((one) => one > 0) ?? 1;
   const powers = range(Math.floor(Math.log10(least)), Math.ceil(Math.log10(last))).map((one) => 10 ** one);
   const few = powers.filter((one) => one >= least && one <= last).length < 3;
-  const ticks = powers.flatMap((one) => (few ? [one, 2 * one, 5 * one] : [one])).filter((one) => one >= least && one <= last);
+  const ticks = powers
+    .flatMap((one) => (few ? [one, 2 * one, 5 * one] : [one]))
+    .filter((one) => one >= least && one <= last);
   const symlog = (one: number) => Math.log1p(one / least);
   return {
     scale: { type: "symlog", constant: least, domain },

@@ -48,53 +48,69 @@ export function Glance(props: {
   // Drawn again only for what it shows: a report of 1,024 heads changes its card more often than its pins.
   return useMemo(
     () => (
-    <>
-      <h2>Patterns</h2>
-      <p class="soft">
-        Where each head looks on one prompt of random words that repeats: a bright line beside the diagonal is the{" "}
-        <Word of="stripe" />. A click puts a head beside the others, at most four.
-      </p>
-      <Thumbs thumbs={thumbs} n={tokens.length} theme={theme} pins={pins} onPin={(head) => onPins(repinned(pins, head))} />
-      <WaySwitch way={way} onWay={props.onWay} />
-      <div class="beside">
-        {pins
-          .filter((head) => heads.refs.has(head))
-          .map((head) => {
-            const bytes = heads.pattern(head);
-            return (
-              <div key={head}>
-                <PinHead head={head} label={`Card of ${head}`} onOpen={props.onOpen} onPins={() => onPins(repinned(pins, head))} />
-                {bytes ? (
-                  <Matrix
-                    id={`pin-${head}`}
-                    title={`${head} on this prompt`}
+      <>
+        <h2>Patterns</h2>
+        <p class="soft">
+          Where each head looks on one prompt of random words that repeats: a bright line beside the diagonal is the{" "}
+          <Word of="stripe" />. A click puts a head beside the others, at most four.
+        </p>
+        <Thumbs
+          thumbs={thumbs}
+          n={tokens.length}
+          theme={theme}
+          pins={pins}
+          onPin={(head) => onPins(repinned(pins, head))}
+        />
+        <WaySwitch way={way} onWay={props.onWay} />
+        <div class="beside">
+          {pins
+            .filter((head) => heads.refs.has(head))
+            .map((head) => {
+              const bytes = heads.pattern(head);
+              return (
+                <div key={head}>
+                  <PinHead
                     head={head}
-                    tokens={tokens}
-                    bytes={bytes}
-                    targets={targets}
-                    theme={theme}
-                    cursor={cursor}
-                    way={way}
-                    small
+                    label={`Card of ${head}`}
+                    onOpen={props.onOpen}
+                    onPins={() => onPins(repinned(pins, head))}
                   />
-                ) : (
-                  <LeftOut head={head} report={report} />
-                )}
-              </div>
-            );
-          })}
-      </div>
-      <ColourBar theme={theme} />
-      <p class="note">
-        <MatrixCaption marked theme={theme} />
-      </p>
-    </>
+                  {bytes ? (
+                    <Matrix
+                      id={`pin-${head}`}
+                      title={`${head} on this prompt`}
+                      head={head}
+                      tokens={tokens}
+                      bytes={bytes}
+                      targets={targets}
+                      theme={theme}
+                      cursor={cursor}
+                      way={way}
+                      small
+                    />
+                  ) : (
+                    <LeftOut head={head} report={report} />
+                  )}
+                </div>
+              );
+            })}
+        </div>
+        <ColourBar theme={theme} />
+        <p class="note">
+          <MatrixCaption marked theme={theme} />
+        </p>
+      </>
     ),
     [report, heads, theme, way, cursor, pins.join(" ")],
   );
 }
 
-export function PinHead(props: { head: string; label: string; onOpen: (head: string) => void; onPins: () => void }): JSX.Element {
+export function PinHead(props: {
+  head: string;
+  label: string;
+  onOpen: (head: string) => void;
+  onPins: () => void;
+}): JSX.Element {
   const { head, label, onOpen, onPins } = props;
   return (
     <p class="files pin">
@@ -109,7 +125,15 @@ export function PinHead(props: { head: string; label: string; onOpen: (head: str
 }
 
 /** From a query to what it attends to, or to a key from what attends to it. */
-export function WaySwitch({ way, onWay, name = "way" }: { way: Way; onWay: (way: Way) => void; name?: string }): JSX.Element {
+export function WaySwitch({
+  way,
+  onWay,
+  name = "way",
+}: {
+  way: Way;
+  onWay: (way: Way) => void;
+  name?: string;
+}): JSX.Element {
   return (
     <fieldset class="modes">
       <legend>A token</legend>

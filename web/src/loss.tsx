@@ -41,7 +41,9 @@ export function TokenLoss({ report, theme }: { report: Report; theme: Theme }): 
           <Keys
             theme={theme}
             without={
-              loss.ablated ? `${loss.without.map(name).join(", ")} (${report.verify.ablation.method} ablation)` : null
+              loss.ablated
+                ? `${loss.without.map(name).join(", ")} (${report.verify.ablation["method"]} ablation)`
+                : null
             }
           />
           {!loss.ablated && "; no head is called induction, so there is no set to take out"}. Nats. The first token of

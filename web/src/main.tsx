@@ -7,7 +7,7 @@ import { Card, Verdict } from "./card";
 import { CircuitGraph } from "./circuit";
 import { usePrinting, useTheme } from "./colours";
 import { Cursor } from "./cursor";
-import { checked, held, Heads, type HeadVerdict, MOSAIC, type Model, type Mosaic, name, type Report } from "./data";
+import { checked, Heads, type HeadVerdict, held, MOSAIC, type Model, type Mosaic, name, type Report } from "./data";
 import { Emergence } from "./emergence";
 import { Scroll } from "./figure";
 import { Glance } from "./glance";
@@ -57,7 +57,9 @@ const PARTS: Part[] = [
     id: "head",
     title: "One head",
     draw: ({ report, heads, theme, head, open, view, cursor }) =>
-      head && <Card report={report} heads={heads} theme={theme} head={head} cursor={cursor} way={view.way} onOpen={open} />,
+      head && (
+        <Card report={report} heads={heads} theme={theme} head={head} cursor={cursor} way={view.way} onOpen={open} />
+      ),
   },
   {
     id: "patterns",
@@ -129,7 +131,14 @@ function Held({ report }: { report: Report }): JSX.Element {
 /** A page whose server reads the user's own prompt, and makes the report meanwhile. */
 function Live({ server, about }: { server: Server; about: About }): JSX.Element {
   const theme = useTheme();
-  const start: State = { ...VIEW, text: about.suggestion, head: name(about.heads[0] ?? { layer: 0, head: 0 }), off: [], method: "mean", picked: [] };
+  const start: State = {
+    ...VIEW,
+    text: about.suggestion,
+    head: name(about.heads[0] ?? { layer: 0, head: 0 }),
+    off: [],
+    method: "mean",
+    picked: [],
+  };
   const [state, setState] = useAddress<State>(start, read, written);
   const [chosen, setChosen] = useState(() => location.hash.includes("head="));
   const made = useReport(server);
@@ -480,7 +489,11 @@ async function opened(element: HTMLElement): Promise<JSX.Element> {
   const source = element.dataset["source"];
   if (source === undefined) {
     const document = held(element);
-    return document.schema === MOSAIC ? <MosaicPage mosaic={document as Mosaic} /> : <Held report={checked(document)} />;
+    return document.schema === MOSAIC ? (
+      <MosaicPage mosaic={document as Mosaic} />
+    ) : (
+      <Held report={checked(document)} />
+    );
   }
   const server = new Server(source, token());
   return <Live server={server} about={await server.about()} />;

@@ -172,27 +172,36 @@ function Legend({ mode, report, theme }: { mode: string; report: Report; theme: 
     for (const head of report.verify.heads) counts.set(head.verdict, (counts.get(head.verdict) ?? 0) + 1);
     return (
       <ul class="legend">
-        {report.verify.head_types.filter((one) => counts.has(one.name)).map((one) => {
-          const colour = verdictColour(one, theme);
-          return (
-            <li title={one.sentence}>
-              <span class="swatch" style={{ background: colour, color: onTop(rgb(colour)) }}>
-                {one.letter}
-              </span>
-              {one.label} <span class="soft">{counts.get(one.name)}</span>
-            </li>
-          );
-        })}
+        {report.verify.head_types
+          .filter((one) => counts.has(one.name))
+          .map((one) => {
+            const colour = verdictColour(one, theme);
+            return (
+              <li title={one.sentence}>
+                <span class="swatch" style={{ background: colour, color: onTop(rgb(colour)) }}>
+                  {one.letter}
+                </span>
+                {one.label} <span class="soft">{counts.get(one.name)}</span>
+              </li>
+            );
+          })}
       </ul>
     );
   }
   const most = mode === "effect" ? mostEffect(report) : mostScore(report, mode);
-  const stops = (from: number, to: number) => `linear-gradient(to right, ${css(shade(from, theme))}, ${css(shade(to, theme))})`;
+  const stops = (from: number, to: number) =>
+    `linear-gradient(to right, ${css(shade(from, theme))}, ${css(shade(to, theme))})`;
   return (
     <p class="legend">
       <span>{mode === "effect" ? "0 nats" : "0"}</span>
       <span class="ramp" style={{ background: stops(0, 1) }} />
-      <span>{mode === "effect" ? `+${fixed(most, 2)}` : most < 1 ? `${fixed(most, 2)}, the largest` : "1, all of its attention"}</span>
+      <span>
+        {mode === "effect"
+          ? `+${fixed(most, 2)}`
+          : most < 1
+            ? `${fixed(most, 2)}, the largest`
+            : "1, all of its attention"}
+      </span>
       {mode === "effect" && (
         <>
           <span class="ramp short" style={{ background: stops(0, -1) }} />
@@ -233,10 +242,17 @@ function cellsOf(report: Report, heads: Heads, mode: string, theme: Theme): Cell
 
 type Look = Omit<Cell, "name" | "layer" | "head">;
 
-function cellOf(heads: Heads, name: string, mode: string, theme: Theme, most: number): { cell: Look; weight: number } | null {
+function cellOf(
+  heads: Heads,
+  name: string,
+  mode: string,
+  theme: Theme,
+  most: number,
+): { cell: Look; weight: number } | null {
   const verdict = heads.verdicts.get(name);
   if (mode === "verdict") {
-    if (!verdict) return { cell: { colour: rgb(theme.empty), letter: "", note: `${name}: not judged` }, weight: -Infinity };
+    if (!verdict)
+      return { cell: { colour: rgb(theme.empty), letter: "", note: `${name}: not judged` }, weight: -Infinity };
     const meaning = heads.meaning(verdict.verdict);
     const delta = verdict.delta_loss_nats;
     const note = `${name} ${meaning.label}${delta ? `; loss without it ${interval(delta, 3, signed)} nats` : ""}`;

@@ -25,7 +25,14 @@ export function MosaicPage({ mosaic }: { mosaic: Mosaic }): JSX.Element {
   const [filter, setFilter] = useState("");
   const note = useRef<HTMLParagraphElement>(null);
   const chosen = all.find((one) => one.detector === role) ?? mosaic;
-  const tiles = useMemo(() => sorted(chosen.tiles.filter((one) => matches(one, filter)), order), [chosen, filter, order]);
+  const tiles = useMemo(
+    () =>
+      sorted(
+        chosen.tiles.filter((one) => matches(one, filter)),
+        order,
+      ),
+    [chosen, filter, order],
+  );
   const say = (text: string) => {
     if (note.current) note.current.textContent = text;
   };
@@ -52,14 +59,28 @@ export function MosaicPage({ mosaic }: { mosaic: Mosaic }): JSX.Element {
             svg={() => drawing(groups, role, byDepth, theme)}
             caption={
               <>
-                Mean score of each head: {byDepth ? "layers at their share of the depth" : "layers downward, the first on top"}, heads
-                across; under each name its size, layers x heads, and its best head. One scale for all maps.
+                Mean score of each head:{" "}
+                {byDepth ? "layers at their share of the depth" : "layers downward, the first on top"}, heads across;
+                under each name its size, layers x heads, and its best head. One scale for all maps.
               </>
             }
           >
             <div class="tools">
-              <Choice name="role" legend="Role" options={all.map((one) => one.detector)} chosen={role} onChoose={setRole} />
-              <Choice name="order" legend="Order" options={["family", "size"]} chosen={order} onChoose={(one) => setOrder(one as Order)} say={(one) => `by ${one}`} />
+              <Choice
+                name="role"
+                legend="Role"
+                options={all.map((one) => one.detector)}
+                chosen={role}
+                onChoose={setRole}
+              />
+              <Choice
+                name="order"
+                legend="Order"
+                options={["family", "size"]}
+                chosen={order}
+                onChoose={(one) => setOrder(one as Order)}
+                say={(one) => `by ${one}`}
+              />
               <Choice
                 name="rows"
                 legend="Rows"
@@ -74,7 +95,10 @@ export function MosaicPage({ mosaic }: { mosaic: Mosaic }): JSX.Element {
               </label>
               <p class="legend">
                 <span>0</span>
-                <span class="ramp" style={{ background: `linear-gradient(to right, ${css(shade(0, theme))}, ${css(shade(1, theme))})` }} />
+                <span
+                  class="ramp"
+                  style={{ background: `linear-gradient(to right, ${css(shade(0, theme))}, ${css(shade(1, theme))})` }}
+                />
                 <span>1</span>
               </p>
               <p id="mosaic-note" class="note" aria-live="polite" ref={note} />
@@ -98,7 +122,9 @@ export function MosaicPage({ mosaic }: { mosaic: Mosaic }): JSX.Element {
             ))}
             {!tiles.length && <p class="soft">No model has such a name.</p>}
           </Figure>
-          {probes > 1 && <p class="warn">These scans read {probes} different probes; scores compare on the same probe only.</p>}
+          {probes > 1 && (
+            <p class="warn">These scans read {probes} different probes; scores compare on the same probe only.</p>
+          )}
           {chosen.failed.length > 0 && (
             <p class="warn">
               Not shown, since their scan failed:{" "}
@@ -129,7 +155,13 @@ function Choice(props: {
       <legend>{props.legend}</legend>
       {props.options.map((one) => (
         <label class={one === props.chosen ? "on" : ""}>
-          <input type="radio" name={props.name} value={one} checked={one === props.chosen} onChange={() => props.onChoose(one)} />
+          <input
+            type="radio"
+            name={props.name}
+            value={one}
+            checked={one === props.chosen}
+            onChange={() => props.onChoose(one)}
+          />
           {(props.say ?? words)(one)}
         </label>
       ))}
@@ -138,7 +170,13 @@ function Choice(props: {
 }
 
 /** One model's map: pointing at a head, or the arrow keys, say its score. */
-function TileMap(props: { tile: Tile; role: string; byDepth: boolean; theme: Theme; onNote: (text: string) => void }): JSX.Element {
+function TileMap(props: {
+  tile: Tile;
+  role: string;
+  byDepth: boolean;
+  theme: Theme;
+  onNote: (text: string) => void;
+}): JSX.Element {
   const { tile, role, byDepth, theme } = props;
   const [at, setAt] = useState<[number, number] | null>(null);
   const [cell, row] = sizes(tile, byDepth);
@@ -147,11 +185,16 @@ function TileMap(props: { tile: Tile; role: string; byDepth: boolean; theme: The
     const value = tile.values[layer]?.[head];
     if (value === undefined || value === null) return;
     setAt([layer, head]);
-    props.onNote(`${tidy(full(tile))} L${layer}H${head} ${words(role)}: ${interval({ mean: value, ci95: tile.ci95[layer]?.[head] ?? null })}`);
+    props.onNote(
+      `${tidy(full(tile))} L${layer}H${head} ${words(role)}: ${interval({ mean: value, ci95: tile.ci95[layer]?.[head] ?? null })}`,
+    );
   };
   const point = (event: PointerEvent) => {
     const box = (event.currentTarget as Element).getBoundingClientRect();
-    go(Math.floor(((event.clientY - box.top) / box.height) * tile.n_layers), Math.floor(((event.clientX - box.left) / box.width) * tile.n_heads));
+    go(
+      Math.floor(((event.clientY - box.top) / box.height) * tile.n_layers),
+      Math.floor(((event.clientX - box.left) / box.width) * tile.n_heads),
+    );
   };
   const move = (event: KeyboardEvent) => {
     const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
@@ -184,7 +227,18 @@ function TileMap(props: { tile: Tile; role: string; byDepth: boolean; theme: The
         {paths.map(([fill, d]) => (
           <path fill={fill} d={d} />
         ))}
-        {at && <rect class="active" x={at[1] * cell} y={at[0] * row} width={cell} height={row} fill="none" stroke={theme.mark} stroke-width={2} />}
+        {at && (
+          <rect
+            class="active"
+            x={at[1] * cell}
+            y={at[0] * row}
+            width={cell}
+            height={row}
+            fill="none"
+            stroke={theme.mark}
+            stroke-width={2}
+          />
+        )}
       </svg>
     </li>
   );
@@ -216,7 +270,9 @@ function shaded(tile: Tile, cell: number, row: number, theme: Theme): [string, s
 function drawing(groups: [string, Tile[]][], role: string, byDepth: boolean, theme: Theme): string {
   const parts: string[] = [];
   const text = (x: number, y: number, said: string, size: number, fill: string, weight = 400) =>
-    parts.push(`<text x="${x}" y="${y}" font-size="${size}" font-weight="${weight}" fill="${fill}">${escaped(said)}</text>`);
+    parts.push(
+      `<text x="${x}" y="${y}" font-size="${size}" font-weight="${weight}" fill="${fill}">${escaped(said)}</text>`,
+    );
   const wide = COLUMNS * (WIDTH + 22) + 26;
   let y = 36;
   text(24, y, `${words(role)}, mean score of each head`, 18, theme.ink, 600);
@@ -260,7 +316,10 @@ function rowsOf(tiles: Tile[], role: string): (string | number | null | undefine
 
 function matches(tile: Tile, filter: string): boolean {
   const text = `${full(tile)} ${tile.family}`.toLowerCase();
-  return filter.toLowerCase().split(/\s+/).every((word) => text.includes(word));
+  return filter
+    .toLowerCase()
+    .split(/\s+/)
+    .every((word) => text.includes(word));
 }
 
 /** As the document has them, by family; or by size alone. */
@@ -284,12 +343,19 @@ function short(tile: Tile): string {
 }
 
 function about(tile: Tile): string {
-  const best = tile.best ? ` \u00b7 ${name(tile.best)} ${fixed(tile.values[tile.best.layer]?.[tile.best.head] ?? Number.NaN, 2)}` : "";
+  const best = tile.best
+    ? ` \u00b7 ${name(tile.best)} ${fixed(tile.values[tile.best.layer]?.[tile.best.head] ?? Number.NaN, 2)}`
+    : "";
   return `${size(tile.n_parameters)} \u00b7 ${tile.n_layers}\u00d7${tile.n_heads}${best}`;
 }
 
 function size(count: number): string {
-  for (const [unit, letter] of [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]] as const) {
+  for (const [unit, letter] of [
+    [1e12, "T"],
+    [1e9, "B"],
+    [1e6, "M"],
+    [1e3, "k"],
+  ] as const) {
     if (count >= unit) return `${Number((count / unit).toPrecision(3))}${letter}`;
   }
   return String(count);

@@ -5,8 +5,8 @@ import type { JSX } from "preact";
 import type { Theme } from "./colours";
 import type { Token } from "./data";
 import { Drawn, Figure, useWidth } from "./figure";
-import { Keys } from "./loss";
 import type { Option, Reading } from "./live";
+import { Keys } from "./loss";
 import { chance, fixed, shown, signed } from "./text";
 
 const LISTED = 8;
@@ -18,7 +18,8 @@ export function Next(props: { reading: Reading; at: number; without: string | nu
   const options = listed(reading.next[at] ?? [], comes);
   const width = Math.max(300, Math.min(room, 640));
   const most = Math.max(0.25, ...options.map(weight));
-  const name = (id: string) => shown(options.find((one) => String(one.id) === id) ?? { text: null, id: Number(id) }, true, 14);
+  const name = (id: string) =>
+    shown(options.find((one) => String(one.id) === id) ?? { text: null, id: Number(id) }, true, 14);
   const row = without === null ? 26 : 34;
   return (
     <Figure
@@ -129,7 +130,8 @@ export function LossChange({ reading, without }: { reading: Reading; without: st
       Loss of the text: {fixed(clean, 2)} nats a token
       {delta !== null && (
         <>
-          ; without {without} {fixed(clean + delta, 2)}, a change of <strong id="loss-change">{signed(delta, 2)}</strong>
+          ; without {without} {fixed(clean + delta, 2)}, a change of{" "}
+          <strong id="loss-change">{signed(delta, 2)}</strong>
         </>
       )}
       .

@@ -45,7 +45,14 @@ export function Pattern(props: {
       cursor={cursor}
       way={way}
     >
-      <Chips tokens={example.tokens} copies={[example.first, example.second]} bytes={bytes} theme={theme} cursor={cursor} way={way} />
+      <Chips
+        tokens={example.tokens}
+        copies={[example.first, example.second]}
+        bytes={bytes}
+        theme={theme}
+        cursor={cursor}
+        way={way}
+      />
     </Matrix>
   );
 }
@@ -53,8 +60,8 @@ export function Pattern(props: {
 export function LeftOut({ head, report }: { head: string; report: Report }): JSX.Element {
   return (
     <p class="soft">
-      The pattern of {head} is not in this file: for want of room, {report.example.left_out} heads without a role are left
-      out.
+      The pattern of {head} is not in this file: for want of room, {report.example.left_out} heads without a role are
+      left out.
     </p>
   );
 }

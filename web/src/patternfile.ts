@@ -23,8 +23,14 @@ export function outline(places: Place[]): Place[][] {
   const lines: Place[][] = [];
   const runs = new Map<number, Place[]>();
   const close = (run: Place[]) => {
-    const left = run.flatMap(([q, k]): Place[] => [[k, q], [k, q + 1]]);
-    const right = run.flatMap(([q, k]): Place[] => [[k + 1, q], [k + 1, q + 1]]);
+    const left = run.flatMap(([q, k]): Place[] => [
+      [k, q],
+      [k, q + 1],
+    ]);
+    const right = run.flatMap(([q, k]): Place[] => [
+      [k + 1, q],
+      [k + 1, q + 1],
+    ]);
     if (run.length > 1) lines.push(left, right);
     else lines.push([...left, ...right.reverse(), left[0] as Place]);
   };
@@ -59,7 +65,9 @@ export function patternSvg(title: string, tokens: Token[], places: Place[], valu
   const parts: string[] = [];
   for (let q = 0; q < n; q++) {
     for (let k = 0; k <= q; k++) {
-      parts.push(`<rect x="${k * CELL}" y="${q * CELL}" width="${CELL}" height="${CELL}" fill="${css(shade(value(q, k), theme))}"/>`);
+      parts.push(
+        `<rect x="${k * CELL}" y="${q * CELL}" width="${CELL}" height="${CELL}" fill="${css(shade(value(q, k), theme))}"/>`,
+      );
     }
   }
   for (const line of outline(places)) {

@@ -54,8 +54,14 @@ export function Prompt(props: {
   const query = Math.min(n - 1, Math.max(0, at[0] >= 0 ? at[0] : at[1]));
   const writes = useAnswer(server, "writes", same && { ...same, position: query }, HOVER_MS);
   // An answer about the text before is none.
-  const ofThis = <G extends { asked: Asked }>(given: G | null): G | null => (given?.asked.text === same?.text ? given : null);
-  const [current, looked, wrote, seen] = [ofThis(pattern.given), ofThis(looks.given), ofThis(writes.given), ofThis(all.given)];
+  const ofThis = <G extends { asked: Asked }>(given: G | null): G | null =>
+    given?.asked.text === same?.text ? given : null;
+  const [current, looked, wrote, seen] = [
+    ofThis(pattern.given),
+    ofThis(looks.given),
+    ofThis(writes.given),
+    ofThis(all.given),
+  ];
   const bytes = useMemo(() => (current ? decoded(current.value.bytes) : null), [current]);
   const resolvedAt = resolved((q, k) => bytes?.[place(q, k)] ?? 0, Math.max(1, n), at, way);
   const without = reading?.off.length ? `${reading.off.map(name).join(", ")} (${reading.method})` : null;
@@ -207,7 +213,10 @@ function largest({ heads }: Patterns): string | null {
 /** The two heads with the largest stripes, but for the one that is looked through. */
 function next({ heads }: Patterns, head: string): string[] {
   const others = heads.filter((one) => one.stripe !== null && name(one) !== head);
-  return others.sort((a, b) => (b.stripe ?? 0) - (a.stripe ?? 0)).slice(0, 2).map(name);
+  return others
+    .sort((a, b) => (b.stripe ?? 0) - (a.stripe ?? 0))
+    .slice(0, 2)
+    .map(name);
 }
 
 /** The address bar holds the state, and no secret. */
@@ -312,8 +321,17 @@ function Switches(props: {
       <fieldset class="modes">
         <legend>In its place</legend>
         {(["mean", "zero"] as const).map((one) => (
-          <label class={one === state.method ? "on" : ""} title={one === "mean" ? "what it writes at this position on average, over random tokens" : "nothing"}>
-            <input type="radio" name="method" value={one} checked={one === state.method} onChange={() => onState({ method: one })} />
+          <label
+            class={one === state.method ? "on" : ""}
+            title={one === "mean" ? "what it writes at this position on average, over random tokens" : "nothing"}
+          >
+            <input
+              type="radio"
+              name="method"
+              value={one}
+              checked={one === state.method}
+              onChange={() => onState({ method: one })}
+            />
             {one}
           </label>
         ))}
@@ -338,7 +356,15 @@ function Switches(props: {
   );
 }
 
-function HeadLink({ head, state, onState }: { head: string; state: State; onState: (change: Partial<State>) => void }): JSX.Element {
+function HeadLink({
+  head,
+  state,
+  onState,
+}: {
+  head: string;
+  state: State;
+  onState: (change: Partial<State>) => void;
+}): JSX.Element {
   return (
     <button type="button" class="link" aria-pressed={head === state.head} onClick={() => onState({ head })}>
       {head}

@@ -13,14 +13,20 @@ export function ProvenanceList({ report }: { report: Report }): JSX.Element {
   const { model, provenance } = report;
   const rows: [string, string][] = [
     ["model", `${model.id}${model.revision ? ` at ${model.revision}` : ""}`],
-    ["family", `${model.family}, ${model.n_layers} layers of ${model.n_heads} heads${groups(model.n_heads, model.n_kv_heads)}`],
+    [
+      "family",
+      `${model.family}, ${model.n_layers} layers of ${model.n_heads} heads${groups(model.n_heads, model.n_kv_heads)}`,
+    ],
     ["support", `${model.support}: ${model.reason}`],
-    ["precision and device", `${provenance.dtype} on ${provenance.device}, attention by ${provenance.kernels.join(", ")}`],
+    [
+      "precision and device",
+      `${provenance.dtype} on ${provenance.device}, attention by ${provenance.kernels.join(", ")}`,
+    ],
     ["seed", String(provenance.seed)],
     ["scan", `${settings(report.scan.probe)}; ${fixed(report.scan.timing.wall_s, 1)} s`],
     [
       "verify",
-      `${settings(report.verify.probe)}; as many held out; ${report.verify.ablation.method} ablation; ${report.verify.controls.tests} tests; ${fixed(report.verify.timing.wall_s, 1)} s`,
+      `${settings(report.verify.probe)}; as many held out; ${report.verify.ablation["method"]} ablation; ${report.verify.controls.tests} tests; ${fixed(report.verify.timing.wall_s, 1)} s`,
     ],
     ...(report.circuit
       ? ([
@@ -30,7 +36,12 @@ export function ProvenanceList({ report }: { report: Report }): JSX.Element {
           ],
         ] as [string, string][])
       : []),
-    ["versions", Object.entries(provenance.versions).map((one) => one.join(" ")).join(", ")],
+    [
+      "versions",
+      Object.entries(provenance.versions)
+        .map((one) => one.join(" "))
+        .join(", "),
+    ],
   ];
   const notes = [
     ...(report.circuit?.notes ?? []),
@@ -100,7 +111,12 @@ function everything(report: Report): Blob {
 
 /** A name that every file system takes. */
 function file(name: string): string {
-  return name.replaceAll(/[^\w.-]+/g, "-").replace(/^[-.]+/, "").slice(0, 80) || "report";
+  return (
+    name
+      .replaceAll(/[^\w.-]+/g, "-")
+      .replace(/^[-.]+/, "")
+      .slice(0, 80) || "report"
+  );
 }
 
 /** Text that can be copied with one press. */

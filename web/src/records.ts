@@ -309,6 +309,7 @@ export interface PairChange {
   heads: HeadChange[];
   unmatched: HeadRef[];
   finding: string;
+  bound: number | null;
   verdicts: VerdictChange[] | null;
   edges: EdgeChange[] | null;
   swap: SwapTest | null;

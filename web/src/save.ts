@@ -13,7 +13,7 @@ export function save(file: string, kind: string, content: string | Blob): void {
 }
 
 export function csv(rows: Rows): string {
-  return rows.map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
+  return `${rows.map((row) => row.map(cell).join(",")).join("\r\n")}\r\n`;
 }
 
 function cell(value: Cell): string {
@@ -59,7 +59,7 @@ export function standalone(svg: SVGSVGElement, background: string): string {
   });
   for (const style of copy.querySelectorAll("style")) style.remove();
   const box = svg.viewBox.baseVal;
-  const { x, y, width, height } = box && box.width ? box : { x: 0, y: 0, ...size(svg) };
+  const { x, y, width, height } = box?.width ? box : { x: 0, y: 0, ...size(svg) };
   const paper = document.createElementNS("http://www.w3.org/2000/svg", "rect");
   for (const [key, value] of Object.entries({ x, y, width, height, fill: background })) {
     paper.setAttribute(key, String(value));

@@ -7,7 +7,11 @@ const SUBSCRIPTS = [..."\u2080\u2081\u2082\u2083\u2084\u2085\u2086\u2087\u2088\u
 const HIDDEN = /[\u0080-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/;
 
 /** A token so that it can be seen, in at most `limit` characters; `spaces` marks a leading space and counts runs of them. */
-export function shown(token: Pick<Token, "text" | "part"> & { id?: number; token?: number }, spaces = false, limit = 24): string {
+export function shown(
+  token: Pick<Token, "text" | "part"> & { id?: number; token?: number },
+  spaces = false,
+  limit = 24,
+): string {
   if (token.text === null) return `#${token.id ?? token.token}`;
   if (token.text === "") return "\u2205";
   if (token.part) return `${tidy(token.text)}${SUBSCRIPTS[token.part[0]] ?? ""}`;
@@ -58,10 +62,12 @@ export function chance(value: number): string {
   return `${fixed(100 * value, value < 0.0995 ? 1 : 0)}%`;
 }
 
-export function interval(estimate: Estimate, digits = 3, format: (value: number, digits: number) => string = fixed): string {
-  const range = estimate.ci95
-    ? ` [${format(estimate.ci95[0], digits)}, ${format(estimate.ci95[1], digits)}]`
-    : "";
+export function interval(
+  estimate: Estimate,
+  digits = 3,
+  format: (value: number, digits: number) => string = fixed,
+): string {
+  const range = estimate.ci95 ? ` [${format(estimate.ci95[0], digits)}, ${format(estimate.ci95[1], digits)}]` : "";
   return format(estimate.mean, digits) + range;
 }
 

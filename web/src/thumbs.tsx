@@ -70,7 +70,8 @@ export function Thumbs(props: {
           }}
         />{" "}
         <span class="soft" role="status">
-          {found && (found.length ? `${found.length} found; Enter puts ${found[0]?.name} beside the others` : "none found")}
+          {found &&
+            (found.length ? `${found.length} found; Enter puts ${found[0]?.name} beside the others` : "none found")}
         </span>
       </label>
       <div ref={block}>
@@ -163,7 +164,13 @@ function Row(props: {
           const dim = props.lit !== null && !props.lit.has(one.name);
           if (!pinned && !dim && one.name !== props.active) return null;
           const kind = `ring${pinned ? " pinned" : ""}${dim ? " dim" : ""}${one.name === props.active ? " active" : ""}`;
-          return <span class={kind} data-thumb={one.name} style={{ left: `${i * step}px`, width: `${size}px`, height: `${size}px` }} />;
+          return (
+            <span
+              class={kind}
+              data-thumb={one.name}
+              style={{ left: `${i * step}px`, width: `${size}px`, height: `${size}px` }}
+            />
+          );
         })}
       </div>
     </div>
@@ -197,7 +204,8 @@ function pooled(bytes: Uint8Array, n: number, dots: number, theme: Theme): Image
     ends.forEach(([left, right], x) => {
       if (left >= bottom) return;
       let most = 0;
-      for (let q = top; q < bottom; q++) for (let k = left; k < right && k <= q; k++) most = Math.max(most, bytes[place(q, k)] ?? 0);
+      for (let q = top; q < bottom; q++)
+        for (let k = left; k < right && k <= q; k++) most = Math.max(most, bytes[place(q, k)] ?? 0);
       const [r, g, b] = colours[most] ?? [0, 0, 0];
       const at = 4 * (y * dots + x);
       image.data[at] = r;
@@ -226,4 +234,3 @@ function matches(thumb: Thumb, sought: string): boolean {
   if (layer) return thumb.layer === Number(layer[1]);
   return thumb.note.toLowerCase().includes(text);
 }
-

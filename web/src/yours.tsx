@@ -9,8 +9,8 @@ import { decoded, name, type Token } from "./data";
 import { PinHead, repinned } from "./glance";
 import type { Asked, Patterns, Server } from "./live";
 import { Matrix } from "./pattern";
-import { Thumbs } from "./thumbs";
 import { fixed, tidy } from "./text";
+import { Thumbs } from "./thumbs";
 import { Word } from "./words";
 
 interface Yours {
@@ -32,7 +32,8 @@ export function YourPatterns(props: Yours): JSX.Element {
     () =>
       patterns.heads.map((one) => {
         const bytes = decoded(one.bytes);
-        const stripe = one.stripe === null ? "" : `: stripe ${fixed(one.stripe, 2)}, by chance ${fixed(one.chance ?? 0, 2)}`;
+        const stripe =
+          one.stripe === null ? "" : `: stripe ${fixed(one.stripe, 2)}, by chance ${fixed(one.chance ?? 0, 2)}`;
         return { name: name(one), layer: one.layer, bytes: () => bytes, note: `${name(one)}${stripe}` };
       }),
     [patterns],
@@ -43,13 +44,20 @@ export function YourPatterns(props: Yours): JSX.Element {
       <p class="soft">
         {patterns.targets.length > 0 ? (
           <>
-            A bright line beside the diagonal is the <Word of="stripe" />. A click puts a head beside the others, at most four.
+            A bright line beside the diagonal is the <Word of="stripe" />. A click puts a head beside the others, at
+            most four.
           </>
         ) : (
           "No token comes twice in this prompt, so that no head has anything to be induced from."
         )}
       </p>
-      <Thumbs thumbs={thumbs} n={patterns.side} theme={props.theme} pins={pins} onPin={(head) => onPins(repinned(pins, head))} />
+      <Thumbs
+        thumbs={thumbs}
+        n={patterns.side}
+        theme={props.theme}
+        pins={pins}
+        onPin={(head) => onPins(repinned(pins, head))}
+      />
       <div class="beside">
         {pins.map((head) => (
           <Pin key={head} {...props} head={head} />
@@ -65,7 +73,12 @@ function Pin(props: Yours & { head: string }): JSX.Element {
   const bytes = useMemo(() => (answer.given ? decoded(answer.given.value.bytes) : null), [answer.given]);
   return (
     <div>
-      <PinHead head={head} label={`Look through ${head}`} onOpen={props.onHead} onPins={() => props.onPins(repinned(props.pins, head))} />
+      <PinHead
+        head={head}
+        label={`Look through ${head}`}
+        onOpen={props.onHead}
+        onPins={() => props.onPins(repinned(props.pins, head))}
+      />
       {bytes && bytes.length === (tokens.length * (tokens.length + 1)) / 2 ? (
         <Matrix
           id={`yours-${head}`}

@@ -22,8 +22,23 @@ export function zipped(files: Record<string, string>): Blob {
     const [path, body] = [encoder.encode(name), encoder.encode(text)];
     // Version 2.0, names in UTF-8, no compression, 1 January 1980, checksum, sizes, length of the name, no extra field.
     const about = [20, 0x0800, 0, 0, 0x21];
-    const local = record(30 + path.length, 0x04034b50, about, [crc32(body), body.length, body.length], [path.length, 0], path);
-    const entry = record(46 + path.length, 0x02014b50, [20, ...about], [crc32(body), body.length, body.length], [path.length, 0, 0, 0, 0], path, offset);
+    const local = record(
+      30 + path.length,
+      0x04034b50,
+      about,
+      [crc32(body), body.length, body.length],
+      [path.length, 0],
+      path,
+    );
+    const entry = record(
+      46 + path.length,
+      0x02014b50,
+      [20, ...about],
+      [crc32(body), body.length, body.length],
+      [path.length, 0, 0, 0, 0],
+      path,
+      offset,
+    );
     parts.push(local, body);
     central.push(entry);
     offset += local.length + body.length;
@@ -39,7 +54,15 @@ export function zipped(files: Record<string, string>): Blob {
 }
 
 /** A header: its mark, fields of two bytes, of four, of two again, and, in the central list, where the file begins. */
-function record(length: number, mark: number, twos: number[], fours: number[], more: number[], path: Uint8Array, offset?: number): Uint8Array {
+function record(
+  length: number,
+  mark: number,
+  twos: number[],
+  fours: number[],
+  more: number[],
+  path: Uint8Array,
+  offset?: number,
+): Uint8Array {
   const view = new DataView(new ArrayBuffer(length));
   let at = 0;
   const put = (size: 2 | 4) => (value: number) => {

@@ -24,7 +24,7 @@ test("a leading space is marked only where it is asked for", () => {
   assert.equal(shown(token(" the")), "the");
   assert.equal(shown(token(" the"), true), "\u2423the");
   assert.equal(shown(token(" ")), "\u2423");
-  assert.equal(shown(token("\n" + " ".repeat(12)), true), "\u21b5\u2423\u00d712");
+  assert.equal(shown(token(`\n${" ".repeat(12)}`), true), "\u21b5\u2423\u00d712");
 });
 
 test("a long token is cut between characters, not within one", () => {

@@ -1,6 +1,6 @@
 """Check, then claim: does what we show of a model's attention agree with the model's own forward pass?
 
-On a short random input the model runs once as it is set (`sdpa`, `eager`) and once through our attention. `exact` means:
+On a short random input the model runs once as it is set (`sdpa`, `eager`) and once through ours. `exact` means:
 the outputs agree within the dtype's tolerance; each layer's z is the mix of v by the very probabilities we report;
 no probability lies on a later token; and replacing z changes the output. A family outside transformers' attention
 interface, or one that passes an argument we do not know, is watched while its own code runs; it is `exact` where its

@@ -40,8 +40,8 @@ from headscope.model.load import Heads, Model, Source, load
 from headscope.probes import probe_text, probe_tokens
 from headscope.probes.probe import Tokens, check_fits
 from headscope.records.files import write_whole
-from headscope.render.maps import colour
 from headscope.render.plain import markup as escape
+from headscope.render.theme import GROUND, LIGHT, shade
 
 MAX_CELLS = 20_000
 """tokens * tokens * (heads + 1) that `show_pattern` draws: the chosen head is drawn twice, small and large. So
@@ -52,8 +52,6 @@ SHOWN = 0.02
 """Probabilities below this are left out of a picture."""
 LABEL = 10
 """Characters of a token's label."""
-
-_INK, _SOFT, _PAPER, _FIELD, _MARK = "#1b2430", "#5b6675", "#ffffff", "#f4f5f7", "#d9622b"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -252,7 +250,7 @@ def _view(code: str, element: str, props: dict[str, Any]) -> str:
     # Run once on a page, however many views it has: a second run would complain, at length, of the first.
     once = f"globalThis.headscopeCircuitsVis{crc32(code.encode()):08x}"
     return (
-        f'<div id="{place}" style="margin:15px 0;max-width:900px;background:{_PAPER};color:{_INK}"></div>\n'
+        f'<div id="{place}" style="margin:15px 0;max-width:900px;background:{LIGHT.paper};color:{LIGHT.ink}"></div>\n'
         f'<script type="module">\n{once} ??= (() => {{\n{code}\nreturn CircuitsVis; }})();\n'
         f'{once}.render("{place}", {once}.{element}, {data});\n</script>'
     )
@@ -285,10 +283,10 @@ def _svg(panels: list[_Panel]) -> str:
     ]
     role = panels[0].role
     key = "row: query, column: key; darker: more attention" + ("" if role is None else f"; outlined: {role}")
-    body.append(f'<text x="12" y="{height - 8:.0f}" fill="{_SOFT}">{escape(key)}</text>')
+    body.append(f'<text x="12" y="{height - 8:.0f}" fill="{LIGHT.soft}">{escape(key)}</text>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
-        f'role="img" style="max-width:100%;height:auto;background:{_PAPER}" font-family="ui-monospace,monospace" '
+        f'role="img" style="{GROUND}" font-family="ui-monospace,monospace" '
         f'font-size="11">'
         f"{''.join(body)}</svg>"
     )
@@ -299,29 +297,29 @@ def _panel(panel: _Panel, left: float, top: float, cell: int, every: int, margin
     x0, y0, side = margin, 26, n * cell
     parts = [
         f'<g transform="translate({left:.0f},{top:.0f})">'
-        f'<text x="{x0:.0f}" y="17" font-size="13" font-weight="600" fill="{_INK}">{escape(panel.title)}</text>'
-        f'<path d="M{x0:.0f} {y0}v{side}h{side}z" fill="{_FIELD}"/>'
+        f'<text x="{x0:.0f}" y="17" font-size="13" font-weight="600" fill="{LIGHT.ink}">{escape(panel.title)}</text>'
+        f'<path d="M{x0:.0f} {y0}v{side}h{side}z" fill="{LIGHT.empty}"/>'
     ]
     for place, label in enumerate(panel.labels):
         if place % every == 0:
             middle = (place + 0.5) * cell
             shown = escape(label)
             parts.append(
-                f'<text x="{x0 - 5:.0f}" y="{y0 + middle + 4:.1f}" text-anchor="end" fill="{_SOFT}">{shown}</text>'
+                f'<text x="{x0 - 5:.0f}" y="{y0 + middle + 4:.1f}" text-anchor="end" fill="{LIGHT.soft}">{shown}</text>'
                 f'<text transform="translate({x0 + middle + 4:.1f},{y0 + side + 6}) rotate(-90)" text-anchor="end" '
-                f'fill="{_SOFT}">{shown}</text>'
+                f'fill="{LIGHT.soft}">{shown}</text>'
             )
     for query, key in np.argwhere(panel.pattern >= SHOWN).tolist():
         value = float(panel.pattern[query, key])
         parts.append(
             f'<rect x="{x0 + key * cell:.0f}" y="{y0 + query * cell}" width="{cell}" height="{cell}" '
-            f'fill="{colour(value)}">{_note(panel, query, key)}</rect>'
+            f'fill="{shade(value)}">{_note(panel, query, key)}</rect>'
         )
     edge, stroke = (0.5, 1.6) if cell > 6 else (-0.6, 0.8)  # around small cells, which an outline within would hide
     for query, key in panel.places:
         parts.append(
             f'<rect x="{x0 + key * cell + edge:.1f}" y="{y0 + query * cell + edge:.1f}" '
-            f'width="{cell - 2 * edge:.1f}" height="{cell - 2 * edge:.1f}" fill="none" stroke="{_MARK}" '
+            f'width="{cell - 2 * edge:.1f}" height="{cell - 2 * edge:.1f}" fill="none" stroke="{LIGHT.mark}" '
             f'stroke-width="{stroke}" pointer-events="none"/>'
         )
     return "".join([*parts, "</g>"])

@@ -6,11 +6,16 @@ import { useMemo, useState } from "preact/hooks";
 import { onTop, rgb, type Theme } from "../colours";
 import { type HeadRef, name, type Result } from "../data";
 import { Drawn, Figure, Scroll, useWidth } from "../figure";
+import type {
+  Atlas,
+  RoleFinding as Finding,
+  KnownHead as Known,
+  RoleMeaning as Role,
+  HeadSummary as Summary,
+} from "../records";
 import type { Rows } from "../save";
-import type { Atlas, HeadSummary as Summary, KnownHead as Known, RoleFinding as Finding, RoleMeaning as Role } from "../records";
 import type { Section } from "../section";
 import { fixed, interval, percent, signed, tidy, words } from "../text";
-
 
 const LISTED = 30;
 const LARGEST = 30;
@@ -41,13 +46,17 @@ class Heads {
   /** The role that a map shows: the strongest that it holds; where nothing was tested, the one with the best score. */
   shown(head: Summary): Role | undefined {
     const best = this.atlas.quick
-      ? this.findings(head).filter((one) => one.has_score).sort((one, two) => two.score.mean - one.score.mean)[0]?.role
+      ? this.findings(head)
+          .filter((one) => one.has_score)
+          .sort((one, two) => two.score.mean - one.score.mean)[0]?.role
       : head.strongest;
     return best ? this.role.get(best) : undefined;
   }
 
   says(head: Summary): string {
-    const roles = this.findings(head).filter((one) => one.has_score).map((one) => `${words(one.role)} ${fixed(one.score.mean)}`);
+    const roles = this.findings(head)
+      .filter((one) => one.has_score)
+      .map((one) => `${words(one.role)} ${fixed(one.score.mean)}`);
     const loss = head.removed ? `; loss without it ${signed(head.removed.estimate.mean)}` : "";
     const known = (this.known.get(name(head)) ?? []).map((one) => one.called).join(", ");
     return `${name(head)}: ${roles.join(", ") || "no role's score"}; ${head.status}${loss}${known ? `; known as ${known}` : ""}`;
@@ -75,7 +84,11 @@ function Drawing({ found, theme, open }: { found: Atlas; theme: Theme; open: (he
       {(found.known ?? []).length > 0 && <KnownTable known={found.known ?? []} pick={pick} />}
       {Object.entries(found.not_asked).length > 0 && (
         <p class="soft">
-          Not asked: {Object.entries(found.not_asked).map(([role, why]) => `${words(role)} (${tidy(why)})`).join("; ")}.
+          Not asked:{" "}
+          {Object.entries(found.not_asked)
+            .map(([role, why]) => `${words(role)} (${tidy(why)})`)
+            .join("; ")}
+          .
         </p>
       )}
     </>
@@ -90,7 +103,12 @@ function RoleMap(props: { heads: Heads; theme: Theme; picked: string; pick: (hea
   const size = Math.max(6, Math.min(LARGEST, Math.floor((width - LEFT) / Math.max(1, columns))));
   const used = atlas.roles.filter((role) => atlas.heads.some((one) => heads.shown(one) === role));
   return (
-    <Figure id="atlas-map" title={atlas.quick ? "Heads by best score" : "Heads by strongest role"} theme={theme} rows={() => table(heads, atlas.heads)}>
+    <Figure
+      id="atlas-map"
+      title={atlas.quick ? "Heads by best score" : "Heads by strongest role"}
+      theme={theme}
+      rows={() => table(heads, atlas.heads)}
+    >
       <div ref={block} class="map">
         <svg
           width={LEFT + columns * size}
@@ -244,7 +262,10 @@ function HeadTable({ heads, pick }: { heads: Heads; pick: (head: string) => void
           label="Status"
           value={status}
           set={setStatus}
-          options={[["", "any"], ...[...new Set(atlas.heads.map((one) => one.status))].map((one): [string, string] => [one, words(one)])]}
+          options={[
+            ["", "any"],
+            ...[...new Set(atlas.heads.map((one) => one.status))].map((one): [string, string] => [one, words(one)]),
+          ]}
         />{" "}
         <span class="soft">
           {kept.length} of {atlas.heads.length}
@@ -254,7 +275,14 @@ function HeadTable({ heads, pick }: { heads: Heads; pick: (head: string) => void
         <table class="roles">
           <thead>
             <tr>
-              {["head", "status", atlas.quick ? "roles by score" : "roles", "loss without it", "unexplained", ...(published ? ["known as"] : [])].map((one) => (
+              {[
+                "head",
+                "status",
+                atlas.quick ? "roles by score" : "roles",
+                "loss without it",
+                "unexplained",
+                ...(published ? ["known as"] : []),
+              ].map((one) => (
                 <th key={one} scope="col">
                   {one}
                 </th>
@@ -288,7 +316,12 @@ function HeadTable({ heads, pick }: { heads: Heads; pick: (head: string) => void
   );
 }
 
-function Choice(props: { label: string; value: string; set: (value: string) => void; options: [string, string][] }): JSX.Element {
+function Choice(props: {
+  label: string;
+  value: string;
+  set: (value: string) => void;
+  options: [string, string][];
+}): JSX.Element {
   return (
     <label>
       {props.label}{" "}
@@ -313,7 +346,9 @@ function Scatter({ heads, theme }: { heads: Heads; theme: Theme }): JSX.Element 
   const [block, width] = useWidth(560);
   const dots = atlas.heads.flatMap((one) => {
     const [x, y] = [measures.get(across)?.get(name(one)), measures.get(up)?.get(name(one))];
-    return x === undefined || y === undefined ? [] : [{ x, y, head: name(one), colour: heads.shown(one)?.colour ?? theme.soft, says: heads.says(one) }];
+    return x === undefined || y === undefined
+      ? []
+      : [{ x, y, head: name(one), colour: heads.shown(one)?.colour ?? theme.soft, says: heads.says(one) }];
   });
   const options = names.map((one): [string, string] => [one, words(one)]);
   return (
@@ -406,7 +441,10 @@ function rolesOf(heads: Heads, head: Summary): string {
     ? heads.findings(head).filter((one) => one.has_score)
     : heads.findings(head).filter((one) => head.roles.includes(one.role));
   return held
-    .map((one) => `${heads.role.get(one.role)?.label ?? one.role}${heads.atlas.quick ? ` ${fixed(one.score.mean)}` : ` (${one.outcome})`}`)
+    .map(
+      (one) =>
+        `${heads.role.get(one.role)?.label ?? one.role}${heads.atlas.quick ? ` ${fixed(one.score.mean)}` : ` (${one.outcome})`}`,
+    )
     .join(", ");
 }
 
@@ -432,7 +470,13 @@ function measured(heads: Heads): Map<string, Map<string, number>> {
 function table(heads: Heads, shown: Summary[]): Rows {
   return [
     ["head", "status", "roles", "loss without it", "unexplained"],
-    ...shown.map((one) => [name(one), one.status, rolesOf(heads, one), one.removed?.estimate.mean ?? "", one.unexplained ?? ""]),
+    ...shown.map((one) => [
+      name(one),
+      one.status,
+      rolesOf(heads, one),
+      one.removed?.estimate.mean ?? "",
+      one.unexplained ?? "",
+    ]),
   ];
 }
 

@@ -16,7 +16,15 @@ interface Cell extends HeadRef {
 const LARGEST = 18;
 const WIDEST = 300;
 
-function Compared({ found, theme, open }: { found: Comparison; theme: Theme; open: (head: string) => void }): JSX.Element {
+function Compared({
+  found,
+  theme,
+  open,
+}: {
+  found: Comparison;
+  theme: Theme;
+  open: (head: string) => void;
+}): JSX.Element {
   return (
     <>
       <h2>What changed</h2>
@@ -85,7 +93,12 @@ function Grid(props: {
   const [width, height] = [model.n_heads * size, model.n_layers * size];
   return (
     <figure style={{ margin: 0 }}>
-      <svg width={width} height={height} role="img" aria-label={`${title}: one row for each layer, one column for each head`}>
+      <svg
+        width={width}
+        height={height}
+        role="img"
+        aria-label={`${title}: one row for each layer, one column for each head`}
+      >
         {cells.map((cell) => (
           <rect
             key={name(cell)}
@@ -132,12 +145,12 @@ function Changes({ pair, open }: { pair: PairChange; open: (head: string) => voi
               {head.counterpart && name(head.counterpart) !== name(head) && ` = ${name(head.counterpart)}`}
             </td>
             <td>{words(role.role)}</td>
-            <td>{["gained", "lost"].includes(role.status) ? role.status : role.difference.mean > 0 ? "more" : "less"}</td>
+            <td>
+              {["gained", "lost"].includes(role.status) ? role.status : role.difference.mean > 0 ? "more" : "less"}
+            </td>
             <td>{fixed(role.a)}</td>
             <td>{fixed(role.b)}</td>
-            <td>
-              {interval(role.difference, 3, signed)}
-            </td>
+            <td>{interval(role.difference, 3, signed)}</td>
             <td>{role.q_value.toPrecision(1)}</td>
           </tr>
         ))}
@@ -166,8 +179,8 @@ function Further({ pair }: { pair: PairChange }): JSX.Element {
       ))}
       {sources && (
         <li>
-          Swapping {sources.heads.map(name).join(", ")} restores {percent(sources.restores.mean)} of the difference in loss
-          and transfers {percent(sources.transfers.mean)}
+          Swapping {sources.heads.map(name).join(", ")} restores {percent(sources.restores.mean)} of the difference in
+          loss and transfers {percent(sources.transfers.mean)}
           {random.length > 0 && `; random heads restore at most ${percent(Math.max(0, ...random))}`}.
         </li>
       )}

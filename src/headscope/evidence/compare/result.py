@@ -249,6 +249,9 @@ class PairChange:
     """Heads of the second model that are nobody's counterpart."""
     finding: str
     """In one sentence."""
+    bound: float | None = None
+    """No score of any head changed by more, at 95% for all together (Student's t, Bonferroni); None where the prompts
+    are not paired."""
     verdicts: tuple[VerdictChange, ...] | None = None
     """Heads whose verdict differs, or with a role in either model; None where nothing was verified."""
     edges: tuple[EdgeChange, ...] | None = None
