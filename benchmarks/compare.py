@@ -35,7 +35,8 @@ from headscope.planted.changed import keys_adapted, rotated, silenced, without_q
 from headscope.planted.handbuilt import HandBuilt, handbuilt
 from headscope.planted.reparametrised import CHANGES, reparametrised
 
-SMALL: dict[str, Any] = {"n_prompts": 8, "period": 12}
+SMALL: dict[str, Any] = {"n_prompts": 32, "period": 12}
+"""As many prompts as the command reads, shorter ones."""
 TAKEN = 0.1
 """Attention that a planted LoRA takes from the head's target, at least."""
 MOST_SIZE = 2.0**12
@@ -162,7 +163,6 @@ def formats() -> dict[str, Any]:
             "heads_called_changed": [str(one.head) for one in pair.changed],
             "largest_difference": round(largest, 4),
             "bound": None if pair.bound is None else round(pair.bound, 4),
-            "differ": list(pair.differ),
             "finding": pair.finding,
         }
     return found

@@ -264,6 +264,25 @@ class Reader:
         self._see(tokens, visit, self._edit(tokens, heads, method))
         return found[0]
 
+    def whole(
+        self, text: str, *, off: Sequence[HeadId | str] = (), method: Off = "mean"
+    ) -> dict[HeadId, Float[Tensor, "query key"]]:
+        """Every head's pattern on a text, in float16.
+
+        Raises:
+            TokenError: see `tokens`.
+            ArgumentError: no such head.
+        """
+        tokens, heads = self.tokens(text), self.named(off)
+        found: dict[HeadId, Tensor] = {}
+
+        def visit(attention: Attention) -> None:
+            for head, pattern in enumerate(attention.pattern()[0].to("cpu", torch.float16)):
+                found[HeadId(attention.layer, head, attention.call)] = pattern
+
+        self._see(tokens, visit, self._edit(tokens, heads, method))
+        return found
+
     def glance(self, text: str, *, off: Sequence[HeadId | str] = (), method: Off = "mean") -> Glance:
         """Every head's attention on a text, small, and its stripe there.
 

@@ -8,11 +8,12 @@
     POST /api/patterns {"text", "off": [head], "method"}        `Reader.glance`
     POST /api/looks    {... "query", "key"}                       `Reader.looks`
     POST /api/writes   {... "position"}                           `Reader.writes`
+    POST /api/against  {"text", "off": [head], "method"}          `Against.read`, where there is a second model
 
 What was asked wrongly gets a 4xx answer, what would wait behind too many others 503, each with one sentence:
-{"error": "..."}. `headscope.explore.guard` says who may ask, `headscope.explore.work_queue` when it is computed, and
-`headscope.explore.reading` what. Answers are made in the computing thread, so that the page and quick answers wait for
-nothing.
+{"error": "..."}. `"of": "against"` in a question asks the second model. `headscope.explore.guard` says who may ask,
+`headscope.explore.work_queue` when it is computed, and `headscope.explore.reading` what. Answers are made in the
+computing thread, so that the page and quick answers wait for nothing.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
 from headscope.errors import ArgumentError, HeadscopeError
+from headscope.explore.against import Against
 from headscope.explore.connection import Connection
 from headscope.explore.guard import API, Guard
 from headscope.explore.reading import MAX_CHARACTERS, Reader
@@ -64,6 +66,7 @@ class Asked(BaseModel):
     text: str
     off: list[str] = []
     method: Literal["zero", "mean"] = "mean"
+    of: Literal["model", "against"] = "model"
 
 
 class AskedPattern(Asked):
@@ -91,6 +94,7 @@ def serve(
     port: int = 0,
     seed: int = 0,
     behavior: Sequence[BehaviorResult] = (),
+    against: Model | None = None,
     announce: Callable[[str], None],
 ) -> None:
     """Serve the page of a model to this machine until Ctrl-C or SIGTERM.
@@ -100,15 +104,19 @@ def serve(
         port: To listen on; 0 takes a free one.
         seed: Of all probes.
         behavior: What `hs.behavior` gave for this model, for the report.
+        against: A second model of the same vocabulary, which reads every prompt too.
         announce: Called with the page's address, which holds the token, once it can be opened.
 
     Raises:
-        ArgumentError: the port cannot be listened on, or results of another model.
+        ArgumentError: the port cannot be listened on, results of another model, or a second model of another
+            vocabulary.
     """
     refuse_other_models(ModelInfo.of(model), behavior)
+    reader = Reader(model, seed=seed)
+    both = None if against is None else Against(reader, Reader(against, seed=seed))
     with listening(port) as listener:
         token, port = secrets.token_urlsafe(32), listener.getsockname()[1]
-        server = server_of(Reader(model, seed=seed), port=port, token=token, seed=seed, behavior=behavior)
+        server = server_of(reader, port=port, token=token, seed=seed, behavior=behavior, against=both)
         with suppress(KeyboardInterrupt), _ended_like_ctrl_c():
             announce(f"http://{ADDRESS}:{port}/#token={token}")  # a fragment: see `headscope.explore.guard`
             server.run(sockets=[listener])
@@ -157,9 +165,10 @@ def server_of(
     seed: int = 0,
     behavior: Sequence[BehaviorResult] = (),
     work: WorkQueue | None = None,
+    against: Against | None = None,
 ) -> uvicorn.Server:
     """The server of one model, to be run on a socket of this port."""
-    app = Guard(application(reader, seed=seed, behavior=behavior, work=work), port=port, token=token)
+    app = Guard(application(reader, seed=seed, behavior=behavior, work=work, against=against), port=port, token=token)
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -177,7 +186,12 @@ def server_of(
 
 
 def application(
-    reader: Reader, *, seed: int = 0, behavior: Sequence[BehaviorResult] = (), work: WorkQueue | None = None
+    reader: Reader,
+    *,
+    seed: int = 0,
+    behavior: Sequence[BehaviorResult] = (),
+    work: WorkQueue | None = None,
+    against: Against | None = None,
 ) -> FastAPI:
     """What answers, without its guard; the report is begun when it starts."""
     work = work or WorkQueue()
@@ -194,7 +208,16 @@ def application(
         "examples": encode(beginnings),
         "max_characters": MAX_CHARACTERS,
         "max_tokens": reader.limit,
+        "against": None if against is None else encode(ModelInfo.of(against.second.model)),
     }
+
+    def both() -> Against:
+        if against is None:
+            raise ArgumentError("there is no second model; start headscope explore with --against MODEL.")
+        return against
+
+    def asked_of(asked: Asked) -> Reader:
+        return both().second if asked.of == "against" else reader
 
     @asynccontextmanager
     async def living(app: FastAPI) -> AsyncIterator[None]:
@@ -256,12 +279,14 @@ def application(
 
     @app.post(f"{API}read")
     async def read(asked: Asked, request: Request) -> Response:
-        return await answer(request, lambda: encode(reader.read(asked.text, off=asked.off, method=asked.method)))
+        return await answer(
+            request, lambda: encode(asked_of(asked).read(asked.text, off=asked.off, method=asked.method))
+        )
 
     @app.post(f"{API}pattern")
     async def pattern(asked: AskedPattern, request: Request) -> Response:
         def ask() -> dict[str, str]:
-            found = reader.pattern(asked.text, asked.head, off=asked.off, method=asked.method)
+            found = asked_of(asked).pattern(asked.text, asked.head, off=asked.off, method=asked.method)
             return {"bytes": base64.b64encode(found.tobytes()).decode()}
 
         return await answer(request, ask)
@@ -269,7 +294,7 @@ def application(
     @app.post(f"{API}patterns")
     async def patterns(asked: Asked, request: Request) -> Response:
         def ask() -> dict[str, Any]:
-            found = reader.glance(asked.text, off=asked.off, method=asked.method)
+            found = asked_of(asked).glance(asked.text, off=asked.off, method=asked.method)
             heads = [
                 {
                     **encode(one.head),
@@ -286,16 +311,20 @@ def application(
     @app.post(f"{API}looks")
     async def looks(asked: AskedLooks, request: Request) -> Response:
         def ask() -> Any:
-            return encode(reader.looks(asked.text, asked.query, asked.key, off=asked.off, method=asked.method))
+            return encode(asked_of(asked).looks(asked.text, asked.query, asked.key, off=asked.off, method=asked.method))
 
         return await answer(request, ask)
 
     @app.post(f"{API}writes")
     async def writes(asked: AskedWrites, request: Request) -> Response:
         def ask() -> Any:
-            return encode(reader.writes(asked.text, asked.position, off=asked.off, method=asked.method))
+            return encode(asked_of(asked).writes(asked.text, asked.position, off=asked.off, method=asked.method))
 
         return await answer(request, ask)
+
+    @app.post(f"{API}against")
+    async def beside(asked: Asked, request: Request) -> Response:
+        return await answer(request, lambda: encode(both().read(asked.text, off=asked.off, method=asked.method)))
 
     return app
 

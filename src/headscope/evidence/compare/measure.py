@@ -50,6 +50,7 @@ from headscope.evidence.compare.result import (
     Status,
 )
 from headscope.evidence.compare.swap import refuse_other_shapes, swap_test
+from headscope.evidence.compare.vocabulary import common_ids, shared_vocabulary
 from headscope.evidence.scan.measure import Prepared, Samples, scanned
 from headscope.evidence.scan.result import Scan, Timing
 from headscope.evidence.verify.measure import verify as judge
@@ -123,14 +124,14 @@ def compare(
     started = time.perf_counter()
     report = progress or (lambda what, done, total: None)
     models = [load(one) for one in (a, b, *more)]
-    shared = [_shared(models[0], one) for one in models]
+    shared = [shared_vocabulary(models[0], one) for one in models]
 
     def drawn(model: Model, token_ids: list[int] | None = None) -> Probe:
         return repeated_tokens(model, n_prompts=n_prompts, period=period, token_ids=token_ids, seed=seed)
 
     if probe is None:
         together = [one for one, why in zip(models, shared, strict=True) if why]
-        common = drawn(models[0], _common_ids(together))
+        common = drawn(models[0], common_ids(together))
     else:
         common, shared = probe, ["the prompts were given" for _ in models]
     read, prepared = [], Prepared()
@@ -180,38 +181,6 @@ def compare(
         rule=RULE,
         timing=Timing(wall_s=time.perf_counter() - started, tokens=sum(one.scan.timing.tokens for one in read)),
     )
-
-
-# ---- what the models read
-
-
-def _shared(first: Model, other: Model) -> str | None:
-    """Why two models can read the same prompts; None where they cannot."""
-    if first is other:
-        return "one vocabulary"
-    one, two = first.tokenizer, other.tokenizer
-    if one is None or two is None:
-        same = first.n_embeddings == other.n_embeddings and first.bos_token_id == other.bos_token_id
-        return "vocabularies of one size, without a tokenizer that could tell them apart" if same else None
-    if first.bos_token_id != other.bos_token_id:
-        return None
-    ours, theirs = one.get_vocab(), two.get_vocab()
-    if ours == theirs:
-        return "one vocabulary"
-    few, many = sorted((ours, theirs), key=len)
-    return (
-        "one vocabulary contains the other" if all(many.get(text) == number for text, number in few.items()) else None
-    )
-
-
-def _common_ids(models: Sequence[Model]) -> list[int] | None:
-    """The ids to draw from that all models have and none takes for special; None where the first's own are these."""
-    pools = []
-    for model in models:
-        known = model.n_predicted if model.tokenizer is None else min(model.n_predicted, len(model.tokenizer))
-        pools.append(set(range(known)) - set(model.special_token_ids))
-    common = set.intersection(*pools)
-    return None if common == pools[0] else sorted(common)
 
 
 # ---- two models
