@@ -32,8 +32,8 @@ from headscope.evidence import head_types
 from headscope.evidence.ablation.each import N_PROMPTS, TOP, HeadEffect, Search, ablate_each
 from headscope.evidence.ablation.measure import refuse_all
 from headscope.evidence.copying import Copying, TokenSpace
-from headscope.evidence.offsets import LEAST_TOKENS, best_offsets
-from headscope.evidence.scan.measure import scan as read_attention
+from headscope.evidence.offsets import LEAST_TOKENS, Offsets
+from headscope.evidence.scan.measure import scanned
 from headscope.evidence.scan.result import HeadScore, Timing
 from headscope.evidence.verify.behind import Behind
 from headscope.evidence.verify.evidence import (
@@ -100,13 +100,16 @@ def verify(
     ablator = Ablator.of(model, held_out, method=ablation, seed=seed)
     text = None if natural is None else NaturalText.of(model, natural, ablation, seed)
 
-    scan = read_attention(model, probe=probe, progress=lambda done, total: report("scanning", done, total))
+    offsets = Offsets(controls)
+    scan, _ = scanned(
+        model, probe=probe, watch=offsets.watch, progress=lambda done, total: report("scanning", done, total)
+    )
     scores: dict[HeadId, dict[str, HeadScore]] = {}
     for score in scan.scores:
         scores.setdefault(score.head, {})[score.detector] = score
     circuits = _circuits(model, seed)
     alone = {head: circuits.copying([head]) if circuits else None for head in scores}
-    offsets = best_offsets(model, controls)
+    best_offset = offsets.best()
     stripes = [head for head in scores if has_stripe(scores[head])]
     effects: dict[HeadId, HeadEffect] = {}
     if named is None:
@@ -145,7 +148,7 @@ def verify(
         evidence = Evidence(
             head=head,
             scores=scores[head],
-            offset=offsets.get(head),
+            offset=best_offset.get(head),
             copying=alone[head],
             removed=behind.removed.get(head),
             first_copy=first,
