@@ -25,7 +25,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -123,7 +123,7 @@ def serve(
 
 
 @contextmanager
-def _ended_like_ctrl_c() -> Iterator[None]:
+def _ended_like_ctrl_c() -> Generator[None, None, None]:
     """SIGTERM, which service managers send, ends the server as Ctrl-C does. Main thread only, as signals are."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -200,27 +200,21 @@ def application(
     page = page_html(title=f"{model.id} - headscope", source=API).encode()
     headers = {"Content-Security-Policy": f"{policy(live=True)}; frame-ancestors 'none'"}
     beginnings = starts(model, seed=seed)
-    about = {
-        "schema": SCHEMA,
-        "model": encode(ModelInfo.of(model)),
-        "heads": encode(reader.heads),
-        "suggestion": beginnings[0].text,
-        "examples": encode(beginnings),
-        "max_characters": MAX_CHARACTERS,
-        "max_tokens": reader.limit,
-        "against": None if against is None else encode(ModelInfo.of(against.second.model)),
-    }
-
-    def both() -> Against:
-        if against is None:
-            raise ArgumentError("there is no second model; start headscope explore with --against MODEL.")
-        return against
-
-    def asked_of(asked: Asked) -> Reader:
-        return both().second if asked.of == "against" else reader
+    about = as_json(
+        {
+            "schema": SCHEMA,
+            "model": encode(ModelInfo.of(model)),
+            "heads": encode(reader.heads),
+            "suggestion": beginnings[0].text,
+            "examples": encode(beginnings),
+            "max_characters": MAX_CHARACTERS,
+            "max_tokens": reader.limit,
+            "against": None if against is None else encode(ModelInfo.of(against.second.model)),
+        }
+    )
 
     @asynccontextmanager
-    async def living(app: FastAPI) -> AsyncIterator[None]:
+    async def living(app: FastAPI) -> AsyncGenerator[None, None]:
         report.start()
         try:
             yield
@@ -229,6 +223,32 @@ def application(
             await asyncio.to_thread(report.stop)
 
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=living)
+
+    _say_what_was_wrong(app, work)
+    _read_on_demand(app, reader, against, work)
+
+    @app.get("/")
+    async def show() -> Response:
+        return Response(page, media_type="text/html; charset=utf-8", headers=headers)
+
+    @app.get(f"{API}model")
+    async def which() -> Response:
+        return Response(about, media_type="application/json")
+
+    @app.get(f"{API}report")
+    async def made() -> Response:
+        state = report.state
+        if isinstance(state, bytes):
+            return Response(state, media_type="application/json")
+        if isinstance(state, Failed):
+            return error_response(500 if state.ours else 422, state.error)
+        return Response(as_json(encode(state)), status_code=202, media_type="application/json")
+
+    return app
+
+
+def _say_what_was_wrong(app: FastAPI, work: WorkQueue) -> None:
+    """Every error is answered with one sentence."""
 
     async def refuse(request: Request, error: Exception) -> Response:
         match error:
@@ -244,10 +264,24 @@ def application(
                 return error_response(400, "the request is not JSON; send one JSON object.")
             case Full():
                 return error_response(503, f"{work.waiting} computations wait already; ask again later.")
-        return error_response(500, "headscope failed, which is a defect of its own; the terminal has the traceback.")
+            case _:
+                why = "headscope failed, which is a defect of its own; the terminal has the traceback."
+                return error_response(500, why)
 
     for kind in (HeadscopeError, RequestValidationError, HTTPException, Full, Exception):
         app.add_exception_handler(kind, refuse)
+
+
+def _read_on_demand(app: FastAPI, reader: Reader, against: Against | None, work: WorkQueue) -> None:
+    """What the page asks about a text, each computed in its turn."""
+
+    def both() -> Against:
+        if against is None:
+            raise ArgumentError("there is no second model; start headscope explore with --against MODEL.")
+        return against
+
+    def asked_of(asked: Asked) -> Reader:
+        return both().second if asked.of == "against" else reader
 
     async def answer(request: Request, ask: Callable[[], Any]) -> Response:
         """What the queue computes; nobody waits for an asker that has gone."""
@@ -259,23 +293,6 @@ def application(
             waited.cancel()
             return Response(status_code=499)  # nobody reads it
         return Response(waited.result(), media_type="application/json")
-
-    @app.get("/")
-    async def show() -> Response:
-        return Response(page, media_type="text/html; charset=utf-8", headers=headers)
-
-    @app.get(f"{API}model")
-    async def which() -> Response:
-        return Response(as_json(about), media_type="application/json")
-
-    @app.get(f"{API}report")
-    async def made() -> Response:
-        state = report.state
-        if isinstance(state, bytes):
-            return Response(state, media_type="application/json")
-        if isinstance(state, Failed):
-            return error_response(500 if state.ours else 422, state.error)
-        return Response(as_json(encode(state)), status_code=202, media_type="application/json")
 
     @app.post(f"{API}read")
     async def read(asked: Asked, request: Request) -> Response:
@@ -325,8 +342,6 @@ def application(
     @app.post(f"{API}against")
     async def beside(asked: Asked, request: Request) -> Response:
         return await answer(request, lambda: encode(both().read(asked.text, off=asked.off, method=asked.method)))
-
-    return app
 
 
 def as_json(document: Any) -> bytes:

@@ -40,13 +40,13 @@ LABELLED = 24
 
 def maps_figure(panels: Sequence[Panel], *, columns: int = 3, width_in: float | None = None) -> Figure:
     """Layer x head maps on one scale from 0 to 1; a cell without a head is blank."""
-    pyplot, matplotlib = _matplotlib()
+    pyplot, colors, ticker = _matplotlib()
     n_layers = max((len(panel.values) for panel in panels), default=1)
     n_heads = max((len(row) for panel in panels for row in panel.values), default=1)
     columns = min(columns, max(1, len(panels)))
     rows = -(-max(1, len(panels)) // columns)
     size = (columns * max(1.6, n_heads * _CELL_IN + 0.7) + 0.5, rows * max(1.2, n_layers * _CELL_IN + 0.75))
-    shades = matplotlib.colors.LinearSegmentedColormap.from_list("headscope", [shade(0.0), shade(1.0)])
+    shades = colors.LinearSegmentedColormap.from_list("headscope", [shade(0.0), shade(1.0)])
     with pyplot.rc_context(_STYLE):
         figure, grid = pyplot.subplots(
             rows, columns, figsize=size, squeeze=False, layout="constrained", FigureClass=_paper()
@@ -61,7 +61,7 @@ def maps_figure(panels: Sequence[Panel], *, columns: int = 3, width_in: float | 
             axes.set_title(panel.title.replace("_", " "), loc="left")
             axes.set(xlabel="head", ylabel="layer")
             for axis in (axes.xaxis, axes.yaxis):
-                axis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, nbins=12))
+                axis.set_major_locator(ticker.MaxNLocator(integer=True, nbins=12))
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_axis_off()
         if image is not None:
@@ -73,7 +73,7 @@ def maps_figure(panels: Sequence[Panel], *, columns: int = 3, width_in: float | 
 
 def intervals_figure(rows: Sequence[Row], *, title: str, axis: str, width_in: float | None = None) -> Figure:
     """One row for each effect: a dot at the mean, a bar over its interval, a word behind it."""
-    pyplot, _ = _matplotlib()
+    pyplot, *_ = _matplotlib()
     with pyplot.rc_context(_STYLE):
         size = (width_in or 5.2, 0.9 + _ROW_IN * max(1, len(rows)))
         figure, axes = pyplot.subplots(figsize=size, layout="constrained", FigureClass=_paper())
@@ -99,7 +99,7 @@ def intervals_figure(rows: Sequence[Row], *, title: str, axis: str, width_in: fl
 
 def diagram_figure(nodes: Sequence[Node], arrows: Sequence[Arrow], *, width_in: float | None = None) -> Figure:
     """Heads in rows by layer, the last on top, and arrows as wide as what they carry, with that beside them."""
-    pyplot, _ = _matplotlib()
+    pyplot, *_ = _matplotlib()
     layers = sorted({node.layer for node in nodes})
     widest = max((sum(node.layer == layer for node in nodes) for layer in layers), default=1)
     at: dict[str, tuple[float, float]] = {}
@@ -137,16 +137,14 @@ def diagram_figure(nodes: Sequence[Node], arrows: Sequence[Arrow], *, width_in: 
     return _own(pyplot, figure)
 
 
-def _matplotlib() -> tuple[Any, Any]:
+def _matplotlib() -> tuple[Any, Any, Any]:
     try:
-        import matplotlib.colors
-        import matplotlib.pyplot as pyplot
-        import matplotlib.ticker
+        from matplotlib import colors, pyplot, ticker
     except ImportError as error:
         raise ArgumentError(
             'plot needs matplotlib, which is not installed; run pip install "headscope[notebook]".'
         ) from error
-    return pyplot, matplotlib
+    return pyplot, colors, ticker
 
 
 @cache

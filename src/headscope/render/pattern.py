@@ -30,13 +30,14 @@ from zlib import crc32
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from headscope.detectors import Detector
 from headscope.detectors.standard import resolve
 from headscope.errors import ArgumentError, HeadscopeError, TokenError
 from headscope.heads import HeadId
-from headscope.model.attention import Attention
 from headscope.model.load import Heads, Model, Source, load
+from headscope.model.patterns import patterns
 from headscope.probes import probe_text, probe_tokens
 from headscope.probes.probe import Tokens, check_fits
 from headscope.records.files import write_whole
@@ -123,9 +124,9 @@ def show_pattern(
             f"{len(chosen)} heads on {len(tokens)} tokens are {cells:,} cells, tokens * tokens * (heads + 1), and "
             f"would freeze a browser; at most {MAX_CELLS:,}. Use fewer heads, a shorter prompt, or pattern_picture."
         )
-    patterns = _patterns(model, tokens, chosen)
+    found = _patterns(model, tokens, chosen)
     props = {
-        "attention": [patterns[head].round(4).tolist() for head in chosen],
+        "attention": [found[head].round(4).tolist() for head in chosen],
         "attentionHeadNames": [str(head) for head in chosen],
         "maxValue": 1,
         "minValue": -1,
@@ -165,11 +166,11 @@ def pattern_picture(
     role = None if mark is None else resolve([mark])[0]
     places: list[tuple[int, int]] = []
     if role is not None:
-        found = role.targets(tokens)
-        places = list(zip(found.query.tolist(), found.key.tolist(), strict=True))
-    patterns = _patterns(model, tokens, chosen)
+        targets = role.targets(tokens)
+        places = list(zip(targets.query.tolist(), targets.key.tolist(), strict=True))
+    found = _patterns(model, tokens, chosen)
     labels = _labels(model, tokens)
-    panels = [_Panel(str(head), patterns[head], labels, places, None if role is None else role.name) for head in chosen]
+    panels = [_Panel(str(head), found[head], labels, places, None if role is None else role.name) for head in chosen]
     return Picture(
         svg=_svg(panels),
         title=f"attention of {', '.join(map(str, chosen))} on {len(tokens)} tokens"
@@ -209,19 +210,12 @@ def _tokens(model: Model, given: Any, bos: bool) -> Tokens:
 
 
 def _patterns(model: Model, tokens: Tokens, heads: Sequence[HeadId]) -> dict[HeadId, Float[np.ndarray, "query key"]]:
-    """The model's own probabilities, exact."""
     found: dict[HeadId, np.ndarray] = {}
 
-    def visit(attention: Attention) -> None:
-        asked = [head for head in heads if (head.layer, head.call) == (attention.layer, attention.call)]
-        if asked:
-            pattern = attention.pattern()[0, :, : len(tokens), : len(tokens)]  # a few families add keys of their own
-            found.update({head: pattern[head.head].float().cpu().numpy() for head in asked})
+    def see(head: HeadId, pattern: Tensor) -> None:
+        found[head] = pattern[0].float().cpu().numpy()
 
-    model.run(torch.from_numpy(tokens)[None].to(model.device), visit, stop_at_last=True)
-    unseen = [head for head in heads if head not in found]
-    if unseen:
-        raise ArgumentError(f"{model.id} does not run {unseen[0]}: its layer's attention is called less often.")
+    patterns(model, torch.from_numpy(tokens)[None].to(model.device), see, heads)
     return found
 
 
