@@ -44,11 +44,19 @@ class Packed(Tensor):
         raise NotImplementedError(f"{func} is not implemented for packed weights")
 
 
-def quantised(hf: Any) -> Any:
-    """The model with every linear layer but its unembedding packed, in place."""
+def quantised(hf: Any, *, bits: int = 8, group: int | None = None) -> Any:
+    """The model with every linear layer but its unembedding packed, in place.
+
+    Rounded to the nearest of 2 ** bits - 1 values, symmetric about zero, with one scale for each row, or for each
+    `group` weights of a row where that divides it. Numbers of 4 bits are kept in int8: what counts is their rounding.
+    """
+    most = 2 ** (bits - 1) - 1
     for name, part in hf.named_modules():
         if isinstance(part, nn.Linear) and name != "lm_head":
-            scale = part.weight.data.abs().amax(1, keepdim=True) / 127
-            packed = (part.weight.data / scale).round().to(torch.int8)
+            weight = part.weight.data
+            n_in = weight.shape[1]
+            size = group if group is not None and n_in % group == 0 else n_in
+            scale = (weight.unflatten(1, (-1, size)).abs().amax(2) / most).repeat_interleave(size, 1)
+            packed = torch.where(scale > 0, weight / scale, 0.0).round().to(torch.int8)
             part.weight = nn.Parameter(Packed(packed, scale), requires_grad=False)
     return hf

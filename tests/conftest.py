@@ -12,13 +12,10 @@ gc.disable()
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-import jaxtyping
-
 import tests.typed
 
-# Before any test imports headscope: from here on each of its functions and dataclasses checks what its signature says.
 # A wrong shape therefore raises jaxtyping.TypeCheckError before the function's own ShapeError can.
-jaxtyping.install_import_hook("headscope", f"{tests.typed.__name__}.when_called")
+tests.typed.install()
 
 import numpy as np
 import pytest
@@ -35,8 +32,9 @@ settings.load_profile("headscope")
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    """Each test starts from the same global seeds, in whatever order they run."""
+    """Each test starts from the same global seeds, in whatever order they run; and each has its signatures checked."""
     torch.manual_seed(0)
+    tests.typed.called.clear()
 
 
 @pytest.fixture

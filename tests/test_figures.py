@@ -18,7 +18,8 @@ import headscope as hs
 from headscope.render.effects import Row
 from headscope.render.figures import LABELLED, diagram_figure, intervals_figure, maps_figure
 from headscope.render.graph import Arrow, Node
-from headscope.render.maps import Panel, colour
+from headscope.render.maps import Panel
+from headscope.render.theme import shade
 
 mpl.use("agg")
 
@@ -43,7 +44,7 @@ def test_a_map_shows_each_value_and_leaves_missing_heads_blank():
     np.testing.assert_equal(np.ma.filled(image.get_array(), np.nan), [[0.0, 1.0], [0.25, np.nan]])
     assert image.get_clim() == (0, 1)
     for value in (0.0, 0.5, 1.0):  # a colour map of 256 steps
-        assert image.cmap(value)[:3] == approx(mpl.colors.to_rgb(colour(value)), abs=1 / 255)
+        assert image.cmap(value)[:3] == approx(mpl.colors.to_rgb(shade(value)), abs=1 / 255)
     assert figure.axes[0].get_title(loc="left") == "previous token"
 
 

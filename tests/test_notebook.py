@@ -17,8 +17,8 @@ from benchmarks.tiny import tiny_causal_lm
 from headscope.errors import ArgumentError, HeadscopeError, TokenError
 from headscope.planted.handbuilt import handbuilt
 from headscope.render import pattern as notebook
-from headscope.render.maps import colour
 from headscope.render.pattern import MAX_CELLS, MAX_TOKENS, Picture, pattern_picture, show_pattern, token_label
+from headscope.render.theme import shade
 
 SVG = "{http://www.w3.org/2000/svg}"
 NASTY = [
@@ -165,7 +165,7 @@ def test_the_picture_holds_each_cell_in_its_colour_and_outlines_the_stripe(demo,
         assert {(q, k) for q, k in (pattern >= 0.021).nonzero().tolist()} <= set(filled)
         assert {(q, k) for q, k in (pattern >= 0.019).nonzero().tolist()} >= set(filled)
         for (query, key), fill in filled.items():
-            shades = [int(colour(float(pattern[query, key]))[at : at + 2], 16) for at in (1, 3, 5)]
+            shades = [int(shade(float(pattern[query, key]))[at : at + 2], 16) for at in (1, 3, 5)]
             assert [int(fill[at : at + 2], 16) for at in (1, 3, 5)] == approx(shades, abs=1)
         # [BOS, r, r] with 10 tokens: queries 11 .. 20 look at query - 9
         assert outlined == {(query, query - 9) for query in range(11, 21)}

@@ -87,6 +87,39 @@ def test_imports_point_downward():
     assert set(UPWARD) <= edges, "an exception that is no longer needed"
 
 
+def circles(edges: set[tuple[str, str]]) -> set[frozenset[str]]:
+    """Modules that reach each other by imports, imports inside functions and for type checkers included."""
+    ahead: dict[str, set[str]] = {}
+    for importing, imported in edges:
+        ahead.setdefault(importing, set()).add(imported)
+
+    def reached(start: str) -> set[str]:
+        seen, rest = set(), [start]
+        while rest:
+            new = ahead.get(rest.pop(), set()) - seen
+            seen |= new
+            rest += new
+        return seen
+
+    reach = {module: reached(module) for module in ahead}
+    mutual = {a: frozenset({b for b in reach[a] if a in reach.get(b, set())}) for a in ahead}
+    return {circle for circle in mutual.values() if circle}
+
+
+TYPES_OF_WHAT_IS_JUDGED = {
+    # A role is told to its runner, and its rule to what it judges: the way back is for type checkers alone.
+    frozenset({"evidence.atlas.role", "evidence.atlas.runner"}),
+    frozenset({"evidence.atlas.outcome", "evidence.atlas.result", "evidence.known.agreement", "evidence.known.lists"}),
+}
+
+
+def test_no_module_imports_itself_by_a_detour():
+    edges = {edge for path in SOURCES if path != PACKAGE / "__init__.py" for edge in imports_of(path)}
+    assert circles({("a", "b"), ("b", "c"), ("c", "b"), ("d", "d")}) == {frozenset("bc"), frozenset("d")}
+    found = circles({(a, b) for a, b in edges - set(UPWARD) if b})
+    assert found <= TYPES_OF_WHAT_IS_JUDGED
+
+
 @pytest.mark.parametrize(("importing", "imported"), sorted(UPWARD))
 def test_an_upward_import_waits_until_it_is_used(importing, imported):
     # At the top of a file it would run at import; inside a function, or for type checkers only, it does not.

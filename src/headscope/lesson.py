@@ -23,7 +23,7 @@ here. `headscope.scan` varies the offset and adds intervals and a control; `head
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -38,12 +38,12 @@ from headscope.evidence.scan.measure import scan
 from headscope.evidence.scan.result import THRESHOLD, HeadScore
 from headscope.heads import HeadId
 from headscope.interventions.ablation import Method
-from headscope.model.attention import Attention
 from headscope.model.load import Model, load
+from headscope.model.patterns import patterns
 from headscope.probes import repeated_tokens
 from headscope.records.common import Estimate
-from headscope.render.maps import colour
 from headscope.render.plain import markup as escape
+from headscope.render.theme import GROUND, LIGHT, shade
 
 LEAST_PERIOD = 3
 """At 2 the stripe is the previous-token diagonal, at 1 the main one."""
@@ -84,7 +84,7 @@ def make_repeated_tokens(model: Any, seq_len: int = 50, *, seed: int = 0) -> Int
         probe = repeated_tokens(opened, n_prompts=1, period=period, jitter=False, seed=seed)
         return torch.from_numpy(probe.prompts[0])[None].to(opened.device)
     tokenizer = getattr(opened, "tokenizer", None)
-    special = set(getattr(tokenizer, "all_special_ids", ()))
+    special: set[int] = set(getattr(tokenizer, "all_special_ids", ()))
     pool = np.asarray([one for one in range(int(opened.cfg.d_vocab)) if one not in special])
     if len(pool) < period:
         raise ShapeError(f"seq_len={seq_len} needs {period} different tokens, and there are {len(pool)}; shorten it.")
@@ -209,21 +209,22 @@ def find_induction_heads(
     scores: dict[tuple[int, int], float] = {}
     best: tuple[float, Tensor] | None = None
 
-    def see(layer: int, pattern: Tensor) -> None:
-        """Keep the scores, and of all patterns only the best head's."""
+    def see(head: HeadId, pattern: Tensor) -> None:
+        """Keep the score, and of all patterns only the best head's."""
         nonlocal best
-        for head, score in enumerate(_scores(pattern, seq_len).tolist()):
-            if best is None or score > best[0]:
-                best = score, pattern[0, head].detach().float().cpu().clone()
-            # A looped model shows a head more than once.
-            scores[layer, head] = max(score, scores.get((layer, head), 0.0))
+        (score,) = _scores(pattern[:, None], seq_len).tolist()
+        if best is None or score > best[0]:
+            best = score, pattern[0].detach().float().cpu().clone()
+        # A looped model shows a head more than once.
+        scores[head.layer, head.head] = max(score, scores.get((head.layer, head.head), 0.0))
 
     if isinstance(opened, Model):
-        _show_patterns(opened, tokens, see)
+        patterns(opened, tokens, see)
     else:
         _, cache = opened.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_pattern"))
         for layer, pattern in _patterns(cache):
-            see(layer, pattern)
+            for head in range(pattern.shape[1]):
+                see(HeadId(layer, head), pattern[:, head])
     ranked = _best_first([InductionHead(*head, score) for head, score in scores.items()])
     assert best is not None, "a model that can be loaded has heads"
     tokenizer = getattr(opened, "tokenizer", None)
@@ -335,15 +336,6 @@ def _opened(model: Any) -> Any:
         return model
 
 
-def _show_patterns(model: Model, tokens: Tensor, see: Callable[[int, Tensor], None]) -> None:
-    n_tokens = tokens.shape[1]
-
-    def visit(attention: Attention) -> None:
-        see(attention.layer, attention.pattern()[..., :n_tokens, :n_tokens])
-
-    model.run(tokens, visit, stop_at_last=True)
-
-
 def _patterns(cache: Any) -> Iterator[tuple[int, Any]]:
     """(layer, pattern) for every layer that the cache holds."""
     if isinstance(cache, (Tensor, np.ndarray)):
@@ -451,7 +443,7 @@ def _pattern_svg(pattern: Float[Tensor, "query key"], words: Sequence[str], titl
         note = f"query {query} {words[query]} to key {key} {words[key]}: {value:.3f}"
         cells.append(
             f'<rect x="{_LEFT + key * cell}" y="{_TOP + query * cell}" width="{cell}" height="{cell}" '
-            f'fill="{colour(value)}"><title>{escape(note)}</title></rect>'
+            f'fill="{shade(value)}"><title>{escape(note)}</title></rect>'
         )
     frames = [
         f'<rect x="{_LEFT + (query - period + 1) * cell}" y="{_TOP + query * cell}" width="{cell}" height="{cell}"/>'
@@ -465,10 +457,10 @@ def _pattern_svg(pattern: Float[Tensor, "query key"], words: Sequence[str], titl
     ]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img" '
-        f'style="max-width:100%;height:auto;background:#ffffff" font-family="system-ui,sans-serif" font-size="10">'
-        f'<text x="{_LEFT}" y="18" font-size="13" font-weight="600" fill="#1b2430">{escape(title)}</text>'
-        f'<rect x="{_LEFT}" y="{_TOP}" width="{side}" height="{side}" fill="#f4f5f7"/>'
-        f'{"".join(cells)}<g fill="none" stroke="#c8461e" stroke-width="0.6">{"".join(frames)}</g>'
-        f'<g fill="#5b6675">{"".join(ticks)}<text x="{_LEFT}" y="{_TOP + side + 28}">key; queries go down, and the '
-        f"frames are where an induction head looks</text></g></svg>"
+        f'style="{GROUND}" font-family="system-ui,sans-serif" font-size="10">'
+        f'<text x="{_LEFT}" y="18" font-size="13" font-weight="600" fill="{LIGHT.ink}">{escape(title)}</text>'
+        f'<rect x="{_LEFT}" y="{_TOP}" width="{side}" height="{side}" fill="{LIGHT.empty}"/>'
+        f'{"".join(cells)}<g fill="none" stroke="{LIGHT.mark}" stroke-width="0.6">{"".join(frames)}</g>'
+        f'<g fill="{LIGHT.soft}">{"".join(ticks)}<text x="{_LEFT}" y="{_TOP + side + 28}">key; queries go down, and '
+        f"the frames are where an induction head looks</text></g></svg>"
     )

@@ -76,7 +76,7 @@ def test_a_full_disk():
 @pytest.mark.parametrize("sql", [b"SELECT '\xff'", b"\xed\xa0\x80"])
 def test_invalid_bytes_in_sql(sql, tmp_path):
     with pytest.raises(ArgumentError, match="not UTF-8"):
-        query(Store(tmp_path, create=True), os.fsdecode(sql))
+        query(Store(tmp_path, create=True).to_arrow, os.fsdecode(sql))
 
 
 def test_a_head_of_5000_digits():

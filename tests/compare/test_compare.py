@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from pytest import approx
 
 import headscope as hs
+from benchmarks.packed import quantised
 from headscope.errors import ArgumentError
+from headscope.evidence.atlas.outcome import Outcome
+from headscope.evidence.atlas.result import RoleFinding
+from headscope.evidence.compare.later import later_changes, outcome_changes
 from headscope.evidence.compare.matching import Agreement, Patterns, agreement, matches
 from headscope.heads import HeadId
+from headscope.planted.changed import keys_adapted, rotated, silenced, without_query
 from headscope.planted.handbuilt import handbuilt
 from headscope.planted.reparametrised import CHANGES, reparametrised
+from headscope.records.common import Estimate
 from headscope.stats import two_sample
 
 SMALL = {"n_prompts": 8, "period": 12}
@@ -29,14 +34,8 @@ def built():
 @pytest.fixture(scope="module")
 def changed(built):
     """The same model, whose induction head looks where the duplicate-token head of another layer would: at itself."""
-    model, head = copy.deepcopy(built.model), built.heads("induction")[0]
-    c_attn = model.transformer.h[head.layer].attn.c_attn
-    d_head = model.config.n_embd // model.config.n_head
-    with torch.no_grad():
-        mine = slice(head.head * d_head, (head.head + 1) * d_head)
-        c_attn.weight[:, mine] = 0.0  # queries alone: every key has the same score
-        c_attn.bias[mine] = 0.0
-    return model, head
+    head = built.heads("induction")[0]
+    return without_query(built.model, head), head  # every key has the same score
 
 
 def test_a_change_of_one_head_is_found_and_nothing_else(built, changed):
@@ -48,6 +47,56 @@ def test_a_change_of_one_head_is_found_and_nothing_else(built, changed):
     assert roles["induction"].difference.mean == approx(roles["induction"].b - roles["induction"].a)
     assert str(head) in found.finding
     assert "lost induction" in found.finding
+
+
+def test_a_head_that_takes_the_role_of_another_gains_it_and_loses_its_own(built):
+    copier, sender = built.heads("duplicate_token")[0], built.heads("previous_token")[0]
+    assert copier.layer == sender.layer, "their queries and keys read the same stream"
+    found = hs.compare(built.model, rotated(built.model, copier, sender.head), **SMALL)
+    assert [one.head for one in found.changed] == [copier]
+    roles = {one.role: one.status for one in found.changed[0].changed}
+    assert (roles["duplicate_token"], roles["previous_token"]) == ("lost", "gained")
+    assert found.pairs[0].moved == ()  # two heads attend alike now, and each keeps its number
+
+
+def test_an_adapter_on_the_keys_of_one_head_is_found_where_it_does_something(built):
+    head = built.heads("induction")[0]
+    # Random directions of the keys' own size: the match keeps its lead of 10 nats, so nothing is to be found.
+    slight = hs.compare(built.model, keys_adapted(built.model, head, size=1.0, seed=1), **SMALL)
+    assert slight.changed == ()
+    strong = hs.compare(built.model, keys_adapted(built.model, head, size=16.0, seed=1), **SMALL)
+    assert [one.head for one in strong.changed] == [head]
+    induction = next(one for one in strong.changed[0].roles if one.role == "induction")
+    assert induction.changed
+    assert induction.b < 0.9 < 0.99 < induction.a
+    assert strong.pairs[0].bound is not None
+    assert strong.pairs[0].bound > abs(strong.changed[0].changed[0].difference.mean)
+
+
+@pytest.mark.parametrize(("bits", "group", "most"), [(8, None, 0.01), (4, 32, 0.1)])
+def test_weights_of_few_bits_are_bounded_and_named(bits, group, most):
+    wide = hs.load("demo")
+    narrow = hs.load(quantised(hs.load("demo").hf, bits=bits, group=group))
+    pair = hs.compare(wide, narrow, n_prompts=16, period=16).pairs[0]
+    assert any(one.startswith("weights ") and "Packed" in one for one in pair.differ)
+    assert "weights" in pair.finding
+    largest = max(abs(role.difference.mean) for head in pair.heads for role in head.roles)
+    assert pair.bound is not None
+    assert 0 < largest < pair.bound < most
+
+
+def test_the_bound_is_student_s_for_all_scores_together(built, changed):
+    from scipy.stats import t
+
+    found = hs.compare(built.model, keys_adapted(built.model, changed[1], size=1.0, seed=1), **SMALL).pairs[0]
+    roles = [role for head in found.heads for role in head.roles]
+    # 8 prompts: the interval at 95% has the half-width t(0.975, 7) s, the bound t(1 - 0.025 / tests, 7) s
+    wider = t.ppf(1 - 0.025 / len(roles), 7) / t.ppf(0.975, 7)
+    halves = [(role.difference.ci95[1] - role.difference.ci95[0]) / 2 for role in roles]
+    expected = max(abs(role.difference.mean) + wider * half for role, half in zip(roles, halves, strict=True))
+    # Hall's interval may be wider than Student's, never narrower
+    assert 0 < found.bound <= expected * (1 + 1e-6)
+    assert found.bound >= 0.5 * expected
 
 
 def test_the_two_directions_are_each_others_negative(built, changed):
@@ -118,21 +167,9 @@ def test_too_many_models_are_refused(built):
 # ---- verdicts, paths, the swap test
 
 
-def silenced(built, head: HeadId):
-    """A copy in which one head writes nothing."""
-    model = copy.deepcopy(built.model)
-    d_model, d_head = model.config.n_embd, model.config.n_embd // model.config.n_head
-    values = model.transformer.h[head.layer].attn.c_attn
-    with torch.no_grad():
-        mine = slice(2 * d_model + head.head * d_head, 2 * d_model + (head.head + 1) * d_head)
-        values.weight[:, mine] = 0.0
-        values.bias[mine] = 0.0
-    return model
-
-
 def test_the_swap_test_tells_the_source_from_the_head_that_passes_it_on(built):
     source, later = built.heads("previous_token")[0], built.heads("induction")[0]
-    found = hs.compare(built.model, silenced(built, source), swap=True, **SMALL)
+    found = hs.compare(built.model, silenced(built.model, source), swap=True, **SMALL)
     # Without the sender the induction head loses its stripe: that is the one change of attention, and it follows.
     assert [one.head for one in found.changed] == [later]
     swap = found.pairs[0].swap
@@ -153,7 +190,7 @@ def test_the_swap_test_tells_the_source_from_the_head_that_passes_it_on(built):
 
 def test_a_head_that_writes_nothing_attends_as_before_and_its_verdict_changes(built):
     head = built.heads("induction")[0]
-    found = hs.compare(built.model, silenced(built, head), verify=True, circuit=True, **SMALL)
+    found = hs.compare(built.model, silenced(built.model, head), verify=True, circuit=True, **SMALL)
     assert found.changed == ()
     pair = found.pairs[0]
     assert pair.verdicts is not None
@@ -164,6 +201,67 @@ def test_a_head_that_writes_nothing_attends_as_before_and_its_verdict_changes(bu
     assert changed[0].reasons_b
     sender = built.heads("previous_token")[0]
     assert [(one.sender, one.receiver, one.input, one.status) for one in pair.edges] == [(sender, head, "k", "lost")]
+    assert hs.Comparison.from_dict(json.loads(found.to_json())) == found
+
+
+def finding_of(head: HeadId, role: str, outcome: Outcome, score: float) -> RoleFinding:
+    estimate = Estimate(mean=score, ci95=(score - 0.01, score + 0.01))
+    return RoleFinding(
+        head=head,
+        role=role,
+        score=estimate,
+        chance=0.0,
+        control=None,
+        selectivity=None,
+        p_score=0.0,
+        measures={},
+        has_score=True,
+        tests={},
+        outcome=outcome,
+    )
+
+
+def test_roles_of_the_atlas_are_gained_lost_and_kept_by_the_first_models_names(built):
+    first, second = HeadId(0, 0), HeadId(0, 1)
+    atlas = hs.atlas(built.model, ["previous_token"], quick=True, n_prompts=4)
+    before = replace(
+        atlas,
+        findings=(
+            finding_of(second, "sink", "primary", 0.5),
+            finding_of(first, "local", "primary", 0.9),
+            finding_of(first, "sink", "correlate", 0.3),
+            finding_of(first, "induction", "null", 0.0),
+            finding_of(first, "only_here", "primary", 1.0),
+        ),
+    )
+    after = replace(
+        atlas,
+        findings=(
+            finding_of(second, "local", "correlate", 0.9),
+            finding_of(second, "sink", "interferer", 0.4),
+            finding_of(second, "induction", "correlate", 0.0),
+            finding_of(first, "sink", "secondary", 0.505),
+        ),
+    )
+    found = outcome_changes(before, after, {first: second, second: first})  # they changed places
+    assert [(one.head, one.counterpart, one.role, one.status, one.apart) for one in found] == [
+        (first, second, "local", "lost", False),
+        (first, second, "sink", "gained", True),
+        (second, first, "sink", "kept", False),
+    ]
+    assert "2 roles of the atlas gained or lost: L0H0 lost local; L0H0 gained sink" in later_changes(None, None, found)
+
+
+@pytest.mark.soak
+def test_a_head_that_writes_nothing_loses_its_role_in_the_atlas(built):
+    head, sender = built.heads("induction")[0], built.heads("previous_token")[0]
+    found = hs.compare(built.model, silenced(built.model, head), atlas=True, **SMALL)
+    outcomes = found.pairs[0].outcomes
+    assert outcomes is not None
+    lost = {(one.head, one.role) for one in outcomes if one.status == "lost"}
+    # Nobody reads what the sender moves any more, so that removing it does nothing either.
+    assert {(head, "induction"), (sender, "previous_token")} <= lost
+    assert f"{head} lost induction" in found.finding or "roles of the atlas" in found.finding
     assert hs.Comparison.from_dict(json.loads(found.to_json())) == found
 
 

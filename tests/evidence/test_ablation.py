@@ -24,7 +24,7 @@ from headscope.errors import (
     UnsupportedModel,
 )
 from headscope.interventions import ablation as worlds
-from headscope.interventions.ablation import METHODS, Ablator, losses
+from headscope.interventions.ablation import METHODS, Ablator, _together, losses
 from headscope.model.replay import Replay
 from headscope.planted.handbuilt import handbuilt
 from headscope.probes.copies import copies
@@ -315,6 +315,16 @@ def test_a_world_s_loss_is_the_same_alone_and_among_others(family, method, probe
     backwards = all_losses(probe, corpus, method, family, all_worlds()[::-1])[::-1]
     assert np.abs(together - backwards).max() < 1e-5
     assert np.ptp(together, axis=0).min() > 0.01
+
+
+def test_worlds_that_start_at_one_layer_go_together_and_none_waits_in_vain():
+    start = dict(enumerate([0] * 12 + [1] * 12 + [3]))
+    # 5 fit: 12 of a layer are three fours and not 5, 5 and 2 with three of the next; the last has no other to wait for.
+    assert list(map(len, _together(range(25), start, 5))) == [4, 4, 4, 4, 4, 4, 1]
+    # 30 fit: 12 fill less than half, 24 do not.
+    assert list(map(len, _together(range(25), start, 30))) == [24, 1]
+    # One fits, whatever it is.
+    assert list(_together([3, 1, 2], {1: 5, 2: 0, 3: 5}, 1)) == [[2], [3], [1]]
 
 
 @pytest.mark.parametrize("method", METHODS)

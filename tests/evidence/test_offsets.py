@@ -12,12 +12,24 @@ import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
 from headscope.errors import ShapeError
 from headscope.evidence import offsets as module
-from headscope.evidence.offsets import best_offsets
+from headscope.evidence.offsets import Offsets
+from headscope.evidence.scan import measure as scan
+from headscope.evidence.scan.measure import scanned
 from headscope.planted.handbuilt import DECOYS, handbuilt
+from headscope.probes import Probe
 
 
 def rows(*lengths, start=5):
     return [np.arange(start, start + length) for length in lengths]
+
+
+def best_offsets(model, controls):
+    """What is read while a scan reads prompts that look nothing like their controls."""
+    offsets = Offsets(controls)
+    prompts = tuple(np.full_like(one, 5) for one in controls)
+    probe = Probe(prompts=prompts, controls=tuple(controls), settings={"kind": "tokens", "n_prompts": len(prompts)})
+    scanned(model, probe=probe, watch=offsets.watch)
+    return offsets.best()
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +69,7 @@ def test_the_shortest_prompt_has_one_offset(uniform):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", ["gpt2", "llama", "mistral", "bloom"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "mistral", "bloom", "gpt_oss"])
 def test_offsets_equal_those_of_plain_loops(family, rng):
     hf = tiny_causal_lm(family)
     prompts = [rng.permutation(np.arange(5, 100))[:16] for _ in range(3)]
@@ -117,17 +129,20 @@ def test_batches_change_nothing_and_prompts_stay_as_they_were(monkeypatch, rng):
     prompts = [rng.permutation(np.arange(5, 100))[:20] for _ in range(5)]
     before = [prompt.copy() for prompt in prompts]
     together = best_offsets(model, prompts)
-    monkeypatch.setattr(module, "BATCH_NUMBERS", 1)
-    alone = best_offsets(model, prompts)
-    for head, best in together.items():
-        assert alone[head].offset == best.offset
-        assert alone[head].mean == approx(best.mean, abs=1e-6)
+    for where, name, size in ((module, "BATCH_NUMBERS", 1), (scan, "BATCH_TOKENS", {"cpu": 80})):
+        monkeypatch.setattr(where, name, size)
+        alone = best_offsets(model, prompts)
+        for head, best in together.items():
+            assert alone[head].offset == best.offset
+            assert alone[head].mean == approx(best.mean, abs=1e-6)
     assert all((one == two).all() for one, two in zip(prompts, before, strict=True))
 
 
 @pytest.mark.parametrize(
     ("lengths", "said"), [((10,), "lengths 10 to 10"), ((12, 13), "lengths 12 to 13"), ((20, 3), "lengths 3 to 20")]
 )
-def test_prompts_too_short_or_of_several_lengths_are_refused(uniform, lengths, said):
-    with pytest.raises(ShapeError, match=f"best_offsets needs prompts of one length of at least 11 tokens; got {said}"):
-        best_offsets(uniform, rows(*lengths))
+def test_prompts_too_short_or_of_several_lengths_are_refused(lengths, said):
+    with pytest.raises(
+        ShapeError, match=f"offsets are read on prompts of one length of at least 11 tokens; got {said}"
+    ):
+        Offsets(rows(*lengths))

@@ -136,13 +136,17 @@ def running(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     stop: list[Callable[[], None]] = []
 
     def start(
-        *, report: Callable[..., Any] | None = None, work: WorkQueue | None = None, reader: Reader = reader
+        *,
+        report: Callable[..., Any] | None = None,
+        work: WorkQueue | None = None,
+        reader: Reader = reader,
+        against: Any = None,
     ) -> Running:
         made = report or (lambda model, *, seed, behavior, progress: {"schema": "headscope.report/1"})
         monkeypatch.setattr("headscope.explore.server.report_document", made)
         listener = listening(0)
         port = listener.getsockname()[1]
-        server = server_of(reader, port=port, token=TOKEN, work=work)
+        server = server_of(reader, port=port, token=TOKEN, work=work, against=against)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
 

@@ -18,6 +18,7 @@ from pytest import approx
 
 import headscope as hs
 from benchmarks.page import synthetic
+from headscope.explore.against import Against
 from headscope.explore.reading import Reader
 
 PATIENCE_S = 30
@@ -80,10 +81,11 @@ def show(browser: Browser, running: Any) -> Iterator[Callable[..., Opened]]:
         state: str = "",
         report: Any = report,
         reader: Reader | None = None,
+        against: Against | None = None,
         token: str | None = None,
         wait: bool = True,
     ) -> Opened:
-        server = running(report=report, **({"reader": reader} if reader else {}))
+        server = running(report=report, against=against, **({"reader": reader} if reader else {}))
         context = browser.new_context(
             viewport={"width": width, "height": 900},
             color_scheme="dark" if dark else "light",
@@ -404,3 +406,19 @@ def test_another_page_can_neither_ask_nor_embed(show, browser):
     page.wait_for_timeout(500)
     assert all(frame.locator("textarea").count() == 0 for frame in page.frames)
     context.close()
+
+
+def test_a_second_model_reads_the_same_prompt_beside_the_first(show, reader):
+    opened = show(against=Against(reader, reader))
+    page = opened.page
+    opened.type(TYPED)
+    part = page.locator("#against")
+    part.locator("canvas").nth(1).wait_for()
+    assert float(part.locator("strong").inner_text().replace("\u2212", "-")) == 0
+    # One prompt, one head, one cursor: both pictures are the same, and every head looks alike in both.
+    first, second = (part.locator("canvas").nth(one).evaluate("one => one.toDataURL()") for one in (0, 1))
+    assert first == second
+    assert set(part.locator("td").all_inner_texts()) == {"0.000"}
+    part.get_by_role("button", name="L0H2", exact=True).click()
+    page.wait_for_selector("#against >> text=L0H2 of")
+    opened.assert_quiet()

@@ -151,6 +151,16 @@ def test_a_model_that_also_sees_is_scanned_on_text(family, tmp_path):
     assert len({score.head for score in scores}) == 8
 
 
+def test_a_model_whose_output_depends_on_its_setting_is_checked_as_it_is_set():
+    # Without an image PaliGemma masks later tokens in its eager attention alone: that is not what it does as set.
+    hf = tiny_seeing("paligemma")
+    hf.set_attn_implementation("sdpa")
+    with pytest.raises(UnsupportedModel, match="set to sdpa its output differs .* attn_implementation='eager'"):
+        load(hf)
+    hf.set_attn_implementation("eager")
+    assert load(hf).check.support == "exact"
+
+
 # GGUF
 
 

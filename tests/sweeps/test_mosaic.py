@@ -12,7 +12,7 @@ import pytest
 import headscope as hs
 from headscope.errors import ArgumentError, NonFiniteError
 from headscope.evidence.kinds import sweepable
-from headscope.render.maps import colour
+from headscope.render.theme import shade
 from headscope.sweeps.plan import Job
 from headscope.sweeps.run import Failure, Outcome, failed
 from headscope.sweeps.store import Store
@@ -102,9 +102,9 @@ def boxes(svg):
 def test_the_picture_shows_each_head_in_the_shared_colours(store):
     cells = boxes(hs.mosaic(store).to_svg())
     assert len(cells) == (4 * 3 - 1) + 2 * (2 * 2 - 1) + (3 * 2 - 1)
-    assert {(fill, note.split()[-1]) for *_, fill, note in cells} == {(colour(0.1), "0.10"), (colour(0.9), "0.90")}
+    assert {(fill, note.split()[-1]) for *_, fill, note in cells} == {(shade(0.1), "0.10"), (shade(0.9), "0.90")}
     # Layers downward, heads to the right: the best head of each map stands last.
-    assert sum(fill == colour(0.9) for *_, fill, _ in cells) == 4
+    assert sum(fill == shade(0.9) for *_, fill, _ in cells) == 4
 
 
 def test_by_depth_every_map_has_one_height(store):

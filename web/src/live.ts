@@ -12,12 +12,16 @@ export interface About {
   examples: { title: string; text: string }[];
   max_characters: number;
   max_tokens: number;
+  /** A second model that reads every prompt too. */
+  against: Model | null;
 }
 /** A text, and the heads that are switched off while it is read. */
 export interface Asked {
   text: string;
   off: string[];
   method: Method;
+  /** Which model is asked: the first, where nothing is said. */
+  of?: "model" | "against";
 }
 export interface Option {
   id: number;
@@ -51,7 +55,14 @@ export interface Patterns {
   targets: [number, number][];
   heads: (HeadRef & { bytes: string; stripe: number | null; chance: number | null })[];
 }
+/** What the second model makes of a text, and how differently heads of both look in it. */
+export interface Beside {
+  reading: Reading;
+  difference: number | null;
+  heads: (HeadRef & { distance: number })[];
+}
 export interface Answers {
+  against: [Asked, Beside];
   read: [Asked, Reading];
   pattern: [Asked & { head: string }, { bytes: string }];
   patterns: [Asked, Patterns];

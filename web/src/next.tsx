@@ -11,7 +11,14 @@ import { chance, fixed, shown, signed } from "./text";
 
 const LISTED = 8;
 
-export function Next(props: { reading: Reading; at: number; without: string | null; theme: Theme }): JSX.Element {
+export function Next(props: {
+  reading: Reading;
+  at: number;
+  without: string | null;
+  theme: Theme;
+  id?: string;
+  title?: string;
+}): JSX.Element {
   const { reading, at, without, theme } = props;
   const [block, room] = useWidth(560);
   const comes = reading.tokens[at + 1] as Token | undefined;
@@ -23,8 +30,8 @@ export function Next(props: { reading: Reading; at: number; without: string | nu
   const row = without === null ? 26 : 34;
   return (
     <Figure
-      id="next"
-      title="What comes next, by probability"
+      id={props.id ?? "next"}
+      title={props.title ?? "What comes next, by probability"}
       theme={theme}
       rows={() => [
         ["position", "token", "next_token", "comes_next", "probability", "probability_without"],

@@ -2,6 +2,7 @@
 
 import type { JSX } from "preact";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { AgainstPart } from "./against";
 import { useAnswer } from "./answer";
 import type { Theme } from "./colours";
 import { Cursor, type Place, resolved, usePlace, type Way } from "./cursor";
@@ -176,6 +177,23 @@ export function Prompt(props: {
               theme={theme}
               cursor={cursor}
               onPins={(pins) => onState({ pins })}
+              onHead={(head) => onState({ head })}
+            />
+          )}
+          {about.against && same && (
+            <AgainstPart
+              server={server}
+              model={about.model}
+              second={about.against}
+              asked={same}
+              head={head}
+              tokens={reading.tokens}
+              bytes={bytes}
+              targets={targets}
+              at={query}
+              way={way}
+              theme={theme}
+              cursor={cursor}
               onHead={(head) => onState({ head })}
             />
           )}

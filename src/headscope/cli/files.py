@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def save(result: Any, out: Path | None) -> tuple[Path, ...]:
 
 
 @contextmanager
-def saving(out: Path) -> Iterator[None]:
+def saving(out: Path) -> Generator[None, None, None]:
     """Tell in one line why a place cannot be written."""
     try:
         yield

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from io import TextIOWrapper
 from typing import Annotated, Any
@@ -35,7 +35,7 @@ class _Commands(TyperGroup):
 
 
 @contextmanager
-def _plain_errors() -> Iterator[None]:
+def _plain_errors() -> Generator[None, None, None]:
     try:
         yield
     except Exception as error:

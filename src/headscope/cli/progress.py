@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 
 from headscope.render.plain import shown as visible
@@ -20,7 +20,7 @@ def announce(line: str) -> None:
 
 
 @contextmanager
-def bar(label: str, *, patience_s: float = PATIENCE_S) -> Iterator[Callable[[int, int], None]]:
+def bar(label: str, *, patience_s: float = PATIENCE_S) -> Generator[Callable[[int, int], None], None, None]:
     """Give a function of (done, total) that draws the bar, once that many seconds have passed."""
     started = time.monotonic()
     shown = False
@@ -52,7 +52,7 @@ def _told(seconds: float) -> str:
 
 
 @contextmanager
-def bars() -> Iterator[Callable[[str, int, int], None]]:
+def bars() -> Generator[Callable[[str, int, int], None], None, None]:
     """Give a function of (what is being done, done, total) that draws a bar for each kind of work in turn.
 
     The two seconds count from the first of them, so that many short ones are not silent.

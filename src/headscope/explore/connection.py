@@ -16,7 +16,7 @@ import asyncio
 from typing import Any
 
 import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 REQUEST_S = 5.0
 """Seconds that a request may take to arrive, and that a connection may wait for its next one."""
@@ -116,7 +116,7 @@ class Connection(H11Protocol):
         return self.conn.their_state in (h11.SEND_BODY, h11.ERROR)
 
     def _answering(self) -> bool:
-        return self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
+        return _is_open(self.cycle)
 
     def _wait(self) -> None:
         self._stop(self._timer)
@@ -152,3 +152,8 @@ class _Closing:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
+
+
+def _is_open(cycle: RequestResponseCycle | None) -> bool:
+    """Whether a request was read whole and waits for its answer; None before the first."""
+    return cycle is not None and not cycle.more_body and not cycle.response_complete

@@ -26,7 +26,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from headscope.detectors.standard import induction
@@ -38,6 +38,7 @@ from headscope.interventions.ablation import CORPUS_PROMPTS, Ablator, token_loss
 from headscope.model.attention import Attention
 from headscope.model.interface import Visit
 from headscope.model.load import Model
+from headscope.model.patterns import patterns
 from headscope.model.replay import Replay
 from headscope.model.tokenizer import tokenizing
 from headscope.page.example import as_bytes, token_text
@@ -169,7 +170,7 @@ class Reader:
         def visit(attention: Attention) -> None:
             found.extend(HeadId(attention.layer, head, attention.call) for head in range(attention.n_heads))
 
-        self._see(np.zeros(1, dtype=np.int64), visit)
+        self.model.run(self._ids(np.zeros(1, dtype=np.int64)), visit, stop_at_last=True)
         return tuple(sorted(found))
 
     def named(self, names: Sequence[HeadId | str]) -> tuple[HeadId, ...]:
@@ -257,12 +258,29 @@ class Reader:
         (wanted,) = self.named([head])
         found: list[np.ndarray] = []
 
-        def visit(attention: Attention) -> None:
-            if (attention.layer, attention.call) == (wanted.layer, wanted.call):
-                found.append(as_bytes(attention.pattern()[0, wanted.head]))
+        def see(head: HeadId, pattern: Tensor) -> None:
+            found.append(as_bytes(pattern[0]))
 
-        self._see(tokens, visit, self._edit(tokens, heads, method))
+        patterns(self.model, self._ids(tokens), see, [wanted], edit=self._edit(tokens, heads, method))
         return found[0]
+
+    def whole(
+        self, text: str, *, off: Sequence[HeadId | str] = (), method: Off = "mean"
+    ) -> dict[HeadId, Float[Tensor, "query key"]]:
+        """Every head's pattern on a text, in float16.
+
+        Raises:
+            TokenError: see `tokens`.
+            ArgumentError: no such head.
+        """
+        tokens, heads = self.tokens(text), self.named(off)
+        found: dict[HeadId, Tensor] = {}
+
+        def see(head: HeadId, pattern: Tensor) -> None:
+            found[head] = pattern[0].to("cpu", torch.float16)
+
+        patterns(self.model, self._ids(tokens), see, edit=self._edit(tokens, heads, method))
+        return found
 
     def glance(self, text: str, *, off: Sequence[HeadId | str] = (), method: Off = "mean") -> Glance:
         """Every head's attention on a text, small, and its stripe there.
@@ -286,13 +304,12 @@ class Reader:
 
         chance = mean(1 / (query + 1.0))
 
-        def visit(attention: Attention) -> None:
-            for head, pattern in enumerate(attention.pattern()[0].float().cpu()):
-                named = HeadId(attention.layer, head, attention.call)
-                stripe = mean(pattern[query, key])
-                found.append(Small(head=named, pattern=as_bytes(_pooled(pattern)), stripe=stripe, chance=chance))
+        def see(head: HeadId, pattern: Tensor) -> None:
+            rows = pattern[0].float().cpu()
+            stripe = mean(rows[query, key])
+            found.append(Small(head=head, pattern=as_bytes(_pooled(rows)), stripe=stripe, chance=chance))
 
-        self._see(tokens, visit, self._edit(tokens, heads, method))
+        patterns(self.model, self._ids(tokens), see, edit=self._edit(tokens, heads, method))
         return Glance(
             side=min(len(tokens), MOST_DOTS),
             targets=tuple(zip(query.tolist(), key.tolist(), strict=True)),
@@ -313,16 +330,18 @@ class Reader:
         if key > query:
             raise ArgumentError(f"token {query} comes before token {key} and sees nothing of it; ask the other way.")
         found: list[Look] = []
+        edit = self._edit(tokens, heads, method)
 
-        def visit(attention: Attention) -> None:
+        def visit(attention: Attention) -> Tensor | None:
             place = [torch.tensor([one], device=attention.z.device) for one in (0, query, key)]
             allowed, keys = attention.allowed(*place)
             chance = float(allowed / keys) if float(keys) else 0.0
             for head, value in enumerate(attention.probabilities(*place)[0].tolist()):
                 named = HeadId(attention.layer, head, attention.call)
                 found.append(Look(head=named, attention=value, chance=chance))
+            return None if edit is None else edit(attention)
 
-        self._see(tokens, visit, self._edit(tokens, heads, method))
+        self.model.run(self._ids(tokens), visit, stop_at_last=True)
         return tuple(sorted(found, key=lambda look: ranking(look.attention, look.head)))
 
     def writes(self, text: str, position: int, *, off: Sequence[HeadId | str] = (), method: Off = "mean") -> Writes:
@@ -374,15 +393,8 @@ class Reader:
             self._means[length] = Ablator.of(self.model, corpus, method="mean", corpus=corpus)
         return self._means[length]
 
-    def _see(self, tokens: Tokens, visit: Visit, edit: Visit | None = None) -> None:
-        """One pass as far as the last attention; `visit` looks, `edit` changes."""
-
-        def both(attention: Attention) -> Tensor | None:
-            visit(attention)
-            return None if edit is None else edit(attention)
-
-        ids = torch.from_numpy(tokens)[None].to(self.model.device)
-        self.model.run(ids, both, stop_at_last=True)
+    def _ids(self, tokens: Tokens) -> Int[Tensor, "1 position"]:
+        return torch.from_numpy(tokens)[None].to(self.model.device)
 
     def _placed(self, tokens: Tokens, *positions: int) -> None:
         if wrong := [one for one in positions if not 0 <= one < len(tokens)]:

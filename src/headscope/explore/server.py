@@ -8,11 +8,12 @@
     POST /api/patterns {"text", "off": [head], "method"}        `Reader.glance`
     POST /api/looks    {... "query", "key"}                       `Reader.looks`
     POST /api/writes   {... "position"}                           `Reader.writes`
+    POST /api/against  {"text", "off": [head], "method"}          `Against.read`, where there is a second model
 
 What was asked wrongly gets a 4xx answer, what would wait behind too many others 503, each with one sentence:
-{"error": "..."}. `headscope.explore.guard` says who may ask, `headscope.explore.work_queue` when it is computed, and
-`headscope.explore.reading` what. Answers are made in the computing thread, so that the page and quick answers wait for
-nothing.
+{"error": "..."}. `"of": "against"` in a question asks the second model. `headscope.explore.guard` says who may ask,
+`headscope.explore.work_queue` when it is computed, and `headscope.explore.reading` what. Answers are made in the
+computing thread, so that the page and quick answers wait for nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -35,6 +36,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
 from headscope.errors import ArgumentError, HeadscopeError
+from headscope.explore.against import Against
 from headscope.explore.connection import Connection
 from headscope.explore.guard import API, Guard
 from headscope.explore.reading import MAX_CHARACTERS, Reader
@@ -64,6 +66,7 @@ class Asked(BaseModel):
     text: str
     off: list[str] = []
     method: Literal["zero", "mean"] = "mean"
+    of: Literal["model", "against"] = "model"
 
 
 class AskedPattern(Asked):
@@ -91,6 +94,7 @@ def serve(
     port: int = 0,
     seed: int = 0,
     behavior: Sequence[BehaviorResult] = (),
+    against: Model | None = None,
     announce: Callable[[str], None],
 ) -> None:
     """Serve the page of a model to this machine until Ctrl-C or SIGTERM.
@@ -100,22 +104,26 @@ def serve(
         port: To listen on; 0 takes a free one.
         seed: Of all probes.
         behavior: What `hs.behavior` gave for this model, for the report.
+        against: A second model of the same vocabulary, which reads every prompt too.
         announce: Called with the page's address, which holds the token, once it can be opened.
 
     Raises:
-        ArgumentError: the port cannot be listened on, or results of another model.
+        ArgumentError: the port cannot be listened on, results of another model, or a second model of another
+            vocabulary.
     """
     refuse_other_models(ModelInfo.of(model), behavior)
+    reader = Reader(model, seed=seed)
+    both = None if against is None else Against(reader, Reader(against, seed=seed))
     with listening(port) as listener:
         token, port = secrets.token_urlsafe(32), listener.getsockname()[1]
-        server = server_of(Reader(model, seed=seed), port=port, token=token, seed=seed, behavior=behavior)
+        server = server_of(reader, port=port, token=token, seed=seed, behavior=behavior, against=both)
         with suppress(KeyboardInterrupt), _ended_like_ctrl_c():
             announce(f"http://{ADDRESS}:{port}/#token={token}")  # a fragment: see `headscope.explore.guard`
             server.run(sockets=[listener])
 
 
 @contextmanager
-def _ended_like_ctrl_c() -> Iterator[None]:
+def _ended_like_ctrl_c() -> Generator[None, None, None]:
     """SIGTERM, which service managers send, ends the server as Ctrl-C does. Main thread only, as signals are."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -157,9 +165,10 @@ def server_of(
     seed: int = 0,
     behavior: Sequence[BehaviorResult] = (),
     work: WorkQueue | None = None,
+    against: Against | None = None,
 ) -> uvicorn.Server:
     """The server of one model, to be run on a socket of this port."""
-    app = Guard(application(reader, seed=seed, behavior=behavior, work=work), port=port, token=token)
+    app = Guard(application(reader, seed=seed, behavior=behavior, work=work, against=against), port=port, token=token)
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -177,7 +186,12 @@ def server_of(
 
 
 def application(
-    reader: Reader, *, seed: int = 0, behavior: Sequence[BehaviorResult] = (), work: WorkQueue | None = None
+    reader: Reader,
+    *,
+    seed: int = 0,
+    behavior: Sequence[BehaviorResult] = (),
+    work: WorkQueue | None = None,
+    against: Against | None = None,
 ) -> FastAPI:
     """What answers, without its guard; the report is begun when it starts."""
     work = work or WorkQueue()
@@ -186,18 +200,21 @@ def application(
     page = page_html(title=f"{model.id} - headscope", source=API).encode()
     headers = {"Content-Security-Policy": f"{policy(live=True)}; frame-ancestors 'none'"}
     beginnings = starts(model, seed=seed)
-    about = {
-        "schema": SCHEMA,
-        "model": encode(ModelInfo.of(model)),
-        "heads": encode(reader.heads),
-        "suggestion": beginnings[0].text,
-        "examples": encode(beginnings),
-        "max_characters": MAX_CHARACTERS,
-        "max_tokens": reader.limit,
-    }
+    about = as_json(
+        {
+            "schema": SCHEMA,
+            "model": encode(ModelInfo.of(model)),
+            "heads": encode(reader.heads),
+            "suggestion": beginnings[0].text,
+            "examples": encode(beginnings),
+            "max_characters": MAX_CHARACTERS,
+            "max_tokens": reader.limit,
+            "against": None if against is None else encode(ModelInfo.of(against.second.model)),
+        }
+    )
 
     @asynccontextmanager
-    async def living(app: FastAPI) -> AsyncIterator[None]:
+    async def living(app: FastAPI) -> AsyncGenerator[None, None]:
         report.start()
         try:
             yield
@@ -206,6 +223,32 @@ def application(
             await asyncio.to_thread(report.stop)
 
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=living)
+
+    _say_what_was_wrong(app, work)
+    _read_on_demand(app, reader, against, work)
+
+    @app.get("/")
+    async def show() -> Response:
+        return Response(page, media_type="text/html; charset=utf-8", headers=headers)
+
+    @app.get(f"{API}model")
+    async def which() -> Response:
+        return Response(about, media_type="application/json")
+
+    @app.get(f"{API}report")
+    async def made() -> Response:
+        state = report.state
+        if isinstance(state, bytes):
+            return Response(state, media_type="application/json")
+        if isinstance(state, Failed):
+            return error_response(500 if state.ours else 422, state.error)
+        return Response(as_json(encode(state)), status_code=202, media_type="application/json")
+
+    return app
+
+
+def _say_what_was_wrong(app: FastAPI, work: WorkQueue) -> None:
+    """Every error is answered with one sentence."""
 
     async def refuse(request: Request, error: Exception) -> Response:
         match error:
@@ -221,10 +264,24 @@ def application(
                 return error_response(400, "the request is not JSON; send one JSON object.")
             case Full():
                 return error_response(503, f"{work.waiting} computations wait already; ask again later.")
-        return error_response(500, "headscope failed, which is a defect of its own; the terminal has the traceback.")
+            case _:
+                why = "headscope failed, which is a defect of its own; the terminal has the traceback."
+                return error_response(500, why)
 
     for kind in (HeadscopeError, RequestValidationError, HTTPException, Full, Exception):
         app.add_exception_handler(kind, refuse)
+
+
+def _read_on_demand(app: FastAPI, reader: Reader, against: Against | None, work: WorkQueue) -> None:
+    """What the page asks about a text, each computed in its turn."""
+
+    def both() -> Against:
+        if against is None:
+            raise ArgumentError("there is no second model; start headscope explore with --against MODEL.")
+        return against
+
+    def asked_of(asked: Asked) -> Reader:
+        return both().second if asked.of == "against" else reader
 
     async def answer(request: Request, ask: Callable[[], Any]) -> Response:
         """What the queue computes; nobody waits for an asker that has gone."""
@@ -237,31 +294,16 @@ def application(
             return Response(status_code=499)  # nobody reads it
         return Response(waited.result(), media_type="application/json")
 
-    @app.get("/")
-    async def show() -> Response:
-        return Response(page, media_type="text/html; charset=utf-8", headers=headers)
-
-    @app.get(f"{API}model")
-    async def which() -> Response:
-        return Response(as_json(about), media_type="application/json")
-
-    @app.get(f"{API}report")
-    async def made() -> Response:
-        state = report.state
-        if isinstance(state, bytes):
-            return Response(state, media_type="application/json")
-        if isinstance(state, Failed):
-            return error_response(500 if state.ours else 422, state.error)
-        return Response(as_json(encode(state)), status_code=202, media_type="application/json")
-
     @app.post(f"{API}read")
     async def read(asked: Asked, request: Request) -> Response:
-        return await answer(request, lambda: encode(reader.read(asked.text, off=asked.off, method=asked.method)))
+        return await answer(
+            request, lambda: encode(asked_of(asked).read(asked.text, off=asked.off, method=asked.method))
+        )
 
     @app.post(f"{API}pattern")
     async def pattern(asked: AskedPattern, request: Request) -> Response:
         def ask() -> dict[str, str]:
-            found = reader.pattern(asked.text, asked.head, off=asked.off, method=asked.method)
+            found = asked_of(asked).pattern(asked.text, asked.head, off=asked.off, method=asked.method)
             return {"bytes": base64.b64encode(found.tobytes()).decode()}
 
         return await answer(request, ask)
@@ -269,7 +311,7 @@ def application(
     @app.post(f"{API}patterns")
     async def patterns(asked: Asked, request: Request) -> Response:
         def ask() -> dict[str, Any]:
-            found = reader.glance(asked.text, off=asked.off, method=asked.method)
+            found = asked_of(asked).glance(asked.text, off=asked.off, method=asked.method)
             heads = [
                 {
                     **encode(one.head),
@@ -286,18 +328,20 @@ def application(
     @app.post(f"{API}looks")
     async def looks(asked: AskedLooks, request: Request) -> Response:
         def ask() -> Any:
-            return encode(reader.looks(asked.text, asked.query, asked.key, off=asked.off, method=asked.method))
+            return encode(asked_of(asked).looks(asked.text, asked.query, asked.key, off=asked.off, method=asked.method))
 
         return await answer(request, ask)
 
     @app.post(f"{API}writes")
     async def writes(asked: AskedWrites, request: Request) -> Response:
         def ask() -> Any:
-            return encode(reader.writes(asked.text, asked.position, off=asked.off, method=asked.method))
+            return encode(asked_of(asked).writes(asked.text, asked.position, off=asked.off, method=asked.method))
 
         return await answer(request, ask)
 
-    return app
+    @app.post(f"{API}against")
+    async def beside(asked: Asked, request: Request) -> Response:
+        return await answer(request, lambda: encode(both().read(asked.text, off=asked.off, method=asked.method)))
 
 
 def as_json(document: Any) -> bytes:

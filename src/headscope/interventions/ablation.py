@@ -16,8 +16,9 @@ Losses are means over a prompt's queries in nats, one number per world, prompt a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -299,7 +300,6 @@ def _losses(
     found = {kind: np.repeat(values, len(worlds), axis=0) for kind, values in first.items()}
     edited = [number for number, world in enumerate(worlds) if world != base]
     start = {number: min(_start(replay, model, head) for head in worlds[number] ^ base) for number in edited}
-    edited.sort(key=lambda number: start[number])
     size = max(1, min(_limit(BATCH_TOKENS, model) // sheet.tokens.size, _logits(model) // sheet.n_places))
 
     def run(part: Sequence[int]) -> Losses:
@@ -309,10 +309,26 @@ def _losses(
         visit = editing([worlds[number] for number in part])
         return sheet.losses(replay.logits(visit, start=begin, copies=n_copies, places=places), n_copies)
 
-    for part, values in in_batches(edited, size, run):
-        for kind in found:
-            found[kind][list(part)] = values[kind]
+    for together in _together(edited, start, size):
+        for part, values in in_batches(together, len(together), run):
+            for kind in found:
+                found[kind][list(part)] = values[kind]
     return found
+
+
+def _together(worlds: Sequence[int], start: Mapping[int, int], size: int) -> Iterator[list[int]]:
+    """Batches of at most `size` worlds, which compute from the first layer that any of them edits.
+
+    Those that start at one layer are split evenly; they wait for those of the next while they fill less than half.
+    """
+    waiting: list[int] = []
+    for _, same in groupby(sorted(worlds, key=start.__getitem__), key=start.__getitem__):
+        waiting += same
+        if 2 * len(waiting) >= size:
+            yield from (part.tolist() for part in np.array_split(waiting, -(-len(waiting) // size)))
+            waiting = []
+    if waiting:
+        yield waiting
 
 
 def _start(replay: Replay, model: Model, head: HeadId) -> int:

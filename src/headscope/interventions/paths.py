@@ -22,7 +22,7 @@ Cost: for each sender a pass from its layer to the last receiver's, no unembeddi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -288,7 +288,7 @@ class Paths:
         return run
 
     @contextmanager
-    def _holding(self, base: _Run, n_copies: int) -> Iterator[None]:
+    def _holding(self, base: _Run, n_copies: int) -> Generator[None, None, None]:
         def give(module: nn.Module, own: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
             return _cloned(copied(base.held[module], base.replay.tokens, n_copies))
 

@@ -15,6 +15,7 @@ Misleading when: hooks or edits that live in the wrapper, put there after loadin
 model, so scores are those of the model without them.
 """
 
+# pyright: reportPrivateUsage=false
 from __future__ import annotations
 
 import weakref

@@ -8,7 +8,7 @@ Either way `probabilities` answers the same question.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -85,6 +85,17 @@ class Attention:
             logits = s.rule.logits(s.q.to(wide) @ repeat_heads(s.k, self.n_heads).to(wide).mT)
             pattern = torch.exp(logits - s.lse[..., None])
             return pattern if s.rule.bias is None else pattern.masked_fill(closed(s.rule.bias), 0.0)
+
+    def of(self, rows: slice) -> Attention:
+        """The same call, of some of the batch's rows: views, no copies."""
+        if self.scores is None:
+            assert self.own_pattern is not None
+            return replace(self, z=self.z[rows], own_pattern=self.own_pattern[rows])
+        s, rule = self.scores, self.scores.rule
+        shared = {name: one for name in ("bias", "sinks") if (one := getattr(rule, name)) is not None}
+        own = {name: one[rows] for name, one in shared.items() if len(one) > 1}
+        part = replace(s, q=s.q[rows], k=s.k[rows], v=s.v[rows], lse=s.lse[rows], rule=replace(rule, **own))
+        return replace(self, z=self.z[rows], scores=part)
 
     def allowed(
         self, batch: Int[Tensor, " target"], query: Int[Tensor, " target"], key: Int[Tensor, " target"]

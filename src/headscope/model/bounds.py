@@ -16,7 +16,7 @@ when it is built and when it is filled.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -83,7 +83,7 @@ def _number(value: int | float) -> str:
 
 
 @contextmanager
-def bounded(source: str, numbers: int | None) -> Iterator[None]:
+def bounded(source: str, numbers: int | None) -> Generator[None, None, None]:
     """Raise in the block when the model built there, by this thread, outgrows its checkpoint.
 
     Args:

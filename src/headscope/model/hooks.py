@@ -7,9 +7,10 @@ projection: its input is z, read or replaced there. A pattern is dropped as soon
 memory is O(n^2) for one layer.
 """
 
+# pyright: reportPrivateUsage=false
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -101,7 +102,7 @@ def is_projection(module: nn.Module) -> bool:
 
 
 @contextmanager
-def discovering(model: nn.Module, n_tokens: int) -> Iterator[list[str]]:
+def discovering(model: nn.Module, n_tokens: int) -> Generator[list[str], None, None]:
     """Within the block, the names of the linear layers that run first after each attention are collected.
 
     Args:
@@ -122,7 +123,7 @@ def discovering(model: nn.Module, n_tokens: int) -> Iterator[list[str]]:
 
 
 @contextmanager
-def hooked(projections: list[nn.Module], n_tokens: int, visit: Visit, number: Numbering) -> Iterator[None]:
+def hooked(projections: list[nn.Module], n_tokens: int, visit: Visit, number: Numbering) -> Generator[None, None, None]:
     """Within the block, `visit` sees each attention just before its output projection runs.
 
     Args:

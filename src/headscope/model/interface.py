@@ -9,10 +9,11 @@ An argument that a family passes and we do not know is never ignored: `UnknownAr
 falls back to the family's own code (`headscope.model.hooks`).
 """
 
+# pyright: reportPrivateUsage=false
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,7 +70,7 @@ def installed(
     *,
     kernel: Kernel | None = None,
     additive_mask: bool = False,
-) -> Iterator[None]:
+) -> Generator[None, None, None]:
     """Within the block every attention call of `model` goes through `visit`.
 
     Args:

@@ -16,7 +16,7 @@ Cost: the module's own pass, O(n^2) memory for one layer at a time.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FunctionType
@@ -287,7 +287,7 @@ def _alike(first: Tensor, second: Tensor) -> bool:
 
 
 @contextmanager
-def owning(module: nn.Module, watch: Watch, names: Sequence[str] | None = None) -> Iterator[None]:
+def owning(module: nn.Module, watch: Watch, names: Sequence[str] | None = None) -> Generator[None, None, None]:
     """Within the block the watch knows which of these modules is running; by default of all."""
     wanted = None if names is None else set(names)
     owners = {part: name for name, part in module.named_modules() if name and (wanted is None or name in wanted)}
@@ -312,7 +312,7 @@ def mixing(
     kernel: Kernel | None = None,
     unknown: Callable[[str], Exception] = RuntimeError,
     reads: Callable[[int, Tensor], None] | None = None,
-) -> Iterator[Watch]:
+) -> Generator[Watch, None, None]:
     """Within the block `visit` sees each attention of the module; what it returns replaces z.
 
     Args:

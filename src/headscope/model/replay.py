@@ -17,7 +17,7 @@ Memory: one output per layer, n_layers * batch * position * d_model numbers.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -55,7 +55,8 @@ class Replay:
         self.tokens: Tensor = tokens
         self._alone = not _trying and _unembeds_alone(model)
         self._layers = decoder_layers(model) if _trying or restarts(model) else []
-        self._kept: list[Any] = []
+        self.kept: list[Any] = []
+        """What each decoder layer gave in the clean pass."""
         self._started: dict[tuple[int, int], int] = {}
 
     @property
@@ -67,7 +68,7 @@ class Replay:
         self, visit: Visit | None = None, *, places: Int[Tensor, "token 2"] | None = None, grad: bool = False
     ) -> Float[Tensor, "*place vocab"]:
         """The clean pass: its logits, as `logits` gives them. Keeps every layer's output, unless `grad`."""
-        self._kept, self._started = [], {}
+        self.kept, self._started = [], {}
         begun = 0
 
         def note(attention: Attention) -> Tensor | None:
@@ -79,7 +80,7 @@ class Replay:
             begun += 1
             result = own(*arguments, **named)
             if not grad:
-                self._kept.append(result)
+                self.kept.append(result)
             return result
 
         with around(self._layers, run):
@@ -120,14 +121,14 @@ class Replay:
             self.model.run(self.tokens.repeat(copies, 1), self._numbered(visit, start))
 
     @contextmanager
-    def _restarted(self, start: int, copies: int) -> Iterator[None]:
+    def _restarted(self, start: int, copies: int) -> Generator[None, None, None]:
         """Within the block the layer executions before `start` give what they gave in the clean pass."""
         begun = 0
 
         def run(layer: nn.Module, own: Forward, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
             nonlocal begun
             begun += 1
-            return own(*arguments, **named) if begun > start else copied(self._kept[begun - 1], self.tokens, copies)
+            return own(*arguments, **named) if begun > start else copied(self.kept[begun - 1], self.tokens, copies)
 
         with around(self._layers if start else [], run):
             yield
@@ -175,10 +176,10 @@ def restarts(model: Model) -> bool:
     clean = replay.clean()
     limit = tolerance_of(clean)
     try:
-        return len(replay._kept) >= n_layers and all(
+        return len(replay.kept) >= n_layers and all(
             torch.equal(replay.logits(ignore, start=start), clean)
             and float((replay.logits(ignore, start=start, copies=2) - clean.repeat(2, 1, 1)).abs().max()) <= limit
-            for start in range(1, len(replay._kept))
+            for start in range(1, len(replay.kept))
         )
     except FAMILY_ERRORS as error:  # layers that miss what the skipped ones would have left them
         if out_of_memory(error):
@@ -218,7 +219,7 @@ def _at(rows: Float[Tensor, "batch token d"], places: Int[Tensor, "place 2"]) ->
 
 
 @contextmanager
-def _unembedding_only(model: Model, places: Tensor) -> Iterator[None]:
+def _unembedding_only(model: Model, places: Tensor) -> Generator[None, None, None]:
     """Within the block the unembedding reads these tokens alone, as one row."""
     head: Any = model.backbone.unembedding
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -64,7 +64,7 @@ _HERE = _Here()
 
 
 @contextmanager
-def _within(scope: _Scope) -> Iterator[None]:
+def _within(scope: _Scope) -> Generator[None, None, None]:
     before = _HERE.scope
     try:
         _HERE.scope = scope
@@ -74,14 +74,14 @@ def _within(scope: _Scope) -> Iterator[None]:
 
 
 @contextmanager
-def outside() -> Iterator[None]:
+def outside() -> Generator[None, None, None]:
     """Within the block this thread sees every model as everyone else does."""
     with _within(_Scope()):
         yield
 
 
 @contextmanager
-def _block() -> Iterator[Callable[[], bool]]:
+def _block() -> Generator[Callable[[], bool], None, None]:
     """Gives a function that tells, within the block, whether what runs belongs to it."""
     token = object()
 
@@ -95,7 +95,7 @@ def _block() -> Iterator[Callable[[], bool]]:
 @contextmanager
 def hooking(
     modules: Iterable[nn.Module], *, before: Before | None = None, after: After | None = None, outermost: bool = False
-) -> Iterator[None]:
+) -> Generator[None, None, None]:
     """Within the block `before` and `after` run around each module's forward, in this thread's passes.
 
     Args:
@@ -122,7 +122,7 @@ def hooking(
 
 
 @contextmanager
-def around(modules: Sequence[nn.Module], run: Around) -> Iterator[None]:
+def around(modules: Sequence[nn.Module], run: Around) -> Generator[None, None, None]:
     """Within the block each module's forward goes through `run`, in this thread's passes.
 
     Args:
@@ -166,7 +166,7 @@ def _set_name(config: PreTrainedConfig, name: str | None) -> None:
 
 
 @contextmanager
-def implementation(model: nn.Module, name: str | None) -> Iterator[None]:
+def implementation(model: nn.Module, name: str | None) -> Generator[None, None, None]:
     """Within the block every config of `model` names this attention implementation, to this thread; None leaves them.
 
     The configs hold what they held; transformers' class of configs reads the name through a property from then on.
@@ -196,7 +196,7 @@ def _configs(model: nn.Module) -> Iterator[PreTrainedConfig]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Generator[None, None, None]:
     """Within the block every module of `model` is in evaluation mode, and runs uncompiled, to this thread.
 
     A module in training mode is, for the block, of a subclass whose `training` asks who reads it. Compiled TorchScript
@@ -229,7 +229,7 @@ def _become(module: nn.Module, kind: type[nn.Module]) -> None:
 
 
 @contextmanager
-def _uncompiled(model: nn.Module) -> Iterator[None]:
+def _uncompiled(model: nn.Module) -> Generator[None, None, None]:
     """Within the block this thread runs the code of modules that were compiled in place, line by line."""
     with _block() as here, ExitStack() as stack:
         for module in model.modules():

@@ -1,6 +1,6 @@
 """Check, then claim: does what we show of a model's attention agree with the model's own forward pass?
 
-On a short random input the model runs once through its own eager attention and once through ours. `exact` means:
+On a short random input the model runs once as it is set (`sdpa`, `eager`) and once through ours. `exact` means:
 the outputs agree within the dtype's tolerance; each layer's z is the mix of v by the very probabilities we report;
 no probability lies on a later token; and replacing z changes the output. A family outside transformers' attention
 interface, or one that passes an argument we do not know, is watched while its own code runs; it is `exact` where its
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +96,7 @@ def selfcheck(model: Backbone) -> Check:
     failures: list[str] = []
     try:
         tokens = _tokens(model)
-        own = _own_output(model, tokens, "eager")
+        own = _own_output(model, tokens)
         finite = bool(torch.isfinite(own).all())
     except FAMILY_ERRORS as error:
         return _unsupported(_failure("it does not run on token ids alone", error))
@@ -118,7 +118,7 @@ def selfcheck(model: Backbone) -> Check:
     if degraded:
         return min(degraded, key=lambda check: check.max_abs_diff or 0.0)
     if checks:
-        return checks[0]
+        return replace(checks[0], reason=checks[0].reason + _unlike_eager(model, tokens, own))
     return _unsupported(
         failures[0] if failures else "no softmax attention over its tokens was seen in its forward pass"
     )
@@ -149,9 +149,31 @@ def _and_edited(tokens: Tensor) -> Tensor:
     return torch.cat([tokens, tokens[:1]])
 
 
-def _own_output(model: Backbone, tokens: Tensor, name: str | None) -> Tensor:
-    with torch.no_grad(), evaluating(model.module), implementation(model.module, name):
-        return model.run(tokens)
+def _own_output(model: Backbone, tokens: Tensor) -> Tensor:
+    """What the model gives as it is set; by its eager attention where that cannot run here, as FlashAttention."""
+    with torch.no_grad(), evaluating(model.module):
+        try:
+            return model.run(tokens)
+        except FAMILY_ERRORS as error:
+            if out_of_memory(error):
+                raise
+            with implementation(model.module, "eager"):
+                return model.run(tokens)
+
+
+def _unlike_eager(model: Backbone, tokens: Tensor, own: Tensor) -> str:
+    """What to do about a model whose output depends on how its attention is set."""
+    setting = getattr(model.config, "_attn_implementation", None)
+    if not isinstance(model.module, PreTrainedModel) or setting in (None, "eager"):
+        return ""
+    with torch.no_grad(), evaluating(model.module), implementation(model.module, "eager"):
+        difference = float((model.run(tokens) - own).abs().max())
+    if difference <= TOLERANCE.get(own.dtype, TOLERANCE[torch.float32]) * max(1.0, float(own.abs().max())):
+        return ""
+    return (
+        f"; set to {setting} its output differs from that of its eager attention by {difference:.2g}: load it with "
+        "attn_implementation='eager'"
+    )
 
 
 def _non_finite(model: nn.Module) -> str:

@@ -1,13 +1,14 @@
 """Whether a module is still the one that was checked: the same tree, the same weights, the same hooks.
 
-    every module by identity, with its hooks and a forward put on it; every weight by identity, storage, version counter
-    and up to 16 of its numbers, evenly spread
+    every module by identity, with its hooks, a forward put on it and how its attention is set; every weight by
+    identity, storage, version counter and up to 16 of its numbers, evenly spread
 
 PyTorch counts each change of a weight in place, except through `.data`; the numbers read are for those. What it does
 not see: an edit through `.data` of so few numbers that none of these is among them, which leaves a model's layout as it
 was. Cost: a few microseconds of Python and one small read for each weight; no weight is read whole.
 """
 
+# pyright: reportPrivateUsage=false
 from __future__ import annotations
 
 import functools
@@ -34,7 +35,8 @@ def state_of(module: nn.Module) -> str:
     found = hashlib.sha256()
     numbers: dict[torch.device, list[Tensor]] = {}
     for name, part in module.named_modules():
-        found.update(f"{name} {id(part)} {type(part).__qualname__} {[*_put_on(part)]}\n".encode())
+        setting = getattr(getattr(part, "config", None), "_attn_implementation", None)
+        found.update(f"{name} {id(part)} {type(part).__qualname__} {[*_put_on(part)]} {setting}\n".encode())
         for key, weight in (*part._parameters.items(), *part._buffers.items()):
             if weight is None:
                 continue

@@ -6,7 +6,7 @@ every `except Exception`, and would end a sweep or a server for one model's sake
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from headscope.errors import HeadscopeError, TokenError, brief
@@ -18,7 +18,7 @@ def is_panic(error: BaseException) -> bool:
 
 
 @contextmanager
-def tokenizing(model_id: str) -> Iterator[None]:
+def tokenizing(model_id: str) -> Generator[None, None, None]:
     """Whatever a tokenizer raises in the block becomes a TokenError.
 
     Raises:

@@ -25,8 +25,8 @@ from torch import Tensor
 from headscope.detectors.standard import earlier_copies
 from headscope.heads import HeadId
 from headscope.interventions.ablation import Ablator, Method, losses
-from headscope.model.attention import Attention
 from headscope.model.load import Model
+from headscope.model.patterns import patterns
 from headscope.model.tokenizer import tokenizing
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.probe import Tokens
@@ -114,8 +114,8 @@ def example(
     )
     (tokens,) = probe.prompts
     first, second = _copies(tokens)
-    patterns = _patterns(model, tokens)
-    order = [head for head in dict.fromkeys([*wanted, *patterns]) if head in patterns]
+    found = _patterns(model, tokens)
+    order = [head for head in dict.fromkeys([*wanted, *found]) if head in found]
     size = len(base64.b64encode(bytes(len(tokens) * (len(tokens) + 1) // 2)))
     kept = set(order[: max(1, budget_bytes // size)])
     clean, ablated = _losses(model, probe, tuple(without), method, seed)
@@ -123,8 +123,8 @@ def example(
         tokens=tokens,
         first=first,
         second=second,
-        patterns={head: pattern for head, pattern in patterns.items() if head in kept},
-        left_out=len(patterns) - len(kept),
+        patterns={head: pattern for head, pattern in found.items() if head in kept},
+        left_out=len(found) - len(kept),
         clean=clean,
         ablated=ablated,
         without=tuple(without),
@@ -173,12 +173,10 @@ def _patterns(model: Model, tokens: Tokens) -> dict[HeadId, UInt8[np.ndarray, " 
     """Every head's attention, as bytes."""
     found: dict[HeadId, np.ndarray] = {}
 
-    def visit(attention: Attention) -> None:
-        for head, pattern in enumerate(attention.pattern()[0]):
-            found[HeadId(attention.layer, head, attention.call)] = as_bytes(pattern)
+    def see(head: HeadId, pattern: Tensor) -> None:
+        found[head] = as_bytes(pattern[0])
 
-    ids = torch.from_numpy(tokens)[None].to(model.device)
-    model.run(ids, visit, stop_at_last=True)
+    patterns(model, torch.from_numpy(tokens)[None].to(model.device), see)
     return dict(sorted(found.items()))
 
 

@@ -29,7 +29,7 @@ Misleading as: language models. The behaviour is as clean here as it can be made
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -330,7 +330,7 @@ class _Lesson:
         return torch.randint(first, VOCAB_SIZE, (count,), generator=random)
 
     @contextmanager
-    def silencing(self, model: LlamaForCausalLM) -> Iterator[None]:
+    def silencing(self, model: LlamaForCausalLM) -> Generator[None, None, None]:
         """Within the block the silent heads of a batch give nothing, scaled as dropout scales for `diffuse`."""
         scale = 1 / (1 - SILENT) if self.plan == "diffuse" else 1.0
 

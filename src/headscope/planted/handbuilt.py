@@ -309,7 +309,7 @@ class Plan:
         """A loud random head."""
         # |OV| of the induction head is COPY_GAIN * sqrt(width): a multiple of the identity.
         norm = NOISE_NORM * COPY_GAIN * math.sqrt(self.space.width("token"))
-        return self._random_head("noise", ov_norm=norm)
+        return self.random_head("noise", ov_norm=norm)
 
     def wrong_position_sender(self) -> PlannedHead:
         """Attends two back and writes to `before`."""
@@ -321,7 +321,7 @@ class Plan:
 
     def none(self) -> PlannedHead:
         """A random head of unit norm."""
-        return self._random_head("none", ov_norm=1.0)
+        return self.random_head("none", ov_norm=1.0)
 
     def induction_pattern(self) -> tuple[Tensor, Tensor, Tensor]:
         """Attends to the token whose predecessor is the current token, else to the start token."""
@@ -346,9 +346,7 @@ class Plan:
         q_bias[column] = rest_gain * (self.n_digits - 0.5)
         return q, q_bias, k
 
-    def write(
-        self, source: str, target: str, matrix: Float[Tensor, "read written"] | float
-    ) -> tuple[Tensor, Tensor]:
+    def write(self, source: str, target: str, matrix: Float[Tensor, "read written"] | float) -> tuple[Tensor, Tensor]:
         """v, o that read one subspace and write `matrix` times it to another."""
         width = self.space.width(source)
         v = torch.zeros(self.space.n_directions, self.d_head, dtype=torch.float64)
@@ -364,7 +362,7 @@ class Plan:
         v, o = write
         return PlannedHead(role=role, q=q, q_bias=q_bias, k=k, v=v, o=o)
 
-    def _random_head(self, role: Role, *, ov_norm: float) -> PlannedHead:
+    def random_head(self, role: Role, *, ov_norm: float) -> PlannedHead:
         """Reads everything and writes to `junk`, all at random; attention logits of about unit size."""
         shape = (self.space.n_directions, self.d_head)
         q, k, v = (normal(shape, self.random) for _ in range(3))

@@ -44,7 +44,7 @@ decoy sender equals that of the true one: weights alone cannot tell them apart, 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -335,8 +335,11 @@ class _Plan:
         return reader
 
 
+Item = TypeVar("Item")
+
+
 def _shuffled(groups: list[_Group], random: torch.Generator) -> list[_Group]:
-    def order(items: list) -> list:
+    def order(items: list[Item]) -> list[Item]:
         return [items[index] for index in torch.randperm(len(items), generator=random).tolist()]
 
     return [_Group(keys=group.keys, heads=order(group.heads)) for group in order(groups)]

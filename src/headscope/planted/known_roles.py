@@ -315,11 +315,12 @@ class _Draws:
             case "told":
                 pattern = plan.pattern(("here", "here", POSITION_GAIN))
                 return plan.head("none", pattern, plan.write("told", "token", COPY_GAIN))
-        raise AssertionError(name)
+            case _:
+                raise AssertionError(name)
 
     def loud(self) -> PlannedHead:
         """A random head that writes much where nothing reads."""
-        return self.parts._random_head("noise", ov_norm=LOUD)
+        return self.parts.random_head("noise", ov_norm=LOUD)
 
     def _pair(self, query: str, key: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return self.parts.pattern((query, key, MATCH_GAIN), rest_gain=MATCH_GAIN)

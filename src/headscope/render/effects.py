@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from headscope.render.plain import markup as escape
+from headscope.render.theme import GROUND, LIGHT
 
 _ROW, _LABEL, _AXIS, _WORD, _TOP, _BELOW = 20, 96, 360, 190, 34, 40
-_INK, _SOFT, _PAPER, _LINE, _DOT = "#1b2430", "#5b6675", "#ffffff", "#d4dae2", "#2f6099"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,29 +46,30 @@ def intervals_svg(rows: Sequence[Row], *, title: str, axis: str) -> str:
         return _LABEL + _AXIS * (value - low) / (high - low)
 
     under = _TOP + _ROW * max(1, len(rows)) + 4
-    parts = [f'<text x="12" y="20" font-size="13" font-weight="600" fill="{_INK}">{escape(title)}</text>']
+    parts = [f'<text x="12" y="20" font-size="13" font-weight="600" fill="{LIGHT.ink}">{escape(title)}</text>']
     for place in places:
-        stroke = _SOFT if place == 0 else _LINE
+        stroke = LIGHT.soft if place == 0 else LIGHT.line
         parts.append(
             f'<line x1="{x(place):.1f}" x2="{x(place):.1f}" y1="{_TOP}" y2="{under}" stroke="{stroke}"/>'
-            f'<text x="{x(place):.1f}" y="{under + 13}" text-anchor="middle" fill="{_SOFT}">{place:g}</text>'
+            f'<text x="{x(place):.1f}" y="{under + 13}" text-anchor="middle" fill="{LIGHT.soft}">{place:g}</text>'
         )
-    parts.append(f'<text x="{_LABEL}" y="{under + 29}" fill="{_SOFT}">{escape(axis)}</text>')
+    parts.append(f'<text x="{_LABEL}" y="{under + 29}" fill="{LIGHT.soft}">{escape(axis)}</text>')
     if not rows:
-        parts.append(f'<text x="{_LABEL}" y="{_TOP + 14}" fill="{_SOFT}">nothing was measured</text>')
+        parts.append(f'<text x="{_LABEL}" y="{_TOP + 14}" fill="{LIGHT.soft}">nothing was measured</text>')
     for number, row in enumerate(rows):
         y = _TOP + _ROW * number + _ROW / 2
         bar = "" if row.ci95 is None else _bar(x(row.ci95[0]), x(row.ci95[1]), y)
         parts.append(
             f"<g><title>{escape(note(row))}</title>"
-            f'<text x="{_LABEL - 10}" y="{y + 4:.0f}" text-anchor="end" fill="{_INK}">{escape(row.label)}</text>{bar}'
-            f'<circle cx="{x(row.mean):.1f}" cy="{y:.0f}" r="4" fill="{_PAPER if row.control else _DOT}" '
-            f'stroke="{_DOT}" stroke-width="1.5"/>'
-            f'<text x="{_LABEL + _AXIS + 14}" y="{y + 4:.0f}" fill="{_SOFT}">{escape(row.word)}</text></g>'
+            f'<text x="{_LABEL - 10}" y="{y + 4:.0f}" text-anchor="end" fill="{LIGHT.ink}">{escape(row.label)}</text>'
+            f"{bar}"
+            f'<circle cx="{x(row.mean):.1f}" cy="{y:.0f}" r="4" fill="{LIGHT.paper if row.control else LIGHT.clean}" '
+            f'stroke="{LIGHT.clean}" stroke-width="1.5"/>'
+            f'<text x="{_LABEL + _AXIS + 14}" y="{y + 4:.0f}" fill="{LIGHT.soft}">{escape(row.word)}</text></g>'
         )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img" '
-        f'style="max-width:100%;height:auto;background:{_PAPER}" font-family="system-ui,sans-serif" font-size="11">'
+        f'style="{GROUND}" font-family="system-ui,sans-serif" font-size="11">'
         f"{''.join(parts)}</svg>"
     )
 
@@ -97,4 +98,4 @@ def note(row: Row) -> str:
 
 
 def _bar(x0: float, x1: float, y: float) -> str:
-    return f'<line x1="{x0:.1f}" x2="{x1:.1f}" y1="{y:.0f}" y2="{y:.0f}" stroke="{_DOT}" stroke-width="2"/>'
+    return f'<line x1="{x0:.1f}" x2="{x1:.1f}" y1="{y:.0f}" y2="{y:.0f}" stroke="{LIGHT.clean}" stroke-width="2"/>'

@@ -15,23 +15,23 @@ from typing import TYPE_CHECKING, Any
 from headscope.errors import ArgumentError
 from headscope.render.effects import Row
 from headscope.render.graph import Arrow, Node
-from headscope.render.maps import Panel, colour
+from headscope.render.maps import Panel
+from headscope.render.theme import LIGHT, shade
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_INK, _SOFT, _BOX, _LINE = "#1b2430", "#5b6675", "#eff3f9", "#2f6099"
 _CELL_IN, _ROW_IN = 0.2, 0.2
 """Inches."""
 _STYLE: dict[str, Any] = {
     "font.size": 8,
-    "axes.edgecolor": _SOFT,
-    "axes.labelcolor": _INK,
+    "axes.edgecolor": LIGHT.soft,
+    "axes.labelcolor": LIGHT.ink,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "text.color": _INK,
-    "xtick.color": _SOFT,
-    "ytick.color": _INK,
+    "text.color": LIGHT.ink,
+    "xtick.color": LIGHT.soft,
+    "ytick.color": LIGHT.ink,
 }
 _FILES: Any = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}
 LABELLED = 24
@@ -40,13 +40,13 @@ LABELLED = 24
 
 def maps_figure(panels: Sequence[Panel], *, columns: int = 3, width_in: float | None = None) -> Figure:
     """Layer x head maps on one scale from 0 to 1; a cell without a head is blank."""
-    pyplot, matplotlib = _matplotlib()
+    pyplot, colors, ticker = _matplotlib()
     n_layers = max((len(panel.values) for panel in panels), default=1)
     n_heads = max((len(row) for panel in panels for row in panel.values), default=1)
     columns = min(columns, max(1, len(panels)))
     rows = -(-max(1, len(panels)) // columns)
     size = (columns * max(1.6, n_heads * _CELL_IN + 0.7) + 0.5, rows * max(1.2, n_layers * _CELL_IN + 0.75))
-    shades = matplotlib.colors.LinearSegmentedColormap.from_list("headscope", [colour(0.0), colour(1.0)])
+    shades = colors.LinearSegmentedColormap.from_list("headscope", [shade(0.0), shade(1.0)])
     with pyplot.rc_context(_STYLE):
         figure, grid = pyplot.subplots(
             rows, columns, figsize=size, squeeze=False, layout="constrained", FigureClass=_paper()
@@ -61,7 +61,7 @@ def maps_figure(panels: Sequence[Panel], *, columns: int = 3, width_in: float | 
             axes.set_title(panel.title.replace("_", " "), loc="left")
             axes.set(xlabel="head", ylabel="layer")
             for axis in (axes.xaxis, axes.yaxis):
-                axis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, nbins=12))
+                axis.set_major_locator(ticker.MaxNLocator(integer=True, nbins=12))
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_axis_off()
         if image is not None:
@@ -73,20 +73,20 @@ def maps_figure(panels: Sequence[Panel], *, columns: int = 3, width_in: float | 
 
 def intervals_figure(rows: Sequence[Row], *, title: str, axis: str, width_in: float | None = None) -> Figure:
     """One row for each effect: a dot at the mean, a bar over its interval, a word behind it."""
-    pyplot, _ = _matplotlib()
+    pyplot, *_ = _matplotlib()
     with pyplot.rc_context(_STYLE):
         size = (width_in or 5.2, 0.9 + _ROW_IN * max(1, len(rows)))
         figure, axes = pyplot.subplots(figsize=size, layout="constrained", FigureClass=_paper())
-        axes.axvline(0, color=_SOFT, linewidth=0.8)
+        axes.axvline(0, color=LIGHT.soft, linewidth=0.8)
         for place, row in enumerate(rows):
-            ink = row.colour or _LINE
+            ink = row.colour or LIGHT.clean
             if row.ci95 is not None:
                 axes.plot(row.ci95, (place, place), color=ink, linewidth=1.5, solid_capstyle="butt")
             face = "white" if row.control else ink
             axes.plot(row.mean, place, "o", markersize=4.5, markerfacecolor=face, markeredgecolor=ink)
             axes.annotate(
                 row.word, (1, place), (6, 0), xycoords=axes.get_yaxis_transform(), textcoords="offset points",
-                va="center", color=_SOFT,
+                va="center", color=LIGHT.soft,
             )  # fmt: skip
         axes.set_yticks(range(len(rows)), [row.label for row in rows])
         axes.set_ylim(max(1, len(rows)) - 0.5, -0.5)
@@ -99,7 +99,7 @@ def intervals_figure(rows: Sequence[Row], *, title: str, axis: str, width_in: fl
 
 def diagram_figure(nodes: Sequence[Node], arrows: Sequence[Arrow], *, width_in: float | None = None) -> Figure:
     """Heads in rows by layer, the last on top, and arrows as wide as what they carry, with that beside them."""
-    pyplot, _ = _matplotlib()
+    pyplot, *_ = _matplotlib()
     layers = sorted({node.layer for node in nodes})
     widest = max((sum(node.layer == layer for node in nodes) for layer in layers), default=1)
     at: dict[str, tuple[float, float]] = {}
@@ -113,12 +113,12 @@ def diagram_figure(nodes: Sequence[Node], arrows: Sequence[Arrow], *, width_in: 
         axes.set(xlim=(-0.35, widest), ylim=(-0.5, max(1, len(layers)) - 0.5))
         axes.set_axis_off()
         if not nodes:
-            axes.text(0.5, 0, "no circuit found", color=_SOFT, ha="center")
+            axes.text(0.5, 0, "no circuit found", color=LIGHT.soft, ha="center")
         for row, layer in enumerate(layers):
-            axes.text(-0.3, row, f"layer {layer}", color=_SOFT, va="center")
+            axes.text(-0.3, row, f"layer {layer}", color=LIGHT.soft, va="center")
         for arrow in sorted(arrows, key=lambda arrow: arrow.weight):
             (x0, y0), (x1, y1) = at[arrow.source], at[arrow.target]
-            style = {"arrowstyle": "-|>", "color": _LINE, "linewidth": 0.6 + 2.4 * arrow.weight, "alpha": 0.85}
+            style = {"arrowstyle": "-|>", "color": LIGHT.clean, "linewidth": 0.6 + 2.4 * arrow.weight, "alpha": 0.85}
             axes.annotate("", (x1, y1 - 0.22), (x0, y0 + 0.22), arrowprops={**style, "shrinkA": 0, "shrinkB": 0})
             if arrow.label and len(arrows) <= LABELLED:
                 place = (x0 + 0.62 * (x1 - x0), y0 + 0.22 + 0.62 * (y1 - y0 - 0.44))
@@ -128,8 +128,8 @@ def diagram_figure(nodes: Sequence[Node], arrows: Sequence[Arrow], *, width_in: 
             x, y = at[node.label]
             box = {
                 "boxstyle": "round,pad=0.5",
-                "facecolor": _BOX,
-                "edgecolor": node.colour or _SOFT,
+                "facecolor": LIGHT.box,
+                "edgecolor": node.colour or LIGHT.soft,
                 "linewidth": 1.4 if node.colour else 0.6,
             }
             text = f"{node.label}\n{node.note}" if node.note else node.label
@@ -137,16 +137,14 @@ def diagram_figure(nodes: Sequence[Node], arrows: Sequence[Arrow], *, width_in: 
     return _own(pyplot, figure)
 
 
-def _matplotlib() -> tuple[Any, Any]:
+def _matplotlib() -> tuple[Any, Any, Any]:
     try:
-        import matplotlib.colors
-        import matplotlib.pyplot as pyplot
-        import matplotlib.ticker
+        from matplotlib import colors, pyplot, ticker
     except ImportError as error:
         raise ArgumentError(
             'plot needs matplotlib, which is not installed; run pip install "headscope[notebook]".'
         ) from error
-    return pyplot, matplotlib
+    return pyplot, colors, ticker
 
 
 @cache

@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from headscope.render.plain import markup as escape
+from headscope.render.theme import GROUND, LIGHT, shade
 
 SHADES = " ░▒▓█"
 """Characters for [0, 0.2), [0.2, 0.4), ... [0.8, 1]."""
 
 _CELL, _GAP, _LEFT, _TOP, _BELOW = 18, 2, 44, 30, 34
-_INK, _SOFT, _PAPER, _EMPTY = "#1b2430", "#5b6675", "#ffffff", "#f4f5f7"
-_LIGHT, _DARK = (239, 243, 249), (8, 48, 107)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +46,7 @@ def heatmap_svg(panels: Sequence[Panel], *, columns: int = 3) -> str:
     ]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img" '
-        f'style="max-width:100%;height:auto;background:{_PAPER}" font-family="system-ui,sans-serif" font-size="11">'
+        f'style="{GROUND}" font-family="system-ui,sans-serif" font-size="11">'
         f"{''.join(body)}</svg>"
     )
 
@@ -55,32 +54,26 @@ def heatmap_svg(panels: Sequence[Panel], *, columns: int = 3) -> str:
 def _panel(panel: Panel, left: int, top: int, n_layers: int, n_heads: int) -> str:
     parts = [
         f'<g transform="translate({left},{top})">'
-        f'<text x="{_LEFT}" y="18" font-size="13" font-weight="600" fill="{_INK}">{escape(panel.title)}</text>'
+        f'<text x="{_LEFT}" y="18" font-size="13" font-weight="600" fill="{LIGHT.ink}">{escape(panel.title)}</text>'
     ]
     every = max(1, -(-n_layers // 32)), max(1, -(-n_heads // 16))
     for layer, (row, notes) in enumerate(zip(panel.values, panel.notes, strict=True)):
         y = _TOP + layer * _CELL
         if layer % every[0] == 0:
-            parts.append(f'<text x="{_LEFT - 8}" y="{y + 12}" text-anchor="end" fill="{_SOFT}">L{layer}</text>')
+            parts.append(f'<text x="{_LEFT - 8}" y="{y + 12}" text-anchor="end" fill="{LIGHT.soft}">L{layer}</text>')
         for head, (value, note) in enumerate(zip(row, notes, strict=True)):
             size = _CELL - _GAP
-            fill = _EMPTY if value is None else colour(value)
+            fill = LIGHT.empty if value is None else shade(value)
             parts.append(
                 f'<rect x="{_LEFT + head * _CELL}" y="{y}" width="{size}" height="{size}" rx="2" fill="{fill}">'
                 f"<title>{escape(note)}</title></rect>"
             )
     under = _TOP + n_layers * _CELL + 10
     parts += [
-        f'<text x="{_LEFT + head * _CELL + 8}" y="{under}" text-anchor="middle" fill="{_SOFT}">{head}</text>'
+        f'<text x="{_LEFT + head * _CELL + 8}" y="{under}" text-anchor="middle" fill="{LIGHT.soft}">{head}</text>'
         for head in range(0, n_heads, every[1])
     ]
     return "".join([*parts, "</g>"])
-
-
-def colour(value: float) -> str:
-    """From paper (0) to dark blue (1), as #rrggbb; values outside are cut off."""
-    share = min(1.0, max(0.0, value))
-    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in zip(_LIGHT, _DARK, strict=True))
 
 
 def heatmap_text(panel: Panel) -> str:

@@ -30,18 +30,19 @@ from zlib import crc32
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from headscope.detectors import Detector
 from headscope.detectors.standard import resolve
 from headscope.errors import ArgumentError, HeadscopeError, TokenError
 from headscope.heads import HeadId
-from headscope.model.attention import Attention
 from headscope.model.load import Heads, Model, Source, load
+from headscope.model.patterns import patterns
 from headscope.probes import probe_text, probe_tokens
 from headscope.probes.probe import Tokens, check_fits
 from headscope.records.files import write_whole
-from headscope.render.maps import colour
 from headscope.render.plain import markup as escape
+from headscope.render.theme import GROUND, LIGHT, shade
 
 MAX_CELLS = 20_000
 """tokens * tokens * (heads + 1) that `show_pattern` draws: the chosen head is drawn twice, small and large. So
@@ -52,8 +53,6 @@ SHOWN = 0.02
 """Probabilities below this are left out of a picture."""
 LABEL = 10
 """Characters of a token's label."""
-
-_INK, _SOFT, _PAPER, _FIELD, _MARK = "#1b2430", "#5b6675", "#ffffff", "#f4f5f7", "#d9622b"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -125,9 +124,9 @@ def show_pattern(
             f"{len(chosen)} heads on {len(tokens)} tokens are {cells:,} cells, tokens * tokens * (heads + 1), and "
             f"would freeze a browser; at most {MAX_CELLS:,}. Use fewer heads, a shorter prompt, or pattern_picture."
         )
-    patterns = _patterns(model, tokens, chosen)
+    found = _patterns(model, tokens, chosen)
     props = {
-        "attention": [patterns[head].round(4).tolist() for head in chosen],
+        "attention": [found[head].round(4).tolist() for head in chosen],
         "attentionHeadNames": [str(head) for head in chosen],
         "maxValue": 1,
         "minValue": -1,
@@ -167,11 +166,11 @@ def pattern_picture(
     role = None if mark is None else resolve([mark])[0]
     places: list[tuple[int, int]] = []
     if role is not None:
-        found = role.targets(tokens)
-        places = list(zip(found.query.tolist(), found.key.tolist(), strict=True))
-    patterns = _patterns(model, tokens, chosen)
+        targets = role.targets(tokens)
+        places = list(zip(targets.query.tolist(), targets.key.tolist(), strict=True))
+    found = _patterns(model, tokens, chosen)
     labels = _labels(model, tokens)
-    panels = [_Panel(str(head), patterns[head], labels, places, None if role is None else role.name) for head in chosen]
+    panels = [_Panel(str(head), found[head], labels, places, None if role is None else role.name) for head in chosen]
     return Picture(
         svg=_svg(panels),
         title=f"attention of {', '.join(map(str, chosen))} on {len(tokens)} tokens"
@@ -211,19 +210,12 @@ def _tokens(model: Model, given: Any, bos: bool) -> Tokens:
 
 
 def _patterns(model: Model, tokens: Tokens, heads: Sequence[HeadId]) -> dict[HeadId, Float[np.ndarray, "query key"]]:
-    """The model's own probabilities, exact."""
     found: dict[HeadId, np.ndarray] = {}
 
-    def visit(attention: Attention) -> None:
-        asked = [head for head in heads if (head.layer, head.call) == (attention.layer, attention.call)]
-        if asked:
-            pattern = attention.pattern()[0, :, : len(tokens), : len(tokens)]  # a few families add keys of their own
-            found.update({head: pattern[head.head].float().cpu().numpy() for head in asked})
+    def see(head: HeadId, pattern: Tensor) -> None:
+        found[head] = pattern[0].float().cpu().numpy()
 
-    model.run(torch.from_numpy(tokens)[None].to(model.device), visit, stop_at_last=True)
-    unseen = [head for head in heads if head not in found]
-    if unseen:
-        raise ArgumentError(f"{model.id} does not run {unseen[0]}: its layer's attention is called less often.")
+    patterns(model, torch.from_numpy(tokens)[None].to(model.device), see, heads)
     return found
 
 
@@ -252,7 +244,7 @@ def _view(code: str, element: str, props: dict[str, Any]) -> str:
     # Run once on a page, however many views it has: a second run would complain, at length, of the first.
     once = f"globalThis.headscopeCircuitsVis{crc32(code.encode()):08x}"
     return (
-        f'<div id="{place}" style="margin:15px 0;max-width:900px;background:{_PAPER};color:{_INK}"></div>\n'
+        f'<div id="{place}" style="margin:15px 0;max-width:900px;background:{LIGHT.paper};color:{LIGHT.ink}"></div>\n'
         f'<script type="module">\n{once} ??= (() => {{\n{code}\nreturn CircuitsVis; }})();\n'
         f'{once}.render("{place}", {once}.{element}, {data});\n</script>'
     )
@@ -285,10 +277,10 @@ def _svg(panels: list[_Panel]) -> str:
     ]
     role = panels[0].role
     key = "row: query, column: key; darker: more attention" + ("" if role is None else f"; outlined: {role}")
-    body.append(f'<text x="12" y="{height - 8:.0f}" fill="{_SOFT}">{escape(key)}</text>')
+    body.append(f'<text x="12" y="{height - 8:.0f}" fill="{LIGHT.soft}">{escape(key)}</text>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
-        f'role="img" style="max-width:100%;height:auto;background:{_PAPER}" font-family="ui-monospace,monospace" '
+        f'role="img" style="{GROUND}" font-family="ui-monospace,monospace" '
         f'font-size="11">'
         f"{''.join(body)}</svg>"
     )
@@ -299,29 +291,29 @@ def _panel(panel: _Panel, left: float, top: float, cell: int, every: int, margin
     x0, y0, side = margin, 26, n * cell
     parts = [
         f'<g transform="translate({left:.0f},{top:.0f})">'
-        f'<text x="{x0:.0f}" y="17" font-size="13" font-weight="600" fill="{_INK}">{escape(panel.title)}</text>'
-        f'<path d="M{x0:.0f} {y0}v{side}h{side}z" fill="{_FIELD}"/>'
+        f'<text x="{x0:.0f}" y="17" font-size="13" font-weight="600" fill="{LIGHT.ink}">{escape(panel.title)}</text>'
+        f'<path d="M{x0:.0f} {y0}v{side}h{side}z" fill="{LIGHT.empty}"/>'
     ]
     for place, label in enumerate(panel.labels):
         if place % every == 0:
             middle = (place + 0.5) * cell
             shown = escape(label)
             parts.append(
-                f'<text x="{x0 - 5:.0f}" y="{y0 + middle + 4:.1f}" text-anchor="end" fill="{_SOFT}">{shown}</text>'
+                f'<text x="{x0 - 5:.0f}" y="{y0 + middle + 4:.1f}" text-anchor="end" fill="{LIGHT.soft}">{shown}</text>'
                 f'<text transform="translate({x0 + middle + 4:.1f},{y0 + side + 6}) rotate(-90)" text-anchor="end" '
-                f'fill="{_SOFT}">{shown}</text>'
+                f'fill="{LIGHT.soft}">{shown}</text>'
             )
     for query, key in np.argwhere(panel.pattern >= SHOWN).tolist():
         value = float(panel.pattern[query, key])
         parts.append(
             f'<rect x="{x0 + key * cell:.0f}" y="{y0 + query * cell}" width="{cell}" height="{cell}" '
-            f'fill="{colour(value)}">{_note(panel, query, key)}</rect>'
+            f'fill="{shade(value)}">{_note(panel, query, key)}</rect>'
         )
     edge, stroke = (0.5, 1.6) if cell > 6 else (-0.6, 0.8)  # around small cells, which an outline within would hide
     for query, key in panel.places:
         parts.append(
             f'<rect x="{x0 + key * cell + edge:.1f}" y="{y0 + query * cell + edge:.1f}" '
-            f'width="{cell - 2 * edge:.1f}" height="{cell - 2 * edge:.1f}" fill="none" stroke="{_MARK}" '
+            f'width="{cell - 2 * edge:.1f}" height="{cell - 2 * edge:.1f}" fill="none" stroke="{LIGHT.mark}" '
             f'stroke-width="{stroke}" pointer-events="none"/>'
         )
     return "".join([*parts, "</g>"])

@@ -14,7 +14,7 @@ import socket
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -150,7 +150,7 @@ def _run_group(jobs: list[Job], loading: Loading, cpus: float | int) -> Iterator
 
 
 @contextmanager
-def _connected(cluster: Cluster) -> Iterator[None]:
+def _connected(cluster: Cluster) -> Generator[None, None, None]:
     """A connection to the cluster: the one that this process has, or a new one for as long as the block runs."""
     import ray
 

@@ -23,8 +23,8 @@ from headscope.heads import HeadId
 from headscope.page.html import page_html
 from headscope.records.codec import encode
 from headscope.records.files import write_whole
-from headscope.render.maps import colour
 from headscope.render.plain import markup as escape
+from headscope.render.theme import GROUND, LIGHT, shade
 from headscope.sweeps.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ SCHEMA = "headscope.mosaic/1"
 SHADES = 50
 """Steps of the colour scale in a picture: neighbours of one shade are drawn as one."""
 
-_INK, _SOFT, _FAINT, _PAPER = "#1b2430", "#5b6675", "#dfe4ec", "#ffffff"
 _PAGE, _MARGIN, _COLUMNS, _GUTTER = 1120, 24, 6, 22
 _MAP = (_PAGE - 2 * _MARGIN - (_COLUMNS - 1) * _GUTTER) / _COLUMNS
 _HEAD, _FAMILY, _CAPTION, _BELOW = 74, 30, 34, 24
@@ -103,7 +102,7 @@ class Mosaic:
         body = "".join(_svg(one) for one in page.marks)
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_PAGE} {page.height:.0f}" width="{_PAGE}" '
-            f'role="img" style="max-width:100%;height:auto;background:{_PAPER}" font-family="system-ui,sans-serif">'
+            f'role="img" style="{GROUND}" font-family="system-ui,sans-serif">'
             f"{body}</svg>"
         )
 
@@ -232,7 +231,7 @@ class _Word:
     y: float | int
     text: str
     size: float | int
-    fill: str = _INK
+    fill: str = LIGHT.ink
     bold: bool = False
     anchor: str = "start"
     note: str = ""
@@ -247,9 +246,9 @@ class _Page:
         y = float(_HEAD)
         for family, group in groupby(given.tiles, key=lambda tile: tile.family):
             tiles = list(group)
-            self.marks.append(_Box(_MARGIN, y, _PAGE - 2 * _MARGIN, 1, _FAINT))
+            self.marks.append(_Box(_MARGIN, y, _PAGE - 2 * _MARGIN, 1, LIGHT.line))
             self.marks.append(_Word(_MARGIN, y + 19, family, 12, bold=True))
-            self.marks.append(_Word(_PAGE - _MARGIN, y + 19, _models(tiles), 11, _SOFT, anchor="end"))
+            self.marks.append(_Word(_PAGE - _MARGIN, y + 19, _models(tiles), 11, LIGHT.soft, anchor="end"))
             y += _FAMILY
             for start in range(0, len(tiles), _COLUMNS):
                 row = tiles[start : start + _COLUMNS]
@@ -257,7 +256,7 @@ class _Page:
                     self.marks.extend(self._map(tile, _MARGIN + column * (_MAP + _GUTTER), y))
                 y += _CAPTION + max(self._height(tile) for tile in row) + _BELOW
         for line in self._footnotes():
-            self.marks.append(_Word(_MARGIN, y + 6, line, 11, _SOFT))
+            self.marks.append(_Word(_MARGIN, y + 6, line, 11, LIGHT.soft))
             y += 17
         self.height = y + 12
 
@@ -275,13 +274,13 @@ class _Page:
         rows = "share of the depth downward" if self.mosaic.by_depth else "layers downward"
         yield _Word(_MARGIN, 34, f"{role[0].upper()}{role[1:]}, {_models(self.mosaic.tiles)}", 20, bold=True)
         how = f"mean score of each head: {rows}, heads across; under each name its size and its best head"
-        yield _Word(_MARGIN, 54, how, 12, _SOFT)
+        yield _Word(_MARGIN, 54, how, 12, LIGHT.soft)
         left, width, steps = _PAGE - _MARGIN - 200, 200, 40
         for step in range(steps):
-            yield _Box(left + step * width / steps, 24, width / steps + 0.3, 10, colour((step + 0.5) / steps))
+            yield _Box(left + step * width / steps, 24, width / steps + 0.3, 10, shade((step + 0.5) / steps))
         for share in (0.0, 0.5, 1.0):
             anchor = {0.0: "start", 0.5: "middle", 1.0: "end"}[share]
-            yield _Word(left + share * width, 48, f"{share:g}", 10, _SOFT, anchor=anchor)
+            yield _Word(left + share * width, 48, f"{share:g}", 10, LIGHT.soft, anchor=anchor)
 
     def _map(self, tile: Tile, x: float, y: float) -> Iterator[_Box | _Word]:
         full = f"{tile.model}@{tile.revision}" if tile.revision else tile.model
@@ -289,7 +288,7 @@ class _Page:
         size = f"{_size(tile.n_parameters)} · {tile.n_layers} x {tile.n_heads}"
         top = max((value for row in tile.values for value in row if value is not None), default=None)
         best = "" if tile.best is None or top is None else f" · {tile.best} {top:.2f}"
-        yield _Word(x, y + 25, f"{size}{best}", 10.5, _SOFT)
+        yield _Word(x, y + 25, f"{size}{best}", 10.5, LIGHT.soft)
         cell_w, cell_h = self._cell(tile)
         gap = 1.0 if min(cell_w, cell_h) >= 6 else 0.0
         for layer, row in enumerate(tile.values):
@@ -297,7 +296,7 @@ class _Page:
             for start, end, value in _runs(row, merged=gap == 0):
                 heads = str(HeadId(layer, start)) if end - start == 1 else f"{HeadId(layer, start)} to H{end - 1}"
                 note = f"{heads} {value:.2f}"
-                yield _Box(x + start * cell_w, place, (end - start) * cell_w - gap, cell_h - gap, colour(value), note)
+                yield _Box(x + start * cell_w, place, (end - start) * cell_w - gap, cell_h - gap, shade(value), note)
 
     def _footnotes(self) -> list[str]:
         notes = []
@@ -313,13 +312,13 @@ class _Page:
 def _runs(row: tuple[float | None, ...], *, merged: bool) -> Iterator[tuple[int, int, float]]:
     """(first head, one past the last, score) of heads side by side with one shade."""
     at = 0
-    for shade, group in groupby(row, key=lambda value: None if value is None else round(value * SHADES)):
+    for of_scale, group in groupby(row, key=lambda value: None if value is None else round(value * SHADES)):
         values = list(group)
         step = len(values) if merged else 1
         for start in range(0, len(values), step):
             first = values[start]
-            if shade is not None and first is not None:
-                yield at + start, at + start + step, shade / SHADES if merged and step > 1 else first
+            if of_scale is not None and first is not None:
+                yield at + start, at + start + step, of_scale / SHADES if merged and step > 1 else first
         at += len(values)
 
 
@@ -366,7 +365,7 @@ def _png(page: _Page, dots_per_inch: int = 192) -> bytes:
         from matplotlib.patches import Rectangle
     except ImportError as error:
         raise ArgumentError("a PNG needs matplotlib; install headscope[notebook], or write an .svg.") from error
-    figure = Figure(figsize=(_PAGE / 96, page.height / 96), facecolor=_PAPER)
+    figure = Figure(figsize=(_PAGE / 96, page.height / 96), facecolor=LIGHT.paper)
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, _PAGE), ylim=(page.height, 0))

@@ -10,6 +10,7 @@ Nothing is measured: the store's scans are read. `headscope.emergence` measures 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from headscope.heads import HeadId
 from headscope.records.common import Estimate
 
 if TYPE_CHECKING:
-    from headscope.sweeps.store import Store
+    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -52,27 +53,30 @@ class RoleOverSteps:
         return f"RoleOverSteps({self.model}: {self.detector}{on} over {len(self.steps)} steps, {what})"
 
 
-def course(store: Store, model: str, *, detector: str = "induction") -> RoleOverSteps:
+def over_steps(
+    jobs: Sequence[dict[str, Any]], scans: pd.DataFrame, model: str, *, detector: str, store: str
+) -> RoleOverSteps:
     """Follow a role through the revisions of a model.
 
     Args:
-        store: Where they were swept, all with the same settings.
+        jobs: Rows of a store's table `jobs`, all with the same settings.
+        scans: Its table `scan`.
         model: Hub id, or the folder that holds the checkpoints.
         detector: Which role.
+        store: The store's path, for messages.
 
     Raises:
         ArgumentError: the store has no scan of this role of that model, or two of one step.
     """
-    own = [job for job in store.to_arrow("jobs").to_pylist() if job["what"] == "scan" and _of(job, model) is not None]
-    frame = store.to_frame("scan")
-    by_job: dict[Any, Any] = dict(iter(frame[frame["detector"] == detector].groupby("job")))
+    own = [job for job in jobs if job["what"] == "scan" and _of(job, model) is not None]
+    by_job: dict[Any, Any] = dict(iter(scans[scans["detector"] == detector].groupby("job")))
     found: dict[int, tuple[HeadId, Estimate]] = {}
     missing: dict[str, str] = {}
     periods = {json.loads(job["settings"]).get("period") for job in own}
     if len(periods) > 1:
         lengths = ", ".join(sorted(map(str, periods)))
         raise ArgumentError(
-            f"the scans of {model!r} in the store {store.path!r} read runs of different lengths ({lengths}), "
+            f"the scans of {model!r} in the store {store!r} read runs of different lengths ({lengths}), "
             "whose scores are not one curve; keep each period in a store of its own."
         )
     for job in own:
@@ -85,7 +89,7 @@ def course(store: Store, model: str, *, detector: str = "induction") -> RoleOver
             continue
         if step in found:
             raise ArgumentError(
-                f"the store {store.path!r} has two scans of step {step} of {model!r}; keep other settings, or "
+                f"the store {store!r} has two scans of step {step} of {model!r}; keep other settings, or "
                 "checkpoints that were written again, in a store of their own."
             )
         best = by_job[job["job"]].sort_values(["mean", "layer", "head"], ascending=[False, True, True]).iloc[0]
@@ -93,7 +97,7 @@ def course(store: Store, model: str, *, detector: str = "induction") -> RoleOver
         head = HeadId(int(best["layer"]), int(best["head"]), int(best["call"]))
         found[step] = head, Estimate(mean=float(best["mean"]), ci95=ends)
     if not found:
-        raise ArgumentError(f"the store {store.path!r} has no scan of {detector!r} of {model!r}; sweep its revisions.")
+        raise ArgumentError(f"the store {store!r} has no scan of {detector!r} of {model!r}; sweep its revisions.")
     steps = sorted(found)
     scores = [found[step][1] for step in steps]
     ends = [one.ci95 for one in scores if one.ci95 is not None]

@@ -10,6 +10,7 @@ Memory: the tables that the question names, whole.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from headscope.errors import ArgumentError, brief
@@ -17,8 +18,7 @@ from headscope.sweeps.tables import TABLES
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from headscope.sweeps.store import Store
+    import pyarrow as pa
 
 _SHUT = (
     "SET temp_directory = ''",  # where it would write what does not fit into memory
@@ -30,8 +30,12 @@ _SHUT = (
 )
 
 
-def query(store: Store, sql: str) -> pd.DataFrame:
-    """The answer to one SELECT over the store's tables.
+def query(read: Callable[[str], pa.Table], sql: str) -> pd.DataFrame:
+    """The answer to one SELECT over a store's tables.
+
+    Args:
+        read: Gives a table by its name; called for those that the question names.
+        sql: The question.
 
     Raises:
         ArgumentError: not one SELECT, an error in it, or something that reaches outside of the store.
@@ -52,7 +56,7 @@ def query(store: Store, sql: str) -> pd.DataFrame:
                 raise ArgumentError("a query is one SELECT over " + ", ".join(TABLES) + "; nothing else is run.")
             for table in TABLES:
                 if re.search(rf"\b{table}\b", sql, flags=re.IGNORECASE):
-                    connection.register(table, store.to_arrow(table))
+                    connection.register(table, read(table))
             for line in _SHUT:
                 connection.execute(line)
             return connection.execute(sql).df()

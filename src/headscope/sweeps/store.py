@@ -213,7 +213,7 @@ class Store:
         """
         from headscope.sweeps.query import query
 
-        return query(self, sql)
+        return query(self.to_arrow, sql)
 
     def emergence(self, model: str, *, detector: str = "induction") -> RoleOverSteps:
         """How a role emerged over the revisions of a model that were swept: the strongest head at each step.
@@ -225,9 +225,10 @@ class Store:
         Raises:
             ArgumentError: there is no such scan, or two of one step.
         """
-        from headscope.sweeps.over_steps import course
+        from headscope.sweeps.over_steps import over_steps
 
-        return course(self, model, detector=detector)
+        jobs = self.to_arrow("jobs").to_pylist()
+        return over_steps(jobs, self.to_frame("scan"), model, detector=detector, store=self.path)
 
     def to_arrow(self, table: str) -> pa.Table:
         """The same as an Arrow table, ordered by model and job."""

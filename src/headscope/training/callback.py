@@ -10,6 +10,7 @@ Training is left as it was: weights come out the same bit for bit with the callb
 be taken, as when weights have become NaN, stops nothing; the reason is logged once.
 """
 
+# pyright: reportPrivateUsage=false
 from __future__ import annotations
 
 import logging

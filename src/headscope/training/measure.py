@@ -4,6 +4,7 @@ These are the figures that say whether a model came out as it was meant to. They
 every layer, `O(layers * heads * n_tokens^2)` memory, which a lab model can afford and a large one cannot.
 """
 
+# pyright: reportPrivateUsage=false
 from dataclasses import dataclass
 
 import torch

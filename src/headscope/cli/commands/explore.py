@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Annotated
 
@@ -26,6 +27,9 @@ def explore(
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Open the page, where stdout is a terminal.")
     ] = True,
+    against: Annotated[
+        str | None, typer.Option(help="A second model of the same vocabulary, opened alike: it reads every prompt too.")
+    ] = None,
     behavior: options.BEHAVIOR = None,
     as_json: Annotated[bool, typer.Option("--json", help="The address as one JSON document on stdout.")] = False,
     seed: options.SEED = 0,
@@ -42,6 +46,7 @@ def explore(
             f"headscope explore needs {' and '.join(missing)}; install the extra: pip install 'headscope[explore]'."
         )
     loaded = opening.opened()
+    second = None if against is None else replace(opening, model=against, revision=None, gguf_file=None).opened()
     from headscope.evidence.behavior.result import BehaviorResult
     from headscope.explore.server import SCHEMA, serve
 
@@ -58,4 +63,4 @@ def explore(
 
             webbrowser.open(address)
 
-    serve(loaded, port=port, seed=seed, behavior=behaviors, announce=announce)
+    serve(loaded, port=port, seed=seed, behavior=behaviors, against=second, announce=announce)

@@ -93,7 +93,7 @@ def objects(runner: RoleRunner) -> Objects:
         controls=tuple(one[2] for one in mine),
         corpus=Probe(prompts=tuple(one[0] for one in rest), controls=None, settings={"kind": "objects, other prompts"}),
         named_once=tuple(np.asarray([[last, one[3]]]) for one in mine),
-        repeated=tuple(np.asarray([[last, cut.at[2]]]) for one in mine),
+        repeated=tuple(np.asarray([[last, cut.at[2]]]) for _ in mine),
         first_of_repeated=tuple(np.asarray([[last, one[4]]]) for one in mine),
         choices=Choices(first=np.asarray([one[5] for one in mine]), second=np.asarray([one[6] for one in mine])),
         n_names=n_names,

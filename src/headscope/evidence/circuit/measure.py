@@ -122,7 +122,7 @@ def trace_circuit(
     if chosen:
         parts = _traced(model, probe, Paths(model, pairs, chosen), seed, verdicts, report)
     else:
-        parts = {
+        parts: dict[str, Any] = {
             "receivers": (),
             "edges": (),
             "senders_tried": 0,

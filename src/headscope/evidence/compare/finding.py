@@ -17,6 +17,7 @@ def finding(
     unmatched: Sequence[HeadId],
     differ: Sequence[str],
     *,
+    bound: float | None = None,
     also: Sequence[str] = (),
     swap: SwapTest | None = None,
 ) -> str:
@@ -39,6 +40,7 @@ def finding(
         parts.append(
             f"No head of {len(compared)} attends differently in {to}; the largest difference is "
             f"{_size(largest[1]):.2g} ({_words(largest[1].role)} of {largest[0].head})"
+            + ("" if bound is None else f", and none is beyond {bound:.2g}")
         )
     if moved:
         names = ", ".join(f"{one.head} is {one.counterpart}" for one in moved[:NAMED])
@@ -50,7 +52,7 @@ def finding(
     parts += also
     if swap is not None:
         parts.append(_carried(swap))
-    formats = [one for one in differ if one.startswith("dtype ")]
+    formats = [one for one in differ if one.startswith(("dtype ", "weights "))]
     parts += [f"the models differ in {one}" for one in formats]
     return ". ".join(part[0].upper() + part[1:] for part in parts) + "."
 

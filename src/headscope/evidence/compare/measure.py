@@ -5,7 +5,8 @@
     2. scan       every model, with rows of every head's pattern kept from the same pass
     3. match      which head is which: by pattern (`headscope.evidence.compare.matching`), then by number
     4. changes    for each head and role the difference to its counterpart, with its interval, and q over all of them
-    5. further    verdicts (`verify`), circuits (`circuit`) and the swap test (`swap`), where they are asked for
+    5. further    verdicts (`verify`), circuits (`circuit`), roles of the atlas (`atlas`) and the swap test (`swap`),
+                  where they are asked for
 
     difference  second model minus first: mean over prompts, of paired differences where both read the same
     changed     q <= 0.05 (Benjamini-Hochberg, over all heads and roles) and |difference| >= 0.02
@@ -23,17 +24,20 @@ not. And a change may follow from one in an earlier layer, which changes what la
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+import torch
 
 from headscope.errors import ArgumentError
+from headscope.evidence.atlas.measure import atlas as ask_atlas
+from headscope.evidence.atlas.result import Atlas
 from headscope.evidence.circuit.measure import trace_circuit
 from headscope.evidence.circuit.result import Circuit
 from headscope.evidence.compare.finding import finding
-from headscope.evidence.compare.later import edge_changes, later_changes, verdict_changes
+from headscope.evidence.compare.later import edge_changes, later_changes, outcome_changes, verdict_changes
 from headscope.evidence.compare.matching import Agreement, Patterns, agreement, matches
 from headscope.evidence.compare.result import (
     RULE,
@@ -49,17 +53,20 @@ from headscope.evidence.compare.result import (
     Status,
 )
 from headscope.evidence.compare.swap import refuse_other_shapes, swap_test
-from headscope.evidence.scan.measure import Samples, scanned
+from headscope.evidence.compare.vocabulary import common_ids, shared_vocabulary
+from headscope.evidence.scan.measure import Prepared, Samples, scanned
 from headscope.evidence.scan.result import Scan, Timing
 from headscope.evidence.verify.measure import verify as judge
 from headscope.evidence.verify.result import Verification
 from headscope.heads import HeadId
 from headscope.model.load import Model, Source, load
 from headscope.probes import Probe, repeated_tokens
-from headscope.probes.probe import check_fits
 from headscope.probes.repeated import N_PROMPTS, PERIOD
 from headscope.records.common import Estimate
-from headscope.stats import benjamini_hochberg, p_values, two_sample
+from headscope.stats import benjamini_hochberg, mean_intervals, p_values, t_quantile, two_sample
+
+FEW_BITS = (torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2)
+"""Of which matrices of packed weights are made, four-bit numbers several in one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -76,6 +83,7 @@ class _Read:
     """Why it reads the first model's prompts; None where it reads its own."""
     verified: Verification | None
     traced: Circuit | None
+    asked: Atlas | None
 
 
 def compare(
@@ -84,6 +92,7 @@ def compare(
     *more: Source,
     verify: bool = False,
     circuit: bool = False,
+    atlas: bool = False,
     swap: bool = False,
     probe: Probe | None = None,
     n_prompts: int = N_PROMPTS,
@@ -99,6 +108,7 @@ def compare(
         more: Further ones.
         verify: Verify every model too, and compare verdicts.
         circuit: Trace every model's circuit too, and compare its paths; this verifies as well.
+        atlas: Ask every head of every model for all roles too, and compare what they hold. Minutes for each model.
         swap: Put heads of one model into the other: which carry the difference in loss?
         probe: What all models read; by default repeated random tokens.
         n_prompts: Of the default probe.
@@ -120,30 +130,35 @@ def compare(
     started = time.perf_counter()
     report = progress or (lambda what, done, total: None)
     models = [load(one) for one in (a, b, *more)]
-    shared = [_shared(models[0], one) for one in models]
+    shared = [shared_vocabulary(models[0], one) for one in models]
 
     def drawn(model: Model, token_ids: list[int] | None = None) -> Probe:
         return repeated_tokens(model, n_prompts=n_prompts, period=period, token_ids=token_ids, seed=seed)
 
     if probe is None:
         together = [one for one, why in zip(models, shared, strict=True) if why]
-        common = drawn(models[0], _common_ids(together))
+        common = drawn(models[0], common_ids(together))
     else:
         common, shared = probe, ["the prompts were given" for _ in models]
-    read = []
+    read, prepared = [], Prepared()
     for index, (model, why) in enumerate(zip(models, shared, strict=True)):
         own = common if why else drawn(model)
-        check_fits(own, model)
         label, patterns = chr(ord("A") + index), Patterns()
         says = f"scanning {label}"
         scan, samples = scanned(
-            model, probe=own, watch=patterns.watch, progress=lambda done, total, says=says: report(says, done, total)
+            model,
+            probe=own,
+            watch=patterns.watch,
+            prepared=prepared,
+            progress=lambda done, total, says=says: report(says, done, total),
         )
-        verified = traced = None
+        verified = traced = asked = None
         if verify or circuit:
             verified = judge(model, probe=own, seed=seed, progress=progress)
         if circuit:
             traced = trace_circuit(model, verification=verified, seed=seed, progress=progress)
+        if atlas:
+            asked = ask_atlas(model, seed=seed, progress=progress)
         read.append(
             _Read(
                 label=label,
@@ -155,6 +170,7 @@ def compare(
                 shares=why,
                 verified=verified,
                 traced=traced,
+                asked=asked,
             )
         )
     alike = {
@@ -174,38 +190,6 @@ def compare(
         rule=RULE,
         timing=Timing(wall_s=time.perf_counter() - started, tokens=sum(one.scan.timing.tokens for one in read)),
     )
-
-
-# ---- what the models read
-
-
-def _shared(first: Model, other: Model) -> str | None:
-    """Why two models can read the same prompts; None where they cannot."""
-    if first is other:
-        return "one vocabulary"
-    one, two = first.tokenizer, other.tokenizer
-    if one is None or two is None:
-        same = first.n_embeddings == other.n_embeddings and first.bos_token_id == other.bos_token_id
-        return "vocabularies of one size, without a tokenizer that could tell them apart" if same else None
-    if first.bos_token_id != other.bos_token_id:
-        return None
-    ours, theirs = one.get_vocab(), two.get_vocab()
-    if ours == theirs:
-        return "one vocabulary"
-    few, many = sorted((ours, theirs), key=len)
-    return (
-        "one vocabulary contains the other" if all(many.get(text) == number for text, number in few.items()) else None
-    )
-
-
-def _common_ids(models: Sequence[Model]) -> list[int] | None:
-    """The ids to draw from that all models have and none takes for special; None where the first's own are these."""
-    pools = []
-    for model in models:
-        known = model.n_predicted if model.tokenizer is None else min(model.n_predicted, len(model.tokenizer))
-        pools.append(set(range(known)) - set(model.special_token_ids))
-    common = set.intersection(*pools)
-    return None if common == pools[0] else sorted(common)
 
 
 # ---- two models
@@ -236,14 +220,8 @@ def _pair(one: _Read, two: _Read, found: Agreement | None, swap: bool, seed: int
     heads, others = list(one.samples.heads), list(two.samples.heads)
     counterparts = _counterparts(heads, others, found)
     roles = [role for role in one.samples.scores if role in two.samples.scores]
-    tests = [(head, role) for head in counterparts for role in roles]
-    estimates, p = {}, []
-    for head, role in tests:
-        x = one.samples.scores[role][:, heads.index(head)]
-        y = two.samples.scores[role][:, others.index(counterparts[head][0])]
-        estimates[head, role], value = _difference(x, y, paired=found is not None)
-        p.append(value)
-    q = dict(zip(tests, benjamini_hochberg(np.asarray(p)), strict=True))
+    estimates, p, bound = _differences(one.samples, two.samples, counterparts, roles, paired=found is not None)
+    q = dict(zip(p, benjamini_hochberg(np.asarray(list(p.values()))), strict=True))
     has = {side.label: {(score.head, role) for role in roles for score in side.scan.heads(role)} for side in (one, two)}
     chosen = [others.index(counterparts[head][0]) if head in counterparts else 0 for head in heads]
     alike = None if found is None else found.q_values(np.asarray(chosen))
@@ -274,14 +252,16 @@ def _pair(one: _Read, two: _Read, found: Agreement | None, swap: bool, seed: int
             match = _match(found, alike, heads.index(head), others.index(other))
         changes.append(HeadChange(head=head, counterpart=other, how=how, match=match, roles=tuple(made)))
     taken = {other for other, _ in counterparts.values()}
-    differ = _unlike(one.scan, two.scan)
+    differ = _unlike(one, two)
     unmatched = tuple(other for other in others if other not in taken)
     names = {head: other for head, (other, _) in counterparts.items()}
-    verdicts = edges = swapped = None
+    verdicts = edges = outcomes = swapped = None
     if one.verified is not None and two.verified is not None:
         verdicts = verdict_changes(one.verified, two.verified, names)
     if one.traced is not None and two.traced is not None:
         edges = edge_changes(one.traced, two.traced, names)
+    if one.asked is not None and two.asked is not None:
+        outcomes = outcome_changes(one.asked, two.asked, names)
     if swap:
         refuse_other_shapes(one.model, two.model, paired=found is not None, names=names)
         swapped = swap_test(one.model, two.model, one.probe.prompts, heads, seed=seed)
@@ -294,12 +274,20 @@ def _pair(one: _Read, two: _Read, found: Agreement | None, swap: bool, seed: int
         similarity=None if found is None else _similarity(found, one, two),
         heads=tuple(changes),
         unmatched=unmatched,
+        bound=bound,
         finding=finding(
-            (one.label, two.label), changes, unmatched, differ, also=later_changes(verdicts, edges), swap=swapped
+            (one.label, two.label),
+            changes,
+            unmatched,
+            differ,
+            bound=bound,
+            also=later_changes(verdicts, edges, outcomes),
+            swap=swapped,
         ),
         verdicts=verdicts,
         edges=edges,
         swap=swapped,
+        outcomes=outcomes,
     )
 
 
@@ -309,13 +297,39 @@ def _status(before: bool, after: bool, changed: bool) -> Status:
     return "kept" if before else "none"
 
 
-def _difference(x: np.ndarray, y: np.ndarray, *, paired: bool) -> tuple[Estimate, float]:
-    """Second minus first and its p; where both read the same prompts over their differences."""
-    if paired:
-        apart = (y - x)[np.isfinite(x) & np.isfinite(y)]
-        return Estimate.of(apart), float(p_values(apart))
-    mean, ci95, p = two_sample(x[np.isfinite(x)], y[np.isfinite(y)])
-    return Estimate(mean=mean, ci95=ci95), p
+def _differences(
+    first: Samples,
+    second: Samples,
+    counterparts: Mapping[HeadId, tuple[HeadId, How]],
+    roles: Sequence[str],
+    *,
+    paired: bool,
+) -> tuple[dict[tuple[HeadId, str], Estimate], dict[tuple[HeadId, str], float], float | None]:
+    """Second minus first and its p for each head and role, and the bound of all; see `PairChange.bound`."""
+    at, to = ({head: index for index, head in enumerate(one.heads)} for one in (first, second))
+    ours, theirs = [at[head] for head in counterparts], [to[other] for other, _ in counterparts.values()]
+    estimates: dict[tuple[HeadId, str], Estimate] = {}
+    p: dict[tuple[HeadId, str], float] = {}
+    ends: list[float] = []
+    n_tests = len(roles) * len(counterparts)
+    for role in roles if counterparts else ():
+        x, y = first.scores[role][:, ours], second.scores[role][:, theirs]
+        if not paired:
+            x, y = (one[np.isfinite(one).all(1)] for one in (x, y))
+            for index, head in enumerate(counterparts):
+                mean, ci95, p[head, role] = two_sample(x[:, index], y[:, index])
+                estimates[head, role] = Estimate(mean=mean, ci95=ci95)
+            continue
+        apart = (y - x)[np.isfinite(x).all(1) & np.isfinite(y).all(1)]
+        mean, interval = mean_intervals(apart)
+        low, high = (None, None) if interval is None else interval
+        for index, (head, value) in enumerate(zip(counterparts, p_values(apart), strict=True)):
+            ci95 = None if low is None or high is None else (float(low[index]), float(high[index]))
+            estimates[head, role], p[head, role] = Estimate(mean=float(mean[index]), ci95=ci95), float(value)
+        if len(apart) > 1:
+            t = t_quantile(len(apart) - 1, error=0.05 / n_tests)
+            ends.append(float((np.abs(mean) + t * apart.std(axis=0, ddof=1) / np.sqrt(len(apart))).max()))
+    return estimates, p, max(ends) if ends else None
 
 
 def _match(found: Agreement, q: np.ndarray, head: int, other: int) -> Match:
@@ -359,11 +373,21 @@ def _counterparts(
     return made
 
 
-def _unlike(one: Scan, two: Scan) -> tuple[str, ...]:
-    """What is known to differ beside the weights."""
+def _unlike(first: _Read, second: _Read) -> tuple[str, ...]:
+    """What is known to differ beside the weights' values."""
+    one, two = first.scan, second.scan
     pairs = [
         *((name, getattr(one.model, name), getattr(two.model, name)) for name in ("id", "revision", "family")),
         *((name, getattr(one.model, name), getattr(two.model, name)) for name in ("n_layers", "n_heads", "n_kv_heads")),
         *((name, getattr(one.provenance, name), getattr(two.provenance, name)) for name in ("dtype", "device")),
+        ("weights", _packing(first.model), _packing(second.model)),
     ]
     return tuple(f"{name} {ours}, {theirs}" for name, ours, theirs in pairs if ours != theirs)
+
+
+def _packing(model: Model) -> str:
+    """How matrices are kept that are no plain numbers of the model's dtype, as quantising libraries keep them."""
+    matrices = [one for one in (*model.module.parameters(), *model.module.buffers()) if one.ndim > 1]
+    own = {type(one).__name__ for one in matrices if type(one) not in (torch.Tensor, torch.nn.Parameter)}
+    few = {str(one.dtype).removeprefix("torch.") for one in matrices if one.dtype in FEW_BITS}
+    return " and ".join(sorted(own | few)) or "unpacked"

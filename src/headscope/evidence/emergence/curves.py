@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from headscope.evidence.emergence.change import PhaseChange
 from headscope.render.effects import ticks
 from headscope.render.plain import markup as escape
+from headscope.render.theme import GROUND, LIGHT
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BELOW, _COLUMNS = 400, 250, 48, 16, 40, 44, 2
-_INK, _SOFT, _PAPER, _LINE, _THIN, _MARK = "#1b2430", "#5b6675", "#ffffff", "#e3e7ec", "#b9c4d1", "#b5482a"
-_BOLD = ("#08306b", "#c07a00", "#2a7d6f")
+_BOLD = (LIGHT.runs[0], LIGHT.runs[2], LIGHT.runs[3])  # the other is near the mark
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ def curves_svg(panels: Sequence[CurvePanel]) -> str:
     ]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img" '
-        f'style="max-width:100%;height:auto;background:{_PAPER}" font-family="system-ui,sans-serif" font-size="11">'
+        f'style="{GROUND}" font-family="system-ui,sans-serif" font-size="11">'
         f"{''.join(body)}</svg>\n"
     )
 
@@ -82,22 +82,24 @@ def _panel(panel: CurvePanel, steps: Sequence[int]) -> str:
         return under - (under - _TOP) * (value - marks[0]) / (marks[-1] - marks[0])
 
     parts = [
-        f'<text x="{_LEFT}" y="18" font-size="13" font-weight="600" fill="{_INK}">{escape(panel.title)}</text>',
-        f'<text x="{_LEFT}" y="32" fill="{_SOFT}">{escape(panel.unit)}</text>',
+        f'<text x="{_LEFT}" y="18" font-size="13" font-weight="600" fill="{LIGHT.ink}">{escape(panel.title)}</text>',
+        f'<text x="{_LEFT}" y="32" fill="{LIGHT.soft}">{escape(panel.unit)}</text>',
     ]
     for mark in marks:
         parts.append(
-            f'<line x1="{_LEFT}" x2="{right}" y1="{y(mark):.1f}" y2="{y(mark):.1f}" stroke="{_LINE}"/>'
-            f'<text x="{_LEFT - 6}" y="{y(mark) + 4:.1f}" text-anchor="end" fill="{_SOFT}">{mark:g}</text>'
+            f'<line x1="{_LEFT}" x2="{right}" y1="{y(mark):.1f}" y2="{y(mark):.1f}" stroke="{LIGHT.line}"/>'
+            f'<text x="{_LEFT - 6}" y="{y(mark) + 4:.1f}" text-anchor="end" fill="{LIGHT.soft}">{mark:g}</text>'
         )
     for place in places:
         parts.append(
-            f'<text x="{x(place):.1f}" y="{under + 15}" text-anchor="middle" fill="{_SOFT}">{_short(place)}</text>'
+            f'<text x="{x(place):.1f}" y="{under + 15}" text-anchor="middle" fill="{LIGHT.soft}">{_short(place)}</text>'
         )
-    parts.append(f'<text x="{(_LEFT + right) / 2}" y="{under + 31}" text-anchor="middle" fill="{_SOFT}">step</text>')
+    parts.append(
+        f'<text x="{(_LEFT + right) / 2}" y="{under + 31}" text-anchor="middle" fill="{LIGHT.soft}">step</text>'
+    )
     if panel.change is not None:
         parts.append(_marked(panel.change, x, under))
-    parts += [_path(curve, x, y, f'stroke="{_THIN}" stroke-width="0.8"') for curve in panel.behind]
+    parts += [_path(curve, x, y, f'stroke="{LIGHT.behind}" stroke-width="0.8"') for curve in panel.behind]
     for number, curve in enumerate(panel.curves):
         colour = _BOLD[number]
         parts.append(_band(curve, x, y, colour) + _path(curve, x, y, f'stroke="{colour}" stroke-width="2"'))
@@ -152,9 +154,9 @@ def _marked(change: PhaseChange, x: Callable[[float], float], under: int) -> str
     anchor, beside = ("end", left - 5) if at > _WIDTH * 0.6 else ("start", right + 5)
     return (
         f'<rect x="{left:.1f}" width="{max(1.0, right - left):.1f}" y="{_TOP}" height="{under - _TOP}" '
-        f'fill="{_MARK}" fill-opacity="0.18"/>'
-        f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{under}" stroke="{_MARK}" stroke-dasharray="4 3"/>'
-        f'<text x="{beside:.1f}" y="{_TOP + 10}" text-anchor="{anchor}" fill="{_MARK}">'
+        f'fill="{LIGHT.mark}" fill-opacity="0.18"/>'
+        f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{under}" stroke="{LIGHT.mark}" stroke-dasharray="4 3"/>'
+        f'<text x="{beside:.1f}" y="{_TOP + 10}" text-anchor="{anchor}" fill="{LIGHT.mark}">'
         f"step {change.step.mean:.0f} [{low:.0f}, {high:.0f}]</text>"
     )
 

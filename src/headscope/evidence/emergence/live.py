@@ -6,10 +6,11 @@ and torch, on the CPU and on CUDA devices, are those from before. Modes, configs
 `headscope.model.taps`, which changes them.
 """
 
+# pyright: reportPrivateUsage=false
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -58,7 +59,7 @@ def _refuse_spread(model: nn.Module) -> None:
 
 
 @contextmanager
-def untouched(model: Any) -> Iterator[None]:
+def untouched(model: Any) -> Generator[None, None, None]:
     """Within the block the model runs as its saved weights would; on exit all is as it was.
 
     Of what is no torch module, like a model's name, only the random states are kept.
@@ -82,7 +83,7 @@ def untouched(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _own_forward(model: nn.Module) -> Iterator[None]:
+def _own_forward(model: nn.Module) -> Generator[None, None, None]:
     """Accelerate wraps mixed precision around a model's forward, and keeps the model's own beside it."""
     own, wrapped = model.__dict__.get("_original_forward"), model.__dict__.get("forward")
     if own is None or wrapped is None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from headscope.errors import ArgumentError
-
-if TYPE_CHECKING:
-    from headscope.evidence.scan.result import Scan
+from headscope.heads import HeadId
+from headscope.records.common import ModelInfo
 
 TRANSFORMERLENS = """\
 # {head}, {detector}: headscope says {mean:.4f}. The same by TransformerLens's own hooks.
@@ -75,25 +74,29 @@ _KEYS = {
 """The built-in roles' targets of query `q`, as Python; the first query has none."""
 
 
-def elsewhere(scan: Scan, detector: str, template: str) -> str:
-    """Code that measures the best head of a role with another library."""
-    best = scan.ranked(detector)[0]
+def elsewhere(
+    template: str, *, detector: str, head: HeadId, mean: float, probe: dict[str, Any], info: ModelInfo, dtype: str
+) -> str:
+    """Code that measures the best head of a role, and the mean that a scan gave it, with another library.
+
+    Raises:
+        ArgumentError: a role or a probe that the scan keeps no code of, or a head that the library does not show.
+    """
     if detector not in _KEYS:
         raise ArgumentError(f"{detector} is a detector of your own, which a scan keeps no code of; write it out.")
-    probe, info = scan.probe, scan.model
     if probe.get("kind") != "repeated_tokens":
         raise ArgumentError(
             f"this scan read a probe of the kind {probe.get('kind')!r}, whose tokens it does not keep; "
             "scan repeated_tokens, the default, to get code that draws the same prompts."
         )
-    if best.head.call:
-        raise ArgumentError(f"{best.head} is a later call of a looped layer, which the other library does not tell.")
+    if head.call:
+        raise ArgumentError(f"{head} is a later call of a looped layer, which the other library does not tell.")
     # A model object without a name goes by its class; hub ids of one word and `demo` are in lower case.
     if info.id.isidentifier() and info.id[0].isupper():
         model = f"hs.load(model)  # the {info.id} that was scanned"
     else:
         revision = "" if info.revision is None else f", revision={info.revision!r}"
-        model = f"hs.load({info.id!r}, dtype={scan.provenance.dtype!r}{revision})"
+        model = f"hs.load({info.id!r}, dtype={dtype!r}{revision})"
     names = ("n_prompts", "period", "n_repeats", "jitter", "bos", "seed")
     prompts = _PROMPTS.format(
         model=model,
@@ -101,11 +104,11 @@ def elsewhere(scan: Scan, detector: str, template: str) -> str:
         pool=probe["n_token_ids"],
     )
     return template.format(
-        head=best.head,
+        head=head,
         detector=detector,
-        mean=best.mean,
-        layer=best.head.layer,
-        number=best.head.head,
+        mean=mean,
+        layer=head.layer,
+        number=head.head,
         prompts=prompts.rstrip(),
-        average=_AVERAGE.format(keys=_KEYS[detector], head=best.head, detector=detector),
+        average=_AVERAGE.format(keys=_KEYS[detector], head=head, detector=detector),
     )

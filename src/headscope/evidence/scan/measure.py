@@ -107,8 +107,13 @@ def scanned(
     kernel: Kernel | None = None,
     progress: Callable[[int, int], None] | None = None,
     watch: Watch | None = None,
+    prepared: Prepared | None = None,
 ) -> tuple[Scan, Samples]:
-    """A scan and its samples; arguments and errors are those of `scan`."""
+    """A scan and its samples; arguments and errors are those of `scan`.
+
+    `watch` sees each layer. `prepared`, filled here, spares the next model that reads these prompts, with the same
+    detectors, looking for their targets.
+    """
     model = load(model)
     chosen = resolve(detectors)
     if precision is not None and not 0 < precision < math.inf:
@@ -120,7 +125,7 @@ def scanned(
         raise ArgumentError("precision needs a probe that can draw more prompts; your own tokens or text cannot.")
     check_fits(read, model)
     started = time.perf_counter()
-    reading = _Reading(model=model, detectors=chosen, kernel=kernel, progress=progress, watch=watch)
+    reading = _Reading(model=model, detectors=chosen, kernel=kernel, progress=progress, watch=watch, prepared=prepared)
     reading.read(read)
     while precision is not None and (further := _still_needed(reading, precision)):
         assert read.more is not None
@@ -153,7 +158,7 @@ def prompt_scores(
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """One prompt, its control, and every detector's targets in it."""
+    """One prompt, its control, and every detector's targets in it: the same for every model that reads it."""
 
     tokens: Tokens
     control: Tokens | None
@@ -163,6 +168,10 @@ class _Prompt:
     """[target]: 1 / scored queries of that detector."""
     scored: np.ndarray
     """[detector]: whether it has a target here."""
+
+
+Prepared = dict[tuple[bytes, bytes | None], _Prompt]
+"""Prompts by their tokens and those of their control."""
 
 
 class _Row(NamedTuple):
@@ -186,8 +195,10 @@ class _Reading:
         kernel: Kernel | None,
         progress: Callable[[int, int], None] | None,
         watch: Watch | None = None,
+        prepared: Prepared | None = None,
     ) -> None:
         self.model, self.detectors, self.watch = model, detectors, watch
+        self._known = {} if prepared is None else prepared
         self.kernel: Kernel | None = kernel
         self.progress = progress or (lambda done, total: None)
         self.kernels: set[str] = set()
@@ -219,6 +230,12 @@ class _Reading:
         self._rows.extend(rows[index] for index in range(len(prompts)))
 
     def _prepared(self, tokens: Tokens, control: Tokens | None) -> _Prompt:
+        name = tokens.tobytes(), None if control is None else control.tobytes()
+        if name not in self._known:
+            self._known[name] = self._located(tokens, control)
+        return self._known[name]
+
+    def _located(self, tokens: Tokens, control: Tokens | None) -> _Prompt:
         places, weights, scored = [], [], []
         for index, detector in enumerate(self.detectors):
             targets = detector.targets(tokens)

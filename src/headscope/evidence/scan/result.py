@@ -248,7 +248,7 @@ class Scan:
             ArgumentError: this scan has no such detector; a detector or tokens of your own, of which a scan keeps no
                 more than the name.
         """
-        return elsewhere(self, detector, TRANSFORMERLENS)
+        return self._elsewhere(TRANSFORMERLENS, detector)
 
     def to_nnsight(self, detector: str = "induction") -> str:
         """The same by nnsight: a trace of the layer's attention module, which must run eagerly to give its pattern.
@@ -264,7 +264,19 @@ class Scan:
                 f"it is not known that the attention modules of {self.model.id} give nnsight their pattern "
                 f"({self.model.support}: {self.model.reason}); use to_transformerlens."
             )
-        return elsewhere(self, detector, NNSIGHT)
+        return self._elsewhere(NNSIGHT, detector)
+
+    def _elsewhere(self, template: str, detector: str) -> str:
+        best = self.ranked(detector)[0]
+        return elsewhere(
+            template,
+            detector=detector,
+            head=best.head,
+            mean=best.mean,
+            probe=self.probe,
+            info=self.model,
+            dtype=self.provenance.dtype,
+        )
 
     def __repr__(self) -> str:
         found = ", ".join(f"{len(self.heads(role.name))} {role.name}" for role in self.roles if self.heads(role.name))

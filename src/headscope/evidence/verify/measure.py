@@ -32,8 +32,8 @@ from headscope.evidence import head_types
 from headscope.evidence.ablation.each import N_PROMPTS, TOP, HeadEffect, Search, ablate_each
 from headscope.evidence.ablation.measure import refuse_all
 from headscope.evidence.copying import Copying, TokenSpace
-from headscope.evidence.offsets import LEAST_TOKENS, best_offsets
-from headscope.evidence.scan.measure import scan as read_attention
+from headscope.evidence.offsets import LEAST_TOKENS, Offsets
+from headscope.evidence.scan.measure import scanned
 from headscope.evidence.scan.result import HeadScore, Timing
 from headscope.evidence.verify.behind import Behind
 from headscope.evidence.verify.evidence import (
@@ -50,7 +50,7 @@ from headscope.heads import HeadId
 from headscope.interventions.ablation import Ablator, Method
 from headscope.model.load import Heads, Model, Source, load
 from headscope.probes import repeated_tokens
-from headscope.probes.probe import check_fits, probe_of
+from headscope.probes.probe import Probe, Tokens, check_fits, probe_of
 from headscope.records.common import Estimate, ModelInfo, Provenance
 
 COMPLEMENT = 0.25
@@ -94,32 +94,22 @@ def verify(
     named = None if heads is None else model.named(heads)
     if named is not None:
         refuse_all(model, named)
-    probe = repeated_tokens(model, n_prompts=N_PROMPTS, seed=seed) if probe is None else probe_of(model, probe)
-    check_fits(probe, model)
-    if probe.more is None or probe.controls is None:
-        raise ArgumentError(
-            "verify needs a probe that can draw held-out prompts and controls, like repeated_tokens; "
-            "ablate measures heads on prompts of your own."
-        )
-    shortest = min(map(len, probe.controls))
-    if shortest < LEAST_TOKENS:
-        raise ShapeError(
-            f"a prompt has {shortest} tokens, too few to tell a head that looks a fixed distance back; verify needs "
-            f"{LEAST_TOKENS}: use a longer period (--period)."
-        )
+    probe, held_out, controls = _prompts(model, probe, seed)
     started = time.perf_counter()
     report = progress or (lambda what, done, total: None)
-    held_out = probe.more(len(probe.prompts))
     ablator = Ablator.of(model, held_out, method=ablation, seed=seed)
     text = None if natural is None else NaturalText.of(model, natural, ablation, seed)
 
-    scan = read_attention(model, probe=probe, progress=lambda done, total: report("scanning", done, total))
+    offsets = Offsets(controls)
+    scan, _ = scanned(
+        model, probe=probe, watch=offsets.watch, progress=lambda done, total: report("scanning", done, total)
+    )
     scores: dict[HeadId, dict[str, HeadScore]] = {}
     for score in scan.scores:
         scores.setdefault(score.head, {})[score.detector] = score
     circuits = _circuits(model, seed)
     alone = {head: circuits.copying([head]) if circuits else None for head in scores}
-    offsets = best_offsets(model, probe.controls)
+    best_offset = offsets.best()
     stripes = [head for head in scores if has_stripe(scores[head])]
     effects: dict[HeadId, HeadEffect] = {}
     if named is None:
@@ -135,11 +125,9 @@ def verify(
             progress=lambda done, total: report("searching", done, total),
         )
         effects = {one.head: one for one in found.heads}
-        # Heads that the race left as negligible fall short of the rule, and are not tried again.
-        best = [one.head for one in found.heads[:top] if one.exact or search == "gradient"]
-    else:
-        best = list(named)
-    judged = list(scores) if named is None else list(named)
+    # Heads that the race left as negligible fall short of the rule, and are not tried again.
+    tried = [head for head, one in list(effects.items())[:top] if one.exact or search == "gradient"]
+    judged, best = (list(scores), tried) if named is None else (list(named), list(named))
     candidates = list(dict.fromkeys([*stripes, *best]))
 
     partial = [head for head in scores if head not in stripes and has_partial_stripe(scores[head])]
@@ -160,7 +148,7 @@ def verify(
         evidence = Evidence(
             head=head,
             scores=scores[head],
-            offset=offsets.get(head),
+            offset=best_offset.get(head),
             copying=alone[head],
             removed=behind.removed.get(head),
             first_copy=first,
@@ -174,13 +162,7 @@ def verify(
         verdicts.append(_judged(evidence, effects.get(head), trial))
     meanings = {one.name: one for one in head_types.meanings()}
     members = [one.head for one in verdicts if meanings[one.verdict].is_induction]
-    sets, draws = [], []
-    if members:
-        random, sizes = np.random.default_rng(seed), sizes_of(circuits)
-        subsets, drawn = matched(members, stripes, model, sizes, random)
-        trial.run([frozenset(members), *map(frozenset, subsets), *map(frozenset, drawn)], natural=[frozenset(members)])
-        sets = [_set(trial, members, circuits, alone)]
-        draws = [_draw(trial, some, others) for some, others in zip(subsets, drawn, strict=True)]
+    sets, draws = _together(model, trial, members, stripes, circuits, alone, seed)
     return Verification(
         model=ModelInfo.of(model),
         heads=tuple(sorted(verdicts, key=lambda one: one.head)),
@@ -202,6 +184,42 @@ def verify(
         provenance=Provenance.of(model, kernels=scan.provenance.kernels, seed=seed),
         timing=Timing(wall_s=time.perf_counter() - started, tokens=probe.n_tokens + held_out.n_tokens),
     )
+
+
+def _prompts(model: Model, probe: Any | None, seed: int) -> tuple[Probe, Probe, tuple[Tokens, ...]]:
+    """The probe, as many held-out prompts, and the probe's controls: prompts without a repeat."""
+    probe = repeated_tokens(model, n_prompts=N_PROMPTS, seed=seed) if probe is None else probe_of(model, probe)
+    check_fits(probe, model)
+    if probe.more is None or probe.controls is None:
+        raise ArgumentError(
+            "verify needs a probe that can draw held-out prompts and controls, like repeated_tokens; "
+            "ablate measures heads on prompts of your own."
+        )
+    shortest = min(map(len, probe.controls))
+    if shortest < LEAST_TOKENS:
+        raise ShapeError(
+            f"a prompt has {shortest} tokens, too few to tell a head that looks a fixed distance back; verify needs "
+            f"{LEAST_TOKENS}: use a longer period (--period)."
+        )
+    return probe, probe.more(len(probe.prompts)), probe.controls
+
+
+def _together(
+    model: Model,
+    trial: Trial,
+    members: list[HeadId],
+    stripes: list[HeadId],
+    circuits: TokenSpace | None,
+    alone: dict[HeadId, Copying | None],
+    seed: int,
+) -> tuple[list[HeadSet], list[Draw]]:
+    """The induction heads as a set, and the random heads of its layers that it is compared with."""
+    if not members:
+        return [], []
+    subsets, drawn = matched(members, stripes, model, sizes_of(circuits), np.random.default_rng(seed))
+    trial.run([frozenset(members), *map(frozenset, subsets), *map(frozenset, drawn)], natural=[frozenset(members)])
+    draws = [_draw(trial, some, others) for some, others in zip(subsets, drawn, strict=True)]
+    return [_set(trial, members, circuits, alone)], draws
 
 
 def _judged(evidence: Evidence, effect: HeadEffect | None, trial: Trial) -> HeadVerdict:

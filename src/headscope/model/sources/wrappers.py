@@ -4,6 +4,7 @@ The model inside is what runs, eagerly; the wrapper is left as it was. A holder 
 wrapper: it is measured itself, as the module that it is.
 """
 
+# pyright: reportPrivateUsage=false
 from __future__ import annotations
 
 from dataclasses import replace

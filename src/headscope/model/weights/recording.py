@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,7 +81,9 @@ def queries_keys_values(model: Model, attention: Attention) -> dict[str, Float[T
 
 
 @contextmanager
-def watching(model: nn.Module, after: Callable[[nn.Module, Tensor, Tensor], Tensor | None]) -> Iterator[None]:
+def watching(
+    model: nn.Module, after: Callable[[nn.Module, Tensor, Tensor], Tensor | None]
+) -> Generator[None, None, None]:
     """Within the block `after(module, input, output)` runs behind each module; a tensor it returns is the output."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor | None:

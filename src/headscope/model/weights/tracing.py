@@ -6,6 +6,7 @@ and a normalisation of q and k lets signs through too. A second pass, with numbe
 distinguishes a factor from a normalisation or a gate.
 """
 
+# pyright: reportPrivateUsage=false
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
