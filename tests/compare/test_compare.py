@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,11 +12,15 @@ from pytest import approx
 import headscope as hs
 from benchmarks.packed import quantised
 from headscope.errors import ArgumentError
+from headscope.evidence.atlas.outcome import Outcome
+from headscope.evidence.atlas.result import RoleFinding
+from headscope.evidence.compare.later import later_changes, outcome_changes
 from headscope.evidence.compare.matching import Agreement, Patterns, agreement, matches
 from headscope.heads import HeadId
 from headscope.planted.changed import keys_adapted, rotated, silenced, without_query
 from headscope.planted.handbuilt import handbuilt
 from headscope.planted.reparametrised import CHANGES, reparametrised
+from headscope.records.common import Estimate
 from headscope.stats import two_sample
 
 SMALL = {"n_prompts": 8, "period": 12}
@@ -196,6 +201,67 @@ def test_a_head_that_writes_nothing_attends_as_before_and_its_verdict_changes(bu
     assert changed[0].reasons_b
     sender = built.heads("previous_token")[0]
     assert [(one.sender, one.receiver, one.input, one.status) for one in pair.edges] == [(sender, head, "k", "lost")]
+    assert hs.Comparison.from_dict(json.loads(found.to_json())) == found
+
+
+def finding_of(head: HeadId, role: str, outcome: Outcome, score: float) -> RoleFinding:
+    estimate = Estimate(mean=score, ci95=(score - 0.01, score + 0.01))
+    return RoleFinding(
+        head=head,
+        role=role,
+        score=estimate,
+        chance=0.0,
+        control=None,
+        selectivity=None,
+        p_score=0.0,
+        measures={},
+        has_score=True,
+        tests={},
+        outcome=outcome,
+    )
+
+
+def test_roles_of_the_atlas_are_gained_lost_and_kept_by_the_first_models_names(built):
+    first, second = HeadId(0, 0), HeadId(0, 1)
+    atlas = hs.atlas(built.model, ["previous_token"], quick=True, n_prompts=4)
+    before = replace(
+        atlas,
+        findings=(
+            finding_of(second, "sink", "primary", 0.5),
+            finding_of(first, "local", "primary", 0.9),
+            finding_of(first, "sink", "correlate", 0.3),
+            finding_of(first, "induction", "null", 0.0),
+            finding_of(first, "only_here", "primary", 1.0),
+        ),
+    )
+    after = replace(
+        atlas,
+        findings=(
+            finding_of(second, "local", "correlate", 0.9),
+            finding_of(second, "sink", "interferer", 0.4),
+            finding_of(second, "induction", "correlate", 0.0),
+            finding_of(first, "sink", "secondary", 0.505),
+        ),
+    )
+    found = outcome_changes(before, after, {first: second, second: first})  # they changed places
+    assert [(one.head, one.counterpart, one.role, one.status, one.apart) for one in found] == [
+        (first, second, "local", "lost", False),
+        (first, second, "sink", "gained", True),
+        (second, first, "sink", "kept", False),
+    ]
+    assert "2 roles of the atlas gained or lost: L0H0 lost local; L0H0 gained sink" in later_changes(None, None, found)
+
+
+@pytest.mark.soak
+def test_a_head_that_writes_nothing_loses_its_role_in_the_atlas(built):
+    head, sender = built.heads("induction")[0], built.heads("previous_token")[0]
+    found = hs.compare(built.model, silenced(built.model, head), atlas=True, **SMALL)
+    outcomes = found.pairs[0].outcomes
+    assert outcomes is not None
+    lost = {(one.head, one.role) for one in outcomes if one.status == "lost"}
+    # Nobody reads what the sender moves any more, so that removing it does nothing either.
+    assert {(head, "induction"), (sender, "previous_token")} <= lost
+    assert f"{head} lost induction" in found.finding or "roles of the atlas" in found.finding
     assert hs.Comparison.from_dict(json.loads(found.to_json())) == found
 
 

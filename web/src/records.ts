@@ -293,6 +293,16 @@ export interface Other {
   removed: Estimate | null;
   share: number | null;
 }
+export interface OutcomeChange extends HeadRef {
+  counterpart: HeadRef;
+  role: string;
+  a: "primary" | "secondary" | "correlate" | "interferer" | "null" | null;
+  b: "primary" | "secondary" | "correlate" | "interferer" | "null" | null;
+  score_a: Estimate;
+  score_b: Estimate;
+  status: "gained" | "lost" | "kept" | "none";
+  apart: boolean;
+}
 export interface OutcomeRule {
   false_discovery: number;
   effect_nats: number;
@@ -313,6 +323,7 @@ export interface PairChange {
   verdicts: VerdictChange[] | null;
   edges: EdgeChange[] | null;
   swap: SwapTest | null;
+  outcomes: OutcomeChange[] | null;
 }
 export interface PairComposition {
   score: number;

@@ -162,6 +162,7 @@ function Changes({ pair, open }: { pair: PairChange; open: (head: string) => voi
 function Further({ pair }: { pair: PairChange }): JSX.Element {
   const verdicts = (pair.verdicts ?? []).filter((one) => one.changed);
   const edges = (pair.edges ?? []).filter((one) => one.status !== "kept");
+  const outcomes = (pair.outcomes ?? []).filter((one) => one.status !== "kept");
   const sources = pair.swap?.sources;
   const random = (pair.swap?.random ?? []).map((one) => one.restores.mean);
   return (
@@ -175,6 +176,12 @@ function Further({ pair }: { pair: PairChange }): JSX.Element {
       {edges.map((one) => (
         <li key={`${name(one.sender)} ${name(one.receiver)} ${one.input}`}>
           {name(one.sender)} to the {one.input === "k" ? "key" : "query"} of {name(one.receiver)}: {one.status}
+        </li>
+      ))}
+      {outcomes.map((one) => (
+        <li key={`${name(one)} ${one.role}`}>
+          {name(one)} {one.status} {words(one.role)} in the atlas: {one.a ?? "not tried"}, now {one.b ?? "not tried"}
+          {one.apart ? "" : " (the intervals of both scores meet)"}
         </li>
       ))}
       {sources && (

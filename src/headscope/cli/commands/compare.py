@@ -29,6 +29,9 @@ def compare(
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Verify every model, and compare verdicts.")] = False,
     circuit: Annotated[bool, typer.Option("--circuit", help="Trace every model's circuit, and compare paths.")] = False,
+    atlas: Annotated[
+        bool, typer.Option("--atlas", help="Ask for every role of every model, and compare what heads hold: minutes.")
+    ] = False,
     swap: Annotated[
         bool, typer.Option("--swap", help="Put heads of one into the other: which carry the difference in loss?")
     ] = False,
@@ -65,6 +68,7 @@ def compare(
             *loaded,
             verify=verify,
             circuit=circuit,
+            atlas=atlas,
             swap=swap,
             n_prompts=n_prompts,
             period=period,

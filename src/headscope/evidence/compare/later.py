@@ -1,11 +1,13 @@
-"""Verdicts and edges of two models, side by side."""
+"""Verdicts, edges and the roles of the atlas of two models, side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from headscope.evidence.atlas.outcome import HELD
+from headscope.evidence.atlas.result import Atlas
 from headscope.evidence.circuit.result import Circuit
-from headscope.evidence.compare.result import EdgeChange, Status, VerdictChange
+from headscope.evidence.compare.result import EdgeChange, OutcomeChange, Status, VerdictChange
 from headscope.evidence.verify.result import Verification
 from headscope.heads import HeadId
 from headscope.records.common import Estimate
@@ -68,6 +70,35 @@ def edge_changes(one: Circuit, two: Circuit, counterparts: Mapping[HeadId, HeadI
     return tuple(made)
 
 
+def outcome_changes(one: Atlas, two: Atlas, counterparts: Mapping[HeadId, HeadId]) -> tuple[OutcomeChange, ...]:
+    """Heads and roles that either model holds, of roles that both were asked for; by head, then role."""
+    of_two = {(found.head, found.role): found for found in two.findings}
+    made = []
+    for before in one.findings:
+        other = counterparts.get(before.head)
+        after = None if other is None else of_two.get((other, before.role))
+        if other is None or after is None:
+            continue
+        had, has = before.outcome in HELD, after.outcome in HELD
+        if not (had or has):
+            continue
+        status: Status = "kept" if had and has else "lost" if had else "gained"
+        made.append(
+            OutcomeChange(
+                head=before.head,
+                counterpart=other,
+                role=before.role,
+                a=before.outcome,
+                b=after.outcome,
+                score_a=before.score,
+                score_b=after.score,
+                status=status,
+                apart=_apart(before.score, after.score),
+            )
+        )
+    return tuple(sorted(made, key=lambda one: one.head))
+
+
 def _apart(one: Estimate | None, two: Estimate | None) -> bool:
     """Whether two intervals do not meet."""
     if one is None or two is None or one.ci95 is None or two.ci95 is None:
@@ -75,8 +106,12 @@ def _apart(one: Estimate | None, two: Estimate | None) -> bool:
     return one.ci95[1] < two.ci95[0] or two.ci95[1] < one.ci95[0]
 
 
-def later_changes(verdicts: Sequence[VerdictChange] | None, edges: Sequence[EdgeChange] | None) -> list[str]:
-    """What changed of both, in words."""
+def later_changes(
+    verdicts: Sequence[VerdictChange] | None,
+    edges: Sequence[EdgeChange] | None,
+    outcomes: Sequence[OutcomeChange] | None = None,
+) -> list[str]:
+    """What changed of them, in words."""
     parts = []
     if verdicts is not None:
         changed = [one for one in verdicts if one.changed]
@@ -86,6 +121,11 @@ def later_changes(verdicts: Sequence[VerdictChange] | None, edges: Sequence[Edge
     if edges is not None:
         gained, lost = ([one for one in edges if one.status == status] for status in ("gained", "lost"))
         parts.append(f"{len(gained)} edges gained, {len(lost)} lost")
+    if outcomes is not None:
+        changed = [one for one in outcomes if one.status != "kept"]
+        named = "; ".join(f"{one.head} {one.status} {_words(one.role)}" for one in changed[:3])
+        count = f"{len(changed)} role{'' if len(changed) == 1 else 's'} of the atlas gained or lost"
+        parts.append(f"{count}: {named}" if changed else "no role of the atlas was gained or lost")
     return parts
 
 

@@ -5,7 +5,8 @@
     2. scan       every model, with rows of every head's pattern kept from the same pass
     3. match      which head is which: by pattern (`headscope.evidence.compare.matching`), then by number
     4. changes    for each head and role the difference to its counterpart, with its interval, and q over all of them
-    5. further    verdicts (`verify`), circuits (`circuit`) and the swap test (`swap`), where they are asked for
+    5. further    verdicts (`verify`), circuits (`circuit`), roles of the atlas (`atlas`) and the swap test (`swap`),
+                  where they are asked for
 
     difference  second model minus first: mean over prompts, of paired differences where both read the same
     changed     q <= 0.05 (Benjamini-Hochberg, over all heads and roles) and |difference| >= 0.02
@@ -31,10 +32,12 @@ import numpy as np
 import torch
 
 from headscope.errors import ArgumentError
+from headscope.evidence.atlas.measure import atlas as ask_atlas
+from headscope.evidence.atlas.result import Atlas
 from headscope.evidence.circuit.measure import trace_circuit
 from headscope.evidence.circuit.result import Circuit
 from headscope.evidence.compare.finding import finding
-from headscope.evidence.compare.later import edge_changes, later_changes, verdict_changes
+from headscope.evidence.compare.later import edge_changes, later_changes, outcome_changes, verdict_changes
 from headscope.evidence.compare.matching import Agreement, Patterns, agreement, matches
 from headscope.evidence.compare.result import (
     RULE,
@@ -80,6 +83,7 @@ class _Read:
     """Why it reads the first model's prompts; None where it reads its own."""
     verified: Verification | None
     traced: Circuit | None
+    asked: Atlas | None
 
 
 def compare(
@@ -88,6 +92,7 @@ def compare(
     *more: Source,
     verify: bool = False,
     circuit: bool = False,
+    atlas: bool = False,
     swap: bool = False,
     probe: Probe | None = None,
     n_prompts: int = N_PROMPTS,
@@ -103,6 +108,7 @@ def compare(
         more: Further ones.
         verify: Verify every model too, and compare verdicts.
         circuit: Trace every model's circuit too, and compare its paths; this verifies as well.
+        atlas: Ask every head of every model for all roles too, and compare what they hold. Minutes for each model.
         swap: Put heads of one model into the other: which carry the difference in loss?
         probe: What all models read; by default repeated random tokens.
         n_prompts: Of the default probe.
@@ -146,11 +152,13 @@ def compare(
             prepared=prepared,
             progress=lambda done, total, says=says: report(says, done, total),
         )
-        verified = traced = None
+        verified = traced = asked = None
         if verify or circuit:
             verified = judge(model, probe=own, seed=seed, progress=progress)
         if circuit:
             traced = trace_circuit(model, verification=verified, seed=seed, progress=progress)
+        if atlas:
+            asked = ask_atlas(model, seed=seed, progress=progress)
         read.append(
             _Read(
                 label=label,
@@ -162,6 +170,7 @@ def compare(
                 shares=why,
                 verified=verified,
                 traced=traced,
+                asked=asked,
             )
         )
     alike = {
@@ -246,11 +255,13 @@ def _pair(one: _Read, two: _Read, found: Agreement | None, swap: bool, seed: int
     differ = _unlike(one, two)
     unmatched = tuple(other for other in others if other not in taken)
     names = {head: other for head, (other, _) in counterparts.items()}
-    verdicts = edges = swapped = None
+    verdicts = edges = outcomes = swapped = None
     if one.verified is not None and two.verified is not None:
         verdicts = verdict_changes(one.verified, two.verified, names)
     if one.traced is not None and two.traced is not None:
         edges = edge_changes(one.traced, two.traced, names)
+    if one.asked is not None and two.asked is not None:
+        outcomes = outcome_changes(one.asked, two.asked, names)
     if swap:
         refuse_other_shapes(one.model, two.model, paired=found is not None, names=names)
         swapped = swap_test(one.model, two.model, one.probe.prompts, heads, seed=seed)
@@ -270,12 +281,13 @@ def _pair(one: _Read, two: _Read, found: Agreement | None, swap: bool, seed: int
             unmatched,
             differ,
             bound=bound,
-            also=later_changes(verdicts, edges),
+            also=later_changes(verdicts, edges, outcomes),
             swap=swapped,
         ),
         verdicts=verdicts,
         edges=edges,
         swap=swapped,
+        outcomes=outcomes,
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from headscope.errors import ArgumentError
+from headscope.evidence.atlas.outcome import Outcome
 from headscope.evidence.scan.result import Timing
 from headscope.heads import HeadId
 from headscope.records.codec import decode, encode
@@ -154,6 +155,30 @@ class VerdictChange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomeChange:
+    """One head and role of the atlas in both models."""
+
+    head: HeadId
+    """In the first model."""
+    counterpart: HeadId
+    """In the second."""
+    role: str
+    """Which role, by the atlas's name."""
+    a: Outcome | None
+    """Outcome in the first model; None where nothing was tried."""
+    b: Outcome | None
+    """In the second."""
+    score_a: Estimate
+    """Score in the first."""
+    score_b: Estimate
+    """In the second."""
+    status: Status
+    """`gained`, `lost` or `kept`: whether the head holds the role (`primary`, `secondary` or `interferer`)."""
+    apart: bool
+    """Whether the intervals of the two scores do not meet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeChange:
     """One path of the circuit in both models, by the first model's names."""
 
@@ -258,6 +283,8 @@ class PairChange:
     """Paths of either circuit; None where none was traced."""
     swap: SwapTest | None = None
     """Which heads carry the difference in loss; None where it was not asked for."""
+    outcomes: tuple[OutcomeChange, ...] | None = None
+    """Heads and roles that are held in either model's atlas; None where no atlas was made."""
 
     @property
     def changed(self) -> tuple[HeadChange, ...]:

@@ -61,6 +61,13 @@ def _pair(console: Console, pair: PairChange, top: int) -> None:
     for edge in pair.edges or ():
         if edge.status != "kept":
             console.print(f"{edge.sender} -> {edge.input} of {edge.receiver}: {edge.status}")
+    for held in pair.outcomes or ():
+        if held.status != "kept":
+            apart = "" if held.apart else "; the intervals of both scores meet"
+            console.print(
+                f"[bold]{held.head}[/bold] {held.status} {_words(held.role)} in the atlas: {_outcome(held.a)} "
+                f"({held.score_a.mean:.2f}), now {_outcome(held.b)} ({held.score_b.mean:.2f}){apart}"
+            )
     if pair.swap is not None and pair.swap.asked:
         console.print()
         console.print(_swapped(pair.swap, top))
@@ -82,6 +89,10 @@ def _swapped(swap: SwapTest, top: int) -> Table:
         if some is not None:
             table.add_row(name, f"{some.restores.mean:.2f}", f"{some.transfers.mean:.2f}", "", "", style="dim")
     return table
+
+
+def _outcome(outcome: str | None) -> str:
+    return outcome or "not tried"
 
 
 def _words(verdict: str) -> str:
