@@ -113,7 +113,7 @@ clean:
 	$(PIP) --no-build-isolation --editable .
 	@touch $@
 
-.venv/.dev: .venv/.torch pyproject.toml constraints.txt
+.venv/.dev: .venv/.core pyproject.toml constraints.txt
 	@echo "Installing headscope and what its tests need into .venv ..."
 	$(PIP) --no-build-isolation --editable ".[dev]"
-	@touch .venv/.core $@
+	@touch $@

@@ -15,9 +15,10 @@ from headscope.evidence.atlas.ioi import objects
 from headscope.evidence.atlas.outcome import HELD
 from headscope.evidence.atlas.runner import RoleRunner
 from headscope.planted.known_roles import NAMES, known_roles
+from tests.running import seeds
 
 N = 6
-SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(1, 20))]
+SEEDS = seeds(20)
 
 
 def tokenizer(words):
@@ -157,7 +158,7 @@ def test_a_backup_is_told_from_the_movers_it_stands_in_for(seed):
     assert backup.measures["with the movers"] < 0.1
 
 
-@pytest.mark.parametrize("n_prompts", [6, 12, 18])
+@pytest.mark.parametrize("n_prompts", [6, *(pytest.param(n, marks=pytest.mark.soak) for n in (12, 18))])
 def test_a_backup_is_found_however_many_prompts_there_are(n_prompts):
     names = ["backup_mover", "backup_silent"]
     outcomes, _, _ = found(names, "backup_mover", 0, n_prompts=n_prompts)
