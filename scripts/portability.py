@@ -4,10 +4,10 @@
     python -m scripts.portability --few    two settings on a few files, as CI runs them
 
 A setting limits the instructions that torch's own kernels, oneDNN and MKL may use (`ATEN_CPU_CAPABILITY`,
-`ONEDNN_MAX_CPU_ISA`, `MKL_ENABLE_INSTRUCTIONS`) and fixes the number of threads. Each runs in one process: with more,
-the threads would wait for each other.
+`ONEDNN_MAX_CPU_ISA`, `MKL_ENABLE_INSTRUCTIONS`) and fixes the number of threads. One after the other, since threads of
+several would wait for each other; the two of --few go beside each other.
 
-Cost: about 10 minutes of one core for each setting; with --few a minute.
+Cost: about 10 minutes of one core for each setting; with --few two.
 """
 
 from __future__ import annotations
@@ -16,12 +16,26 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-NUMBERS = ("behaviors", "detectors", "evidence", "lab", "model", "probes", "tracking", "test_course.py", "test_docs.py")
-FEW = ("evidence/test_attention.py", "evidence/test_verify.py", "model/test_kernels.py", "model/test_parallel.py")
+NUMBERS = (
+    "atlas",
+    "behaviors",
+    "compare",
+    "detectors",
+    "evidence",
+    "lab",
+    "model",
+    "probes",
+    "tracking",
+    "test_course.py",
+    "test_docs.py",
+)
+FEW = ("evidence/test_attention.py", "evidence/test_verify.py", "model/test_kernels.py")
 LIMITS = {"default": ("SSE41", "SSE4_2"), "avx2": ("AVX2", "AVX2"), "avx512": ("AVX512_CORE", "AVX512")}
 """By torch's name of the instructions: oneDNN's and MKL's."""
 
@@ -58,6 +72,15 @@ def settings(*, here: str, few: bool) -> list[Setting]:
     return [*(Setting(name, 1) for name in usable), Setting(usable[-1], 2), Setting(usable[-1], 4)]
 
 
+def run(setting: Setting, files: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """The tests of these files."""
+    command = [sys.executable, "-m", "pytest", "--quiet", "-m", "not browser and not soak", *files]
+    environment = os.environ | setting.environment()
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run them all; 1 where one failed."""
     parser = argparse.ArgumentParser(prog="python -m scripts.portability", description="Tests on other processors.")
@@ -65,14 +88,14 @@ def main(arguments: list[str] | None = None) -> int:
     few = parser.parse_args(arguments).few
     import torch
 
-    failed = []
     chosen = settings(here=torch.backends.cpu.get_cpu_capability().lower(), few=few)
-    for setting in chosen:
-        print(f"portability: {setting}", flush=True)
-        command = [sys.executable, "-m", "pytest", "--quiet", "-m", "not browser"]
-        command += [f"tests/{name}" for name in (FEW if few else NUMBERS)]
-        if subprocess.run(command, cwd=ROOT, env=os.environ | setting.environment(), check=False).returncode != 0:
-            failed.append(str(setting))
+    files = [f"tests/{name}" for name in (FEW if few else NUMBERS)]
+    failed = []
+    with ThreadPoolExecutor(len(chosen) if few else 1) as pool:
+        for setting, ran in zip(chosen, pool.map(lambda setting: run(setting, files), chosen), strict=True):
+            print(f"portability: {setting}\n{ran.stdout}", flush=True)
+            if ran.returncode != 0:
+                failed.append(str(setting))
     missed = f"; not: {'; '.join(failed)}" if failed else ""
     print(f"portability: {len(chosen) - len(failed)} of {len(chosen)} settings pass{missed}")
     return int(bool(failed))

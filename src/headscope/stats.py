@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -43,6 +43,17 @@ that a verdict goes by."""
 
 Interval = tuple[np.ndarray, np.ndarray]
 """Lower and upper ends."""
+
+
+class Summary(NamedTuple):
+    """What is known of a sample."""
+
+    mean: float
+    """Its mean."""
+    error: float | None
+    """Standard error of the mean; None where it is not known."""
+    degrees: int
+    """Degrees of freedom of the error."""
 
 
 @lru_cache
@@ -120,18 +131,29 @@ def two_sample(
     Reference:
         Welch 1947, Biometrika 34.
     """
+    return two_summaries(*(_summarised(one) for one in (first, second)))
+
+
+def two_summaries(first: Summary, second: Summary) -> tuple[float, tuple[float, float] | None, float]:
+    """The same of samples of which only the mean and its standard error are known."""
     from scipy.special import stdtr, stdtrit
 
-    apart = float(second.mean() - first.mean())
-    if min(len(first), len(second)) < 2:
+    apart = second.mean - first.mean
+    if first.error is None or second.error is None:
         return apart, None, 1.0
-    parts = [float(one.var(ddof=1)) / len(one) for one in (first, second)]
-    error = math.sqrt(sum(parts))
+    parts = [(one.error**2, one.degrees) for one in (first, second) if one.error is not None]
+    error = math.sqrt(sum(variance for variance, _ in parts))
     if error == 0:
         return apart, (apart, apart), 1.0 if apart == 0 else 0.0
-    degrees = sum(parts) ** 2 / sum(v**2 / (len(one) - 1) for v, one in zip(parts, (first, second), strict=True))
+    degrees = error**4 / sum(variance**2 / degrees for variance, degrees in parts)
     half = -float(stdtrit(degrees, 0.025)) * error
     return apart, (apart - half, apart + half), 2 * float(stdtr(degrees, -abs(apart) / error))
+
+
+def _summarised(sample: Float[np.ndarray, " prompt"]) -> Summary:
+    n = len(sample)
+    error = math.sqrt(float(sample.var(ddof=1)) / n) if n > 1 else None
+    return Summary(mean=float(sample.mean()), error=error, degrees=n - 1)
 
 
 def equivalence_p(samples: Float[np.ndarray, " prompt *rest"], within: float) -> np.ndarray:

@@ -15,9 +15,10 @@ from headscope.evidence.atlas.ioi import objects
 from headscope.evidence.atlas.outcome import HELD
 from headscope.evidence.atlas.runner import RoleRunner
 from headscope.planted.known_roles import NAMES, known_roles
+from tests.running import seeds
 
 N = 6
-SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(1, 20))]
+SEEDS = seeds(20)
 
 
 def tokenizer(words):
@@ -172,7 +173,7 @@ def test_a_function_vector_is_told_from_what_carries_tokens(seed):
     assert head.tests["transfer"].estimate.mean > 12
 
 
-@pytest.mark.parametrize("n_prompts", [6, 12, 18])
+@pytest.mark.parametrize("n_prompts", [6, *(pytest.param(n, marks=pytest.mark.soak) for n in (12, 18))])
 def test_a_backup_is_found_however_many_prompts_there_are(n_prompts):
     names = ["backup_mover", "backup_silent"]
     outcomes, _, _ = found(names, "backup_mover", 0, n_prompts=n_prompts)

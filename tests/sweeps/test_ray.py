@@ -75,6 +75,7 @@ def raylet(node: Any) -> int:
     return node.all_processes["raylet"][0].process.pid
 
 
+@pytest.mark.soak
 def test_a_driver_a_worker_and_a_node_die_and_nothing_is_lost(cluster, save_models, assert_same, tmp_path, capsys):
     folders, shaken = save_models(12), tmp_path / "shaken"
     inline = hs.sweep(folders, tmp_path / "inline", settings=SETTINGS)

@@ -267,6 +267,7 @@ export interface Likeness {
   a: string;
   b: string;
   similarity: number;
+  by: "pattern" | "scores";
 }
 export interface Match {
   similarity: number;

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+    from headscope.evidence.compare.result import Comparison
     from headscope.sweeps.over_steps import RoleOverSteps
 
 READERS = 16
@@ -60,6 +61,11 @@ NAMED = 5
 """Damaged files that an error names; of more it gives the number."""
 
 _MARK = "headscope-store.json"
+
+
+def is_store(path: str) -> bool:
+    """Whether a name is that of a store: a URL, or a folder with a store's mark."""
+    return "://" in path or (Path(path) / _MARK).is_file()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +235,17 @@ class Store:
 
         jobs = self.to_arrow("jobs").to_pylist()
         return over_steps(jobs, self.to_frame("scan"), model, detector=detector, store=self.path)
+
+    def compare(self) -> Comparison:
+        """What differs between the models that were scanned: each beside the first, and which are most alike.
+
+        Raises:
+            ArgumentError: fewer than two scans, or scans with other prompts.
+        """
+        from headscope.evidence.compare.scans import compare_scans
+        from headscope.sweeps.scans import scans_of
+
+        return compare_scans(scans_of(self))
 
     def to_arrow(self, table: str) -> pa.Table:
         """The same as an Arrow table, ordered by model and job."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,9 @@ from headscope.cli.files import check_out, save
 from headscope.errors import ArgumentError
 from headscope.render.plain import say
 
+if TYPE_CHECKING:
+    from headscope.evidence.compare.result import Comparison
+
 PLACE = 5
 """Where the command stands in the help."""
 
@@ -20,7 +23,9 @@ PLACE = 5
 @options.opens("device", "allow_pickle", "trust_remote_code")
 def compare(
     opening: options.Opening,
-    models: Annotated[list[str], typer.Argument(metavar="A B [C ...]", help="`demo`, hub ids, or folders.")],
+    models: Annotated[
+        list[str], typer.Argument(metavar="A B [C ...]", help="`demo`, hub ids, folders; or one store of a sweep.")
+    ],
     dtype: Annotated[
         list[str] | None, typer.Option("--dtype", help="auto, float32, ...: one for all models, or one for each.")
     ] = None,
@@ -48,6 +53,16 @@ def compare(
 
     Example: `headscope compare demo demo --dtype float32 --dtype bfloat16`
     """
+    from headscope.sweeps.store import is_store, open_store
+
+    if len(models) == 1 and is_store(models[0]):
+        if asked := [
+            name for name, on in (("verify", verify), ("circuit", circuit), ("atlas", atlas), ("swap", swap)) if on
+        ]:
+            raise ArgumentError(f"--{asked[0]} needs the models; a store holds scans: compare the models themselves.")
+        check_out(out)
+        _show(open_store(models[0]).compare(), top=top, out=out, as_json=as_json)
+        return
     if len(models) < 2:
         raise ArgumentError(f"{len(models)} model was given; compare needs at least two, like: headscope compare A B.")
     if n_prompts < 2:
@@ -61,7 +76,6 @@ def compare(
     ]
     from headscope.cli.progress import bars
     from headscope.evidence.compare.measure import compare as run
-    from headscope.evidence.compare.terminal import print_comparison
 
     with bars() as progress:
         found = run(
@@ -75,6 +89,12 @@ def compare(
             seed=seed,
             progress=progress,
         )
+    _show(found, top=top, out=out, as_json=as_json)
+
+
+def _show(found: Comparison, *, top: int, out: Path | None, as_json: bool) -> None:
+    from headscope.evidence.compare.terminal import print_comparison
+
     saved = save(found, out)
     if as_json:
         say(found.to_json())

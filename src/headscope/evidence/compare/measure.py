@@ -36,21 +36,17 @@ from headscope.evidence.atlas.measure import atlas as ask_atlas
 from headscope.evidence.atlas.result import Atlas
 from headscope.evidence.circuit.measure import trace_circuit
 from headscope.evidence.circuit.result import Circuit
+from headscope.evidence.compare.changes import head_changes, label_of, side_of, unlike
 from headscope.evidence.compare.finding import finding
 from headscope.evidence.compare.later import edge_changes, later_changes, outcome_changes, verdict_changes
 from headscope.evidence.compare.matching import Agreement, Patterns, agreement, matches
 from headscope.evidence.compare.result import (
     RULE,
     Comparison,
-    HeadChange,
-    HeadRoles,
     How,
     Likeness,
     Match,
     PairChange,
-    RoleChange,
-    Side,
-    Status,
 )
 from headscope.evidence.compare.swap import refuse_other_shapes, swap_test
 from headscope.evidence.compare.vocabulary import common_ids, shared_vocabulary
@@ -63,7 +59,7 @@ from headscope.model.load import Model, Source, load
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.repeated import N_PROMPTS, PERIOD
 from headscope.records.common import Estimate
-from headscope.stats import benjamini_hochberg, mean_intervals, p_values, t_quantile, two_sample
+from headscope.stats import mean_intervals, p_values, t_quantile, two_sample
 
 FEW_BITS = (torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2)
 """Of which matrices of packed weights are made, four-bit numbers several in one."""
@@ -143,7 +139,7 @@ def compare(
     read, prepared = [], Prepared()
     for index, (model, why) in enumerate(zip(models, shared, strict=True)):
         own = common if why else drawn(model)
-        label, patterns = chr(ord("A") + index), Patterns()
+        label, patterns = label_of(index), Patterns()
         says = f"scanning {label}"
         scan, samples = scanned(
             model,
@@ -184,7 +180,7 @@ def compare(
         if (one.label, two.label) in alike
     ]
     return Comparison(
-        sides=tuple(_side(one) for one in read),
+        sides=tuple(side_of(one.label, one.scan) for one in read),
         pairs=tuple(_pair(read[0], one, alike.get((read[0].label, one.label)), swap, seed) for one in read[1:]),
         nearest=tuple(sorted(nearest, key=lambda one: (-round(one.similarity, 6), one.a, one.b))),
         rule=RULE,
@@ -193,20 +189,6 @@ def compare(
 
 
 # ---- two models
-
-
-def _side(one: _Read) -> Side:
-    scores: dict[HeadId, dict[str, float]] = {}
-    for score in one.scan.scores:
-        scores.setdefault(score.head, {})[score.detector] = score.mean
-    return Side(
-        label=one.label,
-        model=one.scan.model,
-        provenance=one.scan.provenance,
-        probe=dict(one.scan.probe),
-        heads=tuple(HeadRoles(head=head, scores=found) for head, found in scores.items()),
-        roles={role.name: tuple(score.head for score in one.scan.heads(role.name)) for role in one.scan.roles},
-    )
 
 
 def _similarity(found: Agreement, one: _Read, two: _Read) -> float:
@@ -220,37 +202,15 @@ def _pair(one: _Read, two: _Read, found: Agreement | None, swap: bool, seed: int
     heads, others = list(one.samples.heads), list(two.samples.heads)
     counterparts = _counterparts(heads, others, found)
     roles = [role for role in one.samples.scores if role in two.samples.scores]
-    estimates, p, bound = _differences(one.samples, two.samples, counterparts, roles, paired=found is not None)
-    q = dict(zip(p, benjamini_hochberg(np.asarray(list(p.values()))), strict=True))
-    has = {side.label: {(score.head, role) for role in roles for score in side.scan.heads(role)} for side in (one, two)}
-    chosen = [others.index(counterparts[head][0]) if head in counterparts else 0 for head in heads]
-    alike = None if found is None else found.q_values(np.asarray(chosen))
-    changes = []
-    for head in heads:
-        if head not in counterparts:
-            changes.append(HeadChange(head=head, counterpart=None, how=None, match=None, roles=()))
-            continue
-        other, how = counterparts[head]
-        made = []
-        for role in roles:
-            difference = estimates[head, role]
-            changed = bool(q[head, role] <= RULE.false_discovery and abs(difference.mean) >= RULE.difference)
-            before, after = (head, role) in has[one.label], (other, role) in has[two.label]
-            made.append(
-                RoleChange(
-                    role=role,
-                    a=float(np.nanmean(one.samples.scores[role][:, heads.index(head)])),
-                    b=float(np.nanmean(two.samples.scores[role][:, others.index(other)])),
-                    difference=difference,
-                    q_value=float(q[head, role]),
-                    changed=changed,
-                    status=_status(before, after, changed),
-                )
-            )
-        match = None
-        if found is not None and alike is not None:
-            match = _match(found, alike, heads.index(head), others.index(other))
-        changes.append(HeadChange(head=head, counterpart=other, how=how, match=match, roles=tuple(made)))
+    found_differences, bound = _differences(one.samples, two.samples, counterparts, roles, paired=found is not None)
+    match = None
+    if found is not None:
+        chosen = [others.index(counterparts[head][0]) if head in counterparts else 0 for head in heads]
+        alike = found.q_values(np.asarray(chosen))
+        match = {
+            head: _match(found, alike, heads.index(head), others.index(counterparts[head][0])) for head in counterparts
+        }
+    changes = head_changes(one.scan, two.scan, counterparts, found_differences, match)
     taken = {other for other, _ in counterparts.values()}
     differ = _unlike(one, two)
     unmatched = tuple(other for other in others if other not in taken)
@@ -291,12 +251,6 @@ def _pair(one: _Read, two: _Read, found: Agreement | None, swap: bool, seed: int
     )
 
 
-def _status(before: bool, after: bool, changed: bool) -> Status:
-    if changed and before != after:
-        return "lost" if before else "gained"
-    return "kept" if before else "none"
-
-
 def _differences(
     first: Samples,
     second: Samples,
@@ -304,12 +258,11 @@ def _differences(
     roles: Sequence[str],
     *,
     paired: bool,
-) -> tuple[dict[tuple[HeadId, str], Estimate], dict[tuple[HeadId, str], float], float | None]:
+) -> tuple[dict[tuple[HeadId, str], tuple[Estimate, float]], float | None]:
     """Second minus first and its p for each head and role, and the bound of all; see `PairChange.bound`."""
     at, to = ({head: index for index, head in enumerate(one.heads)} for one in (first, second))
     ours, theirs = [at[head] for head in counterparts], [to[other] for other, _ in counterparts.values()]
-    estimates: dict[tuple[HeadId, str], Estimate] = {}
-    p: dict[tuple[HeadId, str], float] = {}
+    estimates: dict[tuple[HeadId, str], tuple[Estimate, float]] = {}
     ends: list[float] = []
     n_tests = len(roles) * len(counterparts)
     for role in roles if counterparts else ():
@@ -317,19 +270,19 @@ def _differences(
         if not paired:
             x, y = (one[np.isfinite(one).all(1)] for one in (x, y))
             for index, head in enumerate(counterparts):
-                mean, ci95, p[head, role] = two_sample(x[:, index], y[:, index])
-                estimates[head, role] = Estimate(mean=mean, ci95=ci95)
+                mean, ci95, p = two_sample(x[:, index], y[:, index])
+                estimates[head, role] = Estimate(mean=mean, ci95=ci95), p
             continue
         apart = (y - x)[np.isfinite(x).all(1) & np.isfinite(y).all(1)]
         mean, interval = mean_intervals(apart)
         low, high = (None, None) if interval is None else interval
         for index, (head, value) in enumerate(zip(counterparts, p_values(apart), strict=True)):
             ci95 = None if low is None or high is None else (float(low[index]), float(high[index]))
-            estimates[head, role], p[head, role] = Estimate(mean=float(mean[index]), ci95=ci95), float(value)
+            estimates[head, role] = Estimate(mean=float(mean[index]), ci95=ci95), float(value)
         if len(apart) > 1:
             t = t_quantile(len(apart) - 1, error=0.05 / n_tests)
             ends.append(float((np.abs(mean) + t * apart.std(axis=0, ddof=1) / np.sqrt(len(apart))).max()))
-    return estimates, p, max(ends) if ends else None
+    return estimates, max(ends) if ends else None
 
 
 def _match(found: Agreement, q: np.ndarray, head: int, other: int) -> Match:
@@ -375,14 +328,9 @@ def _counterparts(
 
 def _unlike(first: _Read, second: _Read) -> tuple[str, ...]:
     """What is known to differ beside the weights' values."""
-    one, two = first.scan, second.scan
-    pairs = [
-        *((name, getattr(one.model, name), getattr(two.model, name)) for name in ("id", "revision", "family")),
-        *((name, getattr(one.model, name), getattr(two.model, name)) for name in ("n_layers", "n_heads", "n_kv_heads")),
-        *((name, getattr(one.provenance, name), getattr(two.provenance, name)) for name in ("dtype", "device")),
-        ("weights", _packing(first.model), _packing(second.model)),
-    ]
-    return tuple(f"{name} {ours}, {theirs}" for name, ours, theirs in pairs if ours != theirs)
+    packing = _packing(first.model), _packing(second.model)
+    kinds = [f"weights {packing[0]}, {packing[1]}"] if packing[0] != packing[1] else []
+    return (*unlike(first.scan, second.scan), *kinds)
 
 
 def _packing(model: Model) -> str:

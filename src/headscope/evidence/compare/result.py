@@ -314,7 +314,9 @@ class Likeness:
     b: str
     """Label of the other."""
     similarity: float
-    """Mean similarity of matched heads, 1 for equal patterns."""
+    """Mean similarity of matched heads, 1 for equal patterns; by scores, 1 minus their mean difference."""
+    by: Literal["pattern", "scores"] = "pattern"
+    """What was compared: `scores` where no patterns were kept."""
 
 
 COLUMNS = (

@@ -10,6 +10,9 @@ from headscope.evidence.compare.result import Comparison, HeadChange, PairChange
 from headscope.heads import ranking
 from headscope.render.plain import console as terminal
 
+COLUMNS = 12
+"""Models that a table of heads shows."""
+
 
 def print_comparison(found: Comparison, *, top: int) -> None:
     """Print it to stdout."""
@@ -30,6 +33,8 @@ def print_comparison(found: Comparison, *, top: int) -> None:
     if len(found.sides) > 2:
         console.print()
         console.print(_roles(found))
+        console.print()
+        console.print(_by_head(found, top))
         for one in found.nearest[:1]:
             console.print(f"Most alike: {one.a} and {one.b}, similarity {one.similarity:.3f}")
 
@@ -136,4 +141,26 @@ def _roles(found: Comparison) -> Table:
     for role in found.sides[0].roles:
         heads = [", ".join(map(str, side.roles.get(role, ())[:4])) or "-" for side in found.sides]
         table.add_row(role, *heads)
+    return table
+
+
+def _by_head(found: Comparison, top: int) -> Table:
+    """One role's score of every head in every model: the role of the largest difference, its largest heads first."""
+    gaps = {
+        role: max((abs(one.difference.mean) for pair in found.pairs for head in pair.heads for one in head.roles
+                   if one.role == role), default=0.0)
+        for role in found.sides[0].roles
+    }  # fmt: skip
+    role = max(gaps, key=lambda name: round(gaps[name], 6))
+    scores = [{one.head: one.scores.get(role) for one in side.heads} for side in found.sides[:COLUMNS]]
+    best = {
+        head: max(one.get(head) or 0.0 for one in scores) for head in dict.fromkeys(h for one in scores for h in one)
+    }
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column(_words(role))
+    for side in found.sides[:COLUMNS]:
+        table.add_column(side.label, justify="right")
+    for head in sorted(best, key=lambda head: ranking(best[head], head))[:top]:
+        values = [one.get(head) for one in scores]
+        table.add_row(str(head), *("-" if value is None else f"{value:.2f}" for value in values))
     return table
