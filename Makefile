@@ -1,6 +1,7 @@
 # make demo    install into .venv, scan the model that ships with headscope, and write its report
 # make test    install what the tests need too, a browser among it, and run them
 # make portability  run the tests of numbers as other processors and other numbers of threads would
+# make coverage  run the tests and print how much of each file they run, branches too; takes twice as long
 # make web     check the page's code, build the page again and compare it with the build that the package holds
 # make check   everything that must hold before a change goes in; rewrites nothing
 # make soak    damage thousands of inputs, run for long, kill what works, and many seeds of what tests try with one
@@ -22,7 +23,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 # more threads idle, and waiting for each other.
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test portability browser soak release web check format lint types docs clean
+.PHONY: demo test coverage portability browser soak release web check format lint types docs clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.core
@@ -31,6 +32,11 @@ demo: .venv/.core
 
 test: .venv/.dev browser web/node_modules/.made
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_FLAGS)
+
+coverage: .venv/.dev browser web/node_modules/.made
+	@mkdir -p build/coverage
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term:skip-covered \
+	    $(PYTEST_FLAGS)
 
 # Where none can be had, this says why, and the tests that open a page are skipped; with CI=true a skip fails.
 browser: .venv/.dev
@@ -107,7 +113,7 @@ clean:
 	$(PIP) --no-build-isolation --editable .
 	@touch $@
 
-.venv/.dev: .venv/.torch pyproject.toml constraints.txt
+.venv/.dev: .venv/.core pyproject.toml constraints.txt
 	@echo "Installing headscope and what its tests need into .venv ..."
 	$(PIP) --no-build-isolation --editable ".[dev]"
-	@touch .venv/.core $@
+	@touch $@

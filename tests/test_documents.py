@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headscope.errors import ArgumentError
+from headscope.evidence.kinds import kinds
 from headscope.heads import HeadId
 from headscope.records.codec import decode, encode
+from headscope.records.document import SavedDocument
 
 SCHEMA = "headscope.test/1"
 
@@ -253,3 +255,13 @@ def test_junk_anywhere_is_an_error_of_ours_or_a_record_of_the_right_types(junk, 
         # What was read is written as it was given; -0 and 1 for 1.0 are equal.
         assert encode(read) == damaged
     assert accepted < sum(1 for _ in places(document))
+
+
+def test_every_kind_is_read_and_saved_in_one_way():
+    results = {name: kind.result() for name, kind in kinds().items()}
+    assert {"scan", "verify", "circuit", "behavior", "emergence", "atlas"} <= set(results)
+    saved = {name: one for name, one in results.items() if issubclass(one, SavedDocument)}
+    assert {"scan", "verify", "circuit", "behavior", "emergence", "atlas"} <= set(saved)
+    for name, one in saved.items():
+        assert one.schema == kinds()[name].schema
+        assert not {"save", "load", "to_json"} & set(vars(one)), "one code for all"

@@ -197,3 +197,14 @@ def test_one_word_for_one_thing():
     ]
     assert len(sources) > 150
     assert not found
+
+
+def test_files_that_reach_into_other_libraries_are_listed_with_the_reason():
+    reaching = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if re.search("^# pyright:", path.read_text(), re.MULTILINE)
+    }
+    listed = re.findall(r"`([\w/]+\.py)`", (ROOT / "docs/decisions/types.md").read_text())
+    assert set(listed) == reaching
+    assert len(listed) == len(reaching) > 5

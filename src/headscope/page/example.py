@@ -24,7 +24,7 @@ from torch import Tensor
 
 from headscope.detectors.standard import earlier_copies
 from headscope.heads import HeadId
-from headscope.interventions.ablation import Ablator, Method, losses
+from headscope.interventions.ablation import AblatedHeads, Ablator, Method, losses
 from headscope.model.load import Model
 from headscope.model.patterns import patterns
 from headscope.model.tokenizer import tokenizing
@@ -187,7 +187,7 @@ def _losses(
     (tokens,) = probe.prompts
     ablator = Ablator.of(model, probe, method=method, seed=seed)
     queries = {str(query): [np.asarray([query])] for query in range(len(tokens) - 1)}
-    worlds = [frozenset(), *([frozenset(without)] if without else [])]
+    worlds: list[AblatedHeads] = [frozenset(), *([frozenset(without)] if without else [])]
     by_query = losses(ablator, probe.prompts, queries, worlds)
     rows = np.stack([by_query[name][:, 0] for name in queries], axis=1)
     return rows[0], rows[1] if without else None

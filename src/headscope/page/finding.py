@@ -145,7 +145,9 @@ def _relation(head_set: HeadSet) -> tuple[str, ...]:
 
 def _senders(circuit: Circuit | None) -> str:
     """Which head tells them where to look, or which heads, any of them."""
-    sets = {one.senders for one in circuit.sets if one.any_one_is_enough} if circuit is not None else set()
+    sets: set[tuple[HeadId, ...]] = set()
+    if circuit is not None:
+        sets = {one.senders for one in circuit.sets if one.any_one_is_enough}
     if circuit is not None and len(sets) == 1 and len(circuit.sets) == len(circuit.receivers):
         them = "it" if _fed(circuit) == 1 else "them"
         return f"; any of {_names(sets.pop())} is enough to tell {them} where to look"
@@ -157,7 +159,7 @@ def _best_sender(circuit: Circuit | None) -> HeadId | None:
     """The sender that is the strongest of every receiver's; None where there is no such head."""
     if circuit is None or not circuit.receivers:
         return None
-    strongest = {}
+    strongest: dict[HeadId, HeadId] = {}
     for edge in circuit.edges:
         if edge.any_of:
             continue

@@ -54,7 +54,7 @@ def token_tables(
     for edge in circuit.edges if circuit is not None else ():
         senders.setdefault(edge.receiver, edge.sender)
     offset = OFFSET if model.max_tokens is None else min(OFFSET, max(1, model.max_tokens - 2))
-    made = []
+    made: list[HeadTables] = []
     for head in heads:
         sender = senders.get(head)
         try:

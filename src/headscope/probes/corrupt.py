@@ -62,7 +62,7 @@ def corrupt_pairs(probe: Probe, *, seed: int = 0, change: Change = "before_key")
         TokenError: a prompt has no such query, or its tokens leave none to put in their place.
     """
     pool = np.unique(np.concatenate([*probe.prompts, *(probe.controls or ())]))
-    made = []
+    made: list[CorruptPair] = []
     for index, prompt in enumerate(probe.prompts):
         query, copy = earlier_copies(prompt)
         once = np.flatnonzero(

@@ -139,7 +139,9 @@ def diagram_figure(nodes: Sequence[Node], arrows: Sequence[Arrow], *, width_in: 
 
 def _matplotlib() -> tuple[Any, Any, Any]:
     try:
-        from matplotlib import colors, pyplot, ticker
+        import matplotlib.colors as colors
+        import matplotlib.pyplot as pyplot
+        import matplotlib.ticker as ticker
     except ImportError as error:
         raise ArgumentError(
             'plot needs matplotlib, which is not installed; run pip install "headscope[notebook]".'

@@ -39,6 +39,7 @@ from headscope.errors import ArgumentError
 from headscope.evidence.scan.result import Timing
 from headscope.heads import HeadId, ranking
 from headscope.interventions.ablation import (
+    AblatedHeads,
     Ablator,
     Intervention,
     Method,
@@ -266,7 +267,7 @@ class _Course:
     def _ablated(self, heads: Sequence[HeadId], part: range | None = None) -> Float[np.ndarray, "head prompt"]:
         """Loss without each head minus the clean loss, in some of the prompts."""
         part = range(len(self.prompts)) if part is None else part
-        worlds = [frozenset(), *(frozenset([head]) for head in heads)]
+        worlds: list[AblatedHeads] = [frozenset(), *(frozenset([head]) for head in heads)]
         done = self.n_ablations
         total = len(self.heads) * len(self.prompts)
 

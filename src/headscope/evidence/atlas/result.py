@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from headscope.errors import ArgumentError
 from headscope.evidence.atlas.outcome import HELD, Outcome, OutcomeRule
 from headscope.evidence.known.lists import KnownHead
 from headscope.evidence.scan.result import Timing
 from headscope.heads import HeadId
-from headscope.records.codec import decode, encode
 from headscope.records.common import Estimate, ModelInfo, Provenance
-from headscope.records.files import read_document, write_whole
+from headscope.records.document import SavedDocument
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = "headscope.atlas/1"
-FILE = "atlas.json"
 Status = Literal["unexplained", "held", "idle", "not_tested"]
 """What is known of a head as a whole.
 
@@ -128,9 +124,10 @@ class HeadSummary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Atlas:
+class Atlas(SavedDocument):
     """Every head's roles."""
 
+    schema: ClassVar[str] = SCHEMA
     model: ModelInfo
     """Which model."""
     fingerprint: str
@@ -191,39 +188,6 @@ class Atlas:
         import pandas as pd
 
         return pd.DataFrame([_row(one) for one in self.findings], columns=list(COLUMNS)).assign(model=self.model.id)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The document `headscope.atlas/1`, JSON-ready."""
-        return {"schema": SCHEMA, **encode(self)}
-
-    @classmethod
-    def from_dict(cls, document: dict[str, Any]) -> Atlas:
-        """The result that `to_dict` wrote.
-
-        Raises:
-            ArgumentError: the document is not a `headscope.atlas/1`, or damaged.
-        """
-        return decode(cls, document, schema=SCHEMA)
-
-    def to_json(self) -> str:
-        """The document as text."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
-
-    def save(self, folder: str | Path) -> tuple[Path]:
-        """Write `atlas.json` into a folder, which is made if need be."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / FILE, (self.to_json() + "\n").encode())
-        return (folder / FILE,)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Atlas:
-        """The atlas in a file, or in `atlas.json` of a folder.
-
-        Raises:
-            ArgumentError: there is none, or it is damaged.
-        """
-        return cls.from_dict(read_document(path, FILE))
 
     def __repr__(self) -> str:
         held = sum(one.status == "held" for one in self.heads)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from headscope.evidence.behavior.conclusion import ConclusionRule
 from headscope.evidence.behavior.findings import BehaviorControls, Cost, HeadFinding, Item, Score, SetFinding
 from headscope.heads import HeadId
-from headscope.records.codec import decode, encode, refuse_repeated
 from headscope.records.common import ModelInfo, Provenance
-from headscope.records.files import read_document, write_whole
+from headscope.records.document import SavedDocument, parquet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,9 +19,10 @@ SCHEMA = "headscope.behavior/1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class BehaviorResult:
+class BehaviorResult(SavedDocument):
     """How strong a behaviour is, which heads carry it, and what was tried against that."""
 
+    schema: ClassVar[str] = SCHEMA
     model: ModelInfo
     """Which model."""
     behavior: str
@@ -66,63 +65,30 @@ class BehaviorResult:
         """The heads that carry the effect, alone or as a set."""
         return tuple(one.head for one in self.heads if one.named)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The document `headscope.behavior/1`, JSON-ready."""
-        return {"schema": SCHEMA, **encode(self)}
-
-    def to_json(self) -> str:
-        """The document as text."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
-
     def to_frame(self) -> pd.DataFrame:
         """One row per head that passed the triage: layer, head, call, removed, ci_low, ci_high, q_value, ..., model."""
         import pandas as pd
 
         return pd.DataFrame([_row(one) for one in self.heads], columns=COLUMNS).assign(model=self.model.id)
 
-    def save(self, folder: str | Path) -> tuple[Path, Path]:
-        """Write `behavior.json` and `behavior.parquet` into a folder, which is made if need be. Returns both paths."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        document, table = folder / "behavior.json", folder / "behavior.parquet"
-        write_whole(document, (self.to_json() + "\n").encode())
-        write_whole(table, self.to_parquet())
-        return document, table
-
     def to_parquet(self) -> bytes:
         """The frame as a Parquet file, with the rest of the document in its metadata under `headscope`."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         about = {key: value for key, value in self.to_dict().items() if key not in ("heads", "items")}
-        table = pa.Table.from_pandas(self.to_frame(), preserve_index=False)
-        sink = pa.BufferOutputStream()
-        pq.write_table(table.replace_schema_metadata({"headscope": json.dumps(about)}), sink)
-        return sink.getvalue().to_pybytes()
-
-    @classmethod
-    def load(cls, path: str | Path) -> BehaviorResult:
-        """Read `behavior.json`, or the folder that holds it.
-
-        Raises:
-            ArgumentError: there is no such file, or it is not such a result.
-        """
-        return cls.from_dict(read_document(path, "behavior.json"))
-
-    @classmethod
-    def from_dict(cls, document: dict[str, Any]) -> BehaviorResult:
-        """The result that `to_dict` wrote.
-
-        Raises:
-            ArgumentError: the document is not a `headscope.behavior/1`.
-        """
-        found = decode(cls, document, schema=SCHEMA)
-        refuse_repeated(one.head for one in found.heads)
-        return found
+        return parquet(pa.Table.from_pandas(self.to_frame(), preserve_index=False), about)
 
     def __repr__(self) -> str:
         names = ", ".join(map(str, self.named)) or "no head"
         return f"BehaviorResult({self.behavior} in {self.model.id}: {self.conclusion}; {names})"
+
+    def listed(self) -> Iterable[HeadId]:
+        """See `Document.listed`."""
+        return (one.head for one in self.heads)
+
+    def beside(self) -> dict[str, bytes]:
+        """See `SavedDocument.beside`."""
+        return {"parquet": self.to_parquet()}
 
 
 COLUMNS = (

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from headscope.evidence.head_types import meanings
 from headscope.evidence.scan.result import Timing
 from headscope.heads import HeadId
 from headscope.interventions.paths import Input
 from headscope.probes.corrupt import Change
-from headscope.records.codec import decode, encode, refuse_repeated
 from headscope.records.common import Estimate, ModelInfo, Provenance
-from headscope.records.files import read_document, write_whole
+from headscope.records.document import SavedDocument
 from headscope.render.figures import diagram_figure
 from headscope.render.graph import Arrow, Node, diagram_svg
 
@@ -180,9 +178,10 @@ class Receiver:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Circuit:
+class Circuit(SavedDocument):
     """Who feeds whom."""
 
+    schema: ClassVar[str] = SCHEMA
     model: ModelInfo
     """Which model."""
     receivers: tuple[Receiver, ...]
@@ -208,14 +207,6 @@ class Circuit:
     context: tuple[Edge, ...] = ()
     """Named senders of other tokens that a receiver compares, such as the token two before the key."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """The document `headscope.circuit/1`, JSON-ready."""
-        return {"schema": SCHEMA, **encode(self)}
-
-    def to_json(self) -> str:
-        """The document as text."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
-
     def to_frame(self) -> pd.DataFrame:
         """One row per edge: `COLUMNS` and `model`, also where there is none."""
         import pandas as pd
@@ -237,15 +228,6 @@ class Circuit:
             ],
             columns=list(COLUMNS),
         ).assign(model=self.model.id)
-
-    def save(self, folder: str | Path) -> tuple[Path, Path]:
-        """Write `circuit.json` and `circuit.svg` into a folder, which is made if need be. Returns both paths."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        document, drawing = folder / "circuit.json", folder / "circuit.svg"
-        write_whole(document, (self.to_json() + "\n").encode())
-        write_whole(drawing, self.drawing().encode())
-        return document, drawing
 
     def drawing(self) -> str:
         """The circuit as SVG."""
@@ -289,29 +271,17 @@ class Circuit:
         ]
         return [nodes[head] for head in sorted(nodes)], arrows
 
-    @classmethod
-    def load(cls, path: str | Path) -> Circuit:
-        """Read `circuit.json`, or the folder that holds it.
-
-        Raises:
-            ArgumentError: there is no such file, or it is not a circuit.
-        """
-        return cls.from_dict(read_document(path, "circuit.json"))
-
-    @classmethod
-    def from_dict(cls, document: dict[str, Any]) -> Circuit:
-        """The result that `to_dict` wrote.
-
-        Raises:
-            ArgumentError: the document is not a `headscope.circuit/1`.
-        """
-        found = decode(cls, document, schema=SCHEMA)
-        refuse_repeated(one.head for one in found.receivers)
-        return found
-
     def __repr__(self) -> str:
         found = ", ".join(f"{one.sender} -> {one.receiver}.{one.input} {one.share:.2f}" for one in self.edges[:4])
         return f"Circuit({self.model.id}: {found or 'no sender found'})"
 
     def _repr_html_(self) -> str:
         return self.drawing()
+
+    def listed(self) -> Iterable[HeadId]:
+        """See `Document.listed`."""
+        return (one.head for one in self.receivers)
+
+    def beside(self) -> dict[str, bytes]:
+        """See `SavedDocument.beside`."""
+        return {"svg": self.drawing().encode()}

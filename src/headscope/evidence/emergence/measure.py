@@ -21,7 +21,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
 
 from headscope import __version__
@@ -33,8 +33,8 @@ from headscope.evidence.emergence.tracker import N_PROMPTS, PERIOD, ROLES, Snaps
 from headscope.heads import HeadId
 from headscope.model.load import DTYPES, load
 from headscope.probes import Probe, repeated_tokens
-from headscope.records.codec import decode, encode
 from headscope.records.common import Estimate, ModelInfo, Provenance
+from headscope.records.document import SavedDocument, parquet
 from headscope.records.files import read_document, write_whole
 
 if TYPE_CHECKING:
@@ -58,9 +58,10 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Emergence:
+class Emergence(SavedDocument):
     """A run's checkpoints, measured alike."""
 
+    schema: ClassVar[str] = SCHEMA
     source: str
     """Folder or hub id."""
     model: ModelInfo
@@ -112,47 +113,6 @@ class Emergence:
         real = dict.fromkeys(("mean", "ci_low", "ci_high"), "float64")
         return pd.DataFrame(rows, columns=list(COLUMNS)).astype(whole | real).assign(model=self.model.id)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The document `headscope.emergence/1`, JSON-ready."""
-        return {"schema": SCHEMA, **encode(self)}
-
-    @classmethod
-    def from_dict(cls, document: dict[str, Any]) -> Emergence:
-        """The result that `to_dict` wrote.
-
-        Raises:
-            ArgumentError: the document is not a `headscope.emergence/1`.
-        """
-        return decode(cls, document, schema=SCHEMA)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Emergence:
-        """Read `emergence.json`, or the folder that holds it.
-
-        Raises:
-            ArgumentError: there is no such file, or it holds something else.
-        """
-        return cls.from_dict(read_document(path, "emergence.json"))
-
-    def to_json(self) -> str:
-        """The document as text."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
-
-    def save(self, folder: str | Path) -> tuple[Path, Path, Path]:
-        """Write `emergence.json`, `emergence.parquet` and `emergence.svg` into a folder, which is made if need be."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        document, table, picture = (folder / f"emergence.{ending}" for ending in ("json", "parquet", "svg"))
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pandas(self.to_frame(), preserve_index=False), sink)
-        write_whole(document, (self.to_json() + "\n").encode())
-        write_whole(table, sink.getvalue().to_pybytes())
-        write_whole(picture, self.to_svg().encode())
-        return document, table, picture
-
     def to_svg(self) -> str:
         """Every measure over the steps, with the phase changes marked."""
         return curves_svg(list(_panels(self)))
@@ -164,6 +124,13 @@ class Emergence:
         change = self.changes["induction"].found
         what = "no phase change" if change is None else f"phase change at step {change.step.mean:.0f}"
         return f"Emergence({self.source}: {len(self.points)} checkpoints, {what})"
+
+    def beside(self) -> dict[str, bytes]:
+        """See `SavedDocument.beside`."""
+        import pyarrow as pa
+
+        table = pa.Table.from_pandas(self.to_frame(), preserve_index=False)
+        return {"parquet": parquet(table), "svg": self.to_svg().encode()}
 
 
 def emergence(

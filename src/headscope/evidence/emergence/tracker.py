@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -42,8 +42,8 @@ from headscope.model.load import Model, Source, load
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.copies import check_repeats
 from headscope.probes.repeated import fitting_period
-from headscope.records.codec import decode, encode
 from headscope.records.common import Estimate, ModelInfo, Provenance
+from headscope.records.document import Document
 
 SCHEMA = "headscope.snapshot/1"
 ROLES = ("induction", "previous_token")
@@ -64,9 +64,10 @@ class Full:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Snapshot:
+class Snapshot(Document):
     """A model at one step of its training."""
 
+    schema: ClassVar[str] = SCHEMA
     step: int
     """Steps of training done, as the caller counts them."""
     model: ModelInfo
@@ -114,19 +115,6 @@ class Snapshot:
             if self.full.composition:
                 found["k_composition_max"] = max(pair.score for pair in self.full.composition)
         return {f"headscope/{name}": value for name, value in found.items()}
-
-    def to_dict(self) -> dict[str, Any]:
-        """The document `headscope.snapshot/1`, JSON-ready."""
-        return {"schema": SCHEMA, **encode(self)}
-
-    @classmethod
-    def from_dict(cls, document: dict[str, Any]) -> Snapshot:
-        """The result that `to_dict` wrote.
-
-        Raises:
-            ArgumentError: the document is not a `headscope.snapshot/1`.
-        """
-        return decode(cls, document, schema=SCHEMA)
 
     def __repr__(self) -> str:
         shown = [f"{name.removeprefix('headscope/')} {value:.3f}" for name, value in self.scalars().items()]

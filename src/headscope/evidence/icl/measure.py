@@ -22,7 +22,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -37,8 +37,8 @@ from headscope.model.scope import evaluating
 from headscope.model.tokenizer import tokenizing
 from headscope.probes.corpus import stdlib_sources
 from headscope.probes.probe import Probe, Tokens, check_fits, probe_tokens
-from headscope.records.codec import decode, encode
 from headscope.records.common import Estimate, ModelInfo, Provenance
+from headscope.records.document import Document
 from headscope.stats import mean_intervals
 
 SCHEMA = "headscope.icl/1"
@@ -79,9 +79,10 @@ class LossCurve:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class InContext:
+class InContext(Document):
     """A model's loss by token, and its in-context-learning score."""
 
+    schema: ClassVar[str] = SCHEMA
     model: ModelInfo
     """Which model."""
     settings: dict[str, Any]
@@ -97,19 +98,6 @@ class InContext:
     """How to repeat it."""
     timing: Timing
     """What it cost."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The document `headscope.icl/1`, JSON-ready."""
-        return {"schema": SCHEMA, **encode(self)}
-
-    @classmethod
-    def from_dict(cls, document: dict[str, Any]) -> InContext:
-        """The result that `to_dict` wrote.
-
-        Raises:
-            ArgumentError: the document is not a `headscope.icl/1`.
-        """
-        return decode(cls, document, schema=SCHEMA)
 
     def __repr__(self) -> str:
         low, high = self.score.ci95 or (self.score.mean, self.score.mean)

@@ -33,7 +33,7 @@ def compared(
         not_asked: Roles that could not be asked, and why.
     """
     of = {(one.head, one.role): one for one in findings}
-    made = []
+    made: list[KnownHead] = []
     for one in heads:
         finding = of.get((one.head, one.role))
         if finding is None:

@@ -6,18 +6,16 @@ a temporary name and renamed, so a reader never sees half of one.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from headscope.errors import ArgumentError, brief
 from headscope.evidence.scan.elsewhere import NNSIGHT, TRANSFORMERLENS, elsewhere
 from headscope.heads import HeadId, ranking
 from headscope.records.codec import decode, encode, refuse_repeated
 from headscope.records.common import Estimate, ModelInfo, Provenance
-from headscope.records.files import read_document, write_whole
+from headscope.records.document import SavedDocument, parquet
 from headscope.render.figures import maps_figure
 from headscope.render.maps import Panel, heatmap_svg
 
@@ -87,9 +85,10 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Scan:
+class Scan(SavedDocument):
     """Every head's score for every role."""
 
+    schema: ClassVar[str] = SCHEMA
     model: ModelInfo
     """Which model."""
     probe: dict[str, Any]
@@ -203,40 +202,14 @@ class Scan:
             refuse_repeated(score.head for score in found.scores if score.detector == role)
         return found
 
-    def to_json(self) -> str:
-        """The document as text."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
-
-    def save(self, folder: str | Path) -> tuple[Path, Path]:
-        """Write `scan.json` and `scan.parquet` into a folder, which is made if need be. Returns both paths."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        document, table = folder / "scan.json", folder / "scan.parquet"
-        write_whole(document, (self.to_json() + "\n").encode())
-        write_whole(table, self.to_parquet())
-        return document, table
-
     def to_parquet(self) -> bytes:
         """The frame as a Parquet file, with the rest of the document in its metadata under `headscope`."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         rows = [{**_row(score), "model": self.model.id} for score in self.scores]
         table = pa.Table.from_pylist(rows, schema=_arrow_schema())
         about = {key: value for key, value in self.to_dict().items() if key not in ("heads", "found")}
-        table = table.replace_schema_metadata({"headscope": json.dumps(about)})
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
-        return sink.getvalue().to_pybytes()
-
-    @classmethod
-    def load(cls, path: str | Path) -> Scan:
-        """Read `scan.json`, or the folder that holds it.
-
-        Raises:
-            ArgumentError: there is no such file, or it is not a scan.
-        """
-        return cls.from_dict(read_document(path, "scan.json"))
+        return parquet(table, about)
 
     def to_transformerlens(self, detector: str = "induction") -> str:
         """Python code that measures the best head of a role again, by TransformerLens's own hooks.
@@ -310,6 +283,10 @@ class Scan:
 
     def _repr_html_(self) -> str:
         return heatmap_svg([self.panel(role.name) for role in self.roles])
+
+    def beside(self) -> dict[str, bytes]:
+        """See `SavedDocument.beside`."""
+        return {"parquet": self.to_parquet()}
 
 
 def widest_of(scores: Iterable[HeadScore]) -> float | None:

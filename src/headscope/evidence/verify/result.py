@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from headscope.errors import ArgumentError
 from headscope.evidence.copying import Copying
@@ -15,9 +14,8 @@ from headscope.evidence.scan.result import Timing
 from headscope.evidence.verify.evidence import Restored, VerdictRule
 from headscope.evidence.verify.verdict import Verdict
 from headscope.heads import HeadId, ranking
-from headscope.records.codec import decode, encode, refuse_repeated
 from headscope.records.common import Estimate, ModelInfo, Provenance
-from headscope.records.files import read_document, write_whole
+from headscope.records.document import SavedDocument, parquet
 from headscope.render.effects import Row, intervals_svg
 from headscope.render.figures import intervals_figure
 
@@ -130,9 +128,10 @@ class Controls:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Verification:
+class Verification(SavedDocument):
     """Which heads the second copy depends on, and what each is called."""
 
+    schema: ClassVar[str] = SCHEMA
     model: ModelInfo
     """Which model."""
     heads: tuple[HeadVerdict, ...]
@@ -195,14 +194,6 @@ class Verification:
                 return one
         raise ArgumentError(f"{wanted} was not judged; {len(self.heads)} heads were.")
 
-    def to_dict(self) -> dict[str, Any]:
-        """The document `headscope.verify/1`, JSON-ready."""
-        return {"schema": SCHEMA, **encode(self)}
-
-    def to_json(self) -> str:
-        """The document as text."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
-
     def to_frame(self) -> pd.DataFrame:
         """One row per head: layer, head, call, verdict, delta_loss_nats, ci_low, ci_high, q_value, ..., model."""
         import pandas as pd
@@ -210,52 +201,12 @@ class Verification:
         frame = pd.DataFrame([_row(one) for one in self.heads])
         return frame.astype(dict.fromkeys(NUMBERS, "float64")).assign(model=self.model.id)
 
-    def save(self, folder: str | Path) -> tuple[Path, Path]:
-        """Write `verify.json` and `verify.parquet` into a folder, which is made if need be. Returns both paths."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        document, table = folder / "verify.json", folder / "verify.parquet"
-        write_whole(document, (self.to_json() + "\n").encode())
-        write_whole(table, self.to_parquet())
-        return document, table
-
     def to_parquet(self) -> bytes:
         """The frame as a Parquet file, with the rest of the document in its metadata under `headscope`."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         about = {key: value for key, value in self.to_dict().items() if key != "heads"}
-        table = pa.Table.from_pandas(self.to_frame(), preserve_index=False)
-        sink = pa.BufferOutputStream()
-        pq.write_table(table.replace_schema_metadata({"headscope": json.dumps(about)}), sink)
-        return sink.getvalue().to_pybytes()
-
-    @classmethod
-    def load(cls, path: str | Path) -> Verification:
-        """Read `verify.json`, or the folder that holds it.
-
-        Raises:
-            ArgumentError: there is no such file, or it is not a verification.
-        """
-        return cls.from_dict(read_document(path, "verify.json"))
-
-    @classmethod
-    def from_dict(cls, document: dict[str, Any]) -> Verification:
-        """The result that `to_dict` wrote.
-
-        Raises:
-            ArgumentError: the document is not a `headscope.verify/1`.
-        """
-        found = decode(cls, document, schema=SCHEMA)
-        refuse_repeated(one.head for one in found.heads)
-        known = {one.name for one in found.head_types}
-        for i, one in enumerate(found.heads):
-            if one.verdict not in known:
-                raise ArgumentError(
-                    f"the document is damaged (Verification.heads[{i}].verdict holds {one.verdict[:60]!r}, which is "
-                    "none of its head types); write it again."
-                )
-        return found
+        return parquet(pa.Table.from_pandas(self.to_frame(), preserve_index=False), about)
 
     def __repr__(self) -> str:
         counts = [(len(self.of(one.name)), one) for one in self.head_types]
@@ -295,6 +246,14 @@ class Verification:
             for label, effect, word, colour in effects
             if effect is not None
         ]
+
+    def listed(self) -> Iterable[HeadId]:
+        """See `Document.listed`."""
+        return (one.head for one in self.heads)
+
+    def beside(self) -> dict[str, bytes]:
+        """See `SavedDocument.beside`."""
+        return {"parquet": self.to_parquet()}
 
 
 NUMBERS = (

@@ -22,7 +22,7 @@ from headscope.evidence.atlas.result import RoleFinding
 from headscope.evidence.atlas.role import NotAsked, Role, Sample, Scored, Tokens
 from headscope.evidence.atlas.runner import METHODS, RoleRunner, chance_of
 from headscope.heads import HeadId
-from headscope.interventions.ablation import Ablator, losses
+from headscope.interventions.ablation import AblatedHeads, Ablator, losses
 from headscope.interventions.knockout import Knockout, reads_values
 from headscope.model.model import Model
 from headscope.model.tokenizer import tokenizing
@@ -101,7 +101,7 @@ def _test(runner: RoleRunner, scored: Scored, heads: Sequence[HeadId]) -> Mappin
     queries = {"second_copy": runner.copy_queries["second_copy"]}
     probe = Probe(prompts=prompts, controls=None, settings={})
     corpus = Probe(prompts=_prompts(runner, runner.probe.prompts), controls=None, settings={})
-    worlds = [frozenset(), *(frozenset([head]) for head in heads)]
+    worlds: list[AblatedHeads] = [frozenset(), *(frozenset([head]) for head in heads)]
     found: dict[HeadId, dict[str, Sample]] = {head: {} for head in heads}
     for method in METHODS:
         ablator = Ablator.of(runner.model, probe, method=method, corpus=corpus, seed=runner.seed)

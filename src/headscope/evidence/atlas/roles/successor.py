@@ -74,7 +74,8 @@ def _score(runner: RoleRunner) -> Scored:
     if len(words) < 3:
         raise NotAsked("its tokenizer has fewer than 3 words without an order of one token each")
     random = np.random.default_rng(runner.seed)
-    groups, wanted = [], []
+    groups: list[_Group] = []
+    wanted: list[float] = []
     controls: list[list[_Group]] = [[] for _ in range(ARRANGED)]
     for one in classes:
         size = min(len(one.ids), len(words))
@@ -82,7 +83,8 @@ def _score(runner: RoleRunner) -> Scored:
         groups.append((one.ids, asked, [(at + 1) % len(one.ids) for at in asked]))
         drawn = [at % size for at in range(len(asked))]
         for one_of in controls:
-            mixed = tuple(int(words[at]) for at in random.permutation(len(words))[:size])
+            order: list[int] = random.permutation(len(words)).tolist()
+            mixed = tuple(int(words[at]) for at in order[:size])
             one_of.append((mixed, drawn, [(at + 1) % size for at in drawn]))
         wanted += [1 / len(one.ids)] * len(asked)
     score, itself, before = _shares(runner, circuits, groups)
