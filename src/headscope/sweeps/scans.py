@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from headscope.detectors.standard import DETECTORS
 from headscope.errors import ArgumentError
@@ -12,23 +13,25 @@ from headscope.evidence.scan.result import HeadScore, Role, Scan, Timing
 from headscope.heads import HeadId
 from headscope.records.common import Estimate, ModelInfo, Provenance
 
-if TYPE_CHECKING:
-    from headscope.sweeps.store import Store
 
-
-def scans_of(store: Store) -> list[Scan]:
+def scans_of(jobs: Sequence[dict[str, Any]], scores: Sequence[dict[str, Any]], *, store: str) -> list[Scan]:
     """Every scan that a store holds, by model and revision.
+
+    Args:
+        jobs: Rows of the store's table `jobs`.
+        scores: Of its table `scan`.
+        store: The store's path, for messages.
 
     Raises:
         ArgumentError: it holds none, or a file is damaged.
     """
     rows: dict[str, list[dict[str, Any]]] = {}
-    for row in store.to_arrow("scan").to_pylist():
+    for row in scores:
         rows.setdefault(row["job"], []).append(row)
-    jobs = {job["job"]: job for job in store.to_arrow("jobs").to_pylist() if job["what"] == "scan"}
-    found = [_scan(jobs[name], own) for name, own in rows.items()]
+    of = {job["job"]: job for job in jobs if job["what"] == "scan"}
+    found = [_scan(of[name], own) for name, own in rows.items()]
     if not found:
-        raise ArgumentError(f"the store {store.path!r} holds no scan; run headscope sweep with --what scan.")
+        raise ArgumentError(f"the store {store!r} holds no scan; run headscope sweep with --what scan.")
     return found
 
 

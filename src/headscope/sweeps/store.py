@@ -245,7 +245,8 @@ class Store:
         from headscope.evidence.compare.scans import compare_scans
         from headscope.sweeps.scans import scans_of
 
-        return compare_scans(scans_of(self))
+        tables = (self.to_arrow(name).to_pylist() for name in ("jobs", "scan"))
+        return compare_scans(scans_of(*tables, store=self.path))
 
     def to_arrow(self, table: str) -> pa.Table:
         """The same as an Arrow table, ordered by model and job."""
