@@ -208,7 +208,7 @@ class Verification(SavedDocument):
         Raises:
             ArgumentError: the document is of another schema, or damaged, or has a verdict that is none of its types.
         """
-        found = super(Verification, cls).from_dict(document)  # slots make the class anew, which super() does not see
+        found = super(Verification, cls).from_dict(document)  # plain super() knows the class without slots
         known = {one.name for one in found.head_types}
         for i, one in enumerate(found.heads):
             if one.verdict not in known:
