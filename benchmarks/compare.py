@@ -203,7 +203,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--json", action="store_true", help="one JSON document")
+    parser.add_argument("--n-prompts", type=int, default=SMALL["n_prompts"], help="of the hand-built models")
     options = parser.parse_args()
+    SMALL["n_prompts"] = options.n_prompts
     document = measure(options.seeds)
     if options.json:
         print(json.dumps(document, indent=1))

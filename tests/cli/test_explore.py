@@ -56,9 +56,9 @@ def served(monkeypatch):
     """`serve` without its server; gives what it was called with."""
     calls = []
 
-    def serve(model, *, port, seed, behavior, announce):
+    def serve(model, *, port, seed, behavior, against, announce):
         assert behavior == []
-        calls.append((model.id, port, seed))
+        calls.append((model.id, port, seed) if against is None else (model.id, port, seed, against.id))
         announce("http://127.0.0.1:1/#token=x")
 
     monkeypatch.setattr(module, "serve", serve)
@@ -75,6 +75,15 @@ def test_a_browser_is_opened_on_a_terminal_alone(headscope, served, monkeypatch,
     assert ran.out == "demo: http://127.0.0.1:1/#token=x\nCtrl-C stops it.\n"
     assert served == [("demo", 8123, 2)]
     assert seen == ["http://127.0.0.1:1/#token=x"] * opened
+
+
+def test_a_second_model_is_opened_alike(headscope, served):
+    ran = headscope("explore", "demo", "--against", "demo", "--no-browser", "--seed", 2)
+    assert (ran.code, ran.err) == (0, "")
+    assert served == [("demo", 0, 2, "demo")]
+    ran = headscope("explore", "demo", "--against", "no/such")
+    assert ran.code == 2
+    assert "no/such" in ran.err
 
 
 def test_without_its_extra_it_says_what_to_install(headscope, monkeypatch):
