@@ -23,7 +23,7 @@ from headscope.probes.probe import Tokens
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ActivationPatch:
-    """Puts z of other prompts in place, position by position from the end."""
+    """Replaces z by that of other prompts, position by position, counted from the end."""
 
     model: Model
     """Whose heads."""
