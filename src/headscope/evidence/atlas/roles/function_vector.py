@@ -33,7 +33,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from scipy.special import expit
 from torch import Tensor
 
 from headscope.errors import TokenError
@@ -76,9 +75,8 @@ class _Prompts:
         except TokenError as error:
             raise NotAsked(str(error).rstrip(".")) from error
         self._head = drawn[0][:start]
-        self.arrow = _arrow(runner)
-        if self.arrow is None:
-            self.arrow = int(drawn[0][-1])
+        arrow = _arrow(runner)
+        self.arrow: int = int(drawn[0][-1]) if arrow is None else arrow
         bodies = [one[start:][one[start:] != self.arrow][:needed] for one in drawn]
         if any(len(np.unique(one)) < needed for one in bodies):
             raise NotAsked(f"its prompts need {needed + 1} different tokens")
@@ -111,8 +109,8 @@ class _Prompts:
         self.by_turns = _choices([(one[-1], task) for one, task in zip(unseen, turns, strict=True)])
 
     def _shown(self, lists: np.ndarray, task: int) -> Tokens:
-        told = [np.concatenate([one, [self.arrow, one[task]]]) for one in lists[:-1]]
-        return np.concatenate([self._head, *told, lists[-1], [self.arrow]])
+        told = [np.asarray([*one, self.arrow, one[task]]) for one in lists[:-1]]
+        return np.concatenate([self._head, *told, np.asarray([*lists[-1], self.arrow])])
 
 
 def _choices(asked: Sequence[tuple[np.ndarray, int]]) -> Choices:
@@ -142,8 +140,14 @@ def _mean_z(runner: RoleRunner, prompts: Sequence[Tokens]) -> dict[tuple[int, in
         wide = torch.promote_types(attention.z.dtype, torch.float32)
         found[attention.layer, attention.call] = attention.z[:, -1].to(wide).mean(0)
 
-    runner.model.run(torch.from_numpy(np.stack(prompts)).to(runner.model.device), visit, stop_at_last=True)
+    rows = torch.as_tensor(np.stack(prompts)).to(runner.model.device)
+    runner.model.run(rows, visit, stop_at_last=True)
     return found
+
+
+def _share(difference: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)), without overflow."""
+    return (1 + np.tanh(difference / 2)) / 2
 
 
 def _under_means(runner: RoleRunner, prompts: _Prompts) -> dict[str, np.ndarray]:
@@ -151,7 +155,7 @@ def _under_means(runner: RoleRunner, prompts: _Prompts) -> dict[str, np.ndarray]
     worlds: list[AblatedHeads] = [frozenset([head]) for head in runner.heads]
     named = {"first": prompts.of_task[TASKS[0]], "last": prompts.of_task[TASKS[1]]}
     named |= {"one part": prompts.mixed[0], "other part": prompts.mixed[1]}
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for name, shown in named.items():
         patch = LastPatch(model=runner.model, z=_mean_z(runner, shown))
         found[name] = losses(patch, prompts.bare, prompts.ends, worlds)["difference"].T
@@ -163,9 +167,9 @@ def _score(runner: RoleRunner) -> Scored:
     found = runner.kept("function_vector", lambda: _under_means(runner, prompts))
     return Scored(
         heads=runner.heads,
-        score=expit(found["first"]) - expit(found["last"]),
+        score=_share(found["first"]) - _share(found["last"]),
         chance=np.zeros(len(runner.heads)),
-        control=expit(found["one part"]) - expit(found["other part"]),
+        control=_share(found["one part"]) - _share(found["other part"]),
         probe={
             "kind": "function_vector",
             "n_prompts": runner.n_prompts,
