@@ -376,7 +376,7 @@ def test_a_head_that_stands_twice_is_refused(scan):
     document = scan.to_dict()
     first = copy.deepcopy(document["heads"][0])
     document["heads"].append(first)
-    with pytest.raises(ArgumentError, match=rf"damaged \(L{first['layer']}H{first['head']} stands in it twice\)"):
+    with pytest.raises(ArgumentError, match=rf"damaged \(L{first['layer']}H{first['head']} is in it twice\)"):
         Scan.from_dict(document)
 
 

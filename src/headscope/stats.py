@@ -58,7 +58,7 @@ class Summary(NamedTuple):
 
 @lru_cache
 def t_quantile(degrees: int, *, error: float = 0.05) -> float:
-    """The t that Student's T, with a whole number of degrees of freedom, exceeds in size with probability `error`."""
+    """Two-sided quantile of Student's t: |T| exceeds it with probability `error`; `degrees` is a whole number."""
     from scipy.special import stdtrit
 
     return -float(stdtrit(degrees, error / 2))

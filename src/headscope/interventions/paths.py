@@ -135,7 +135,7 @@ class Paths:
 
     @property
     def n_prompts(self) -> int:
-        """Twins."""
+        """Pairs of a clean and a corrupt prompt."""
         return len(self._rows)
 
     @property

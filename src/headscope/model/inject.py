@@ -33,7 +33,7 @@ def queries_and_keys(
         model: A loaded model with an LM head.
         layer: A layer with attention.
         vectors: Residual streams before the layer. Their size matters only where the layer reads it raw.
-        position: Where they stand in the prompt.
+        position: Their place in the prompt.
 
     Raises:
         UnsupportedModel: the layer cannot be distinguished, or hides its queries and keys.

@@ -162,7 +162,7 @@ def _own_output(model: Backbone, tokens: Tensor) -> Tensor:
 
 
 def _unlike_eager(model: Backbone, tokens: Tensor, own: Tensor) -> str:
-    """What to do about a model whose output depends on how its attention is set."""
+    """Advice for a model whose output depends on its attention setting; empty where it does not."""
     setting = getattr(model.config, "_attn_implementation", None)
     if not isinstance(model.module, PreTrainedModel) or setting in (None, "eager"):
         return ""

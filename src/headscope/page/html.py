@@ -55,7 +55,7 @@ def policy(*, live: bool) -> str:
 
 
 def page_html(document: dict[str, Any] | None = None, *, title: str, source: str | None = None) -> str:
-    """The page, with the document inlined or with the path to ask on.
+    """The page, with the document inlined, or with the path of the API to ask.
 
     Args:
         document: JSON-ready; exactly one of this and `source`.

@@ -42,7 +42,7 @@ def copies(tokens: Tokens) -> Copies:
 
 
 def check_repeats(prompts: tuple[Tokens, ...]) -> list[Copies]:
-    """The split of every prompt.
+    """Split the queries of every prompt, or say which prompt has no second copy.
 
     Raises:
         TokenError: a prompt in which nothing repeats, so that it has no second copy.

@@ -18,7 +18,7 @@ reply. A model with a chat template hears the user through it; to another the te
     User: {prompt}
     Assistant: {lead}
 
-Earlier turns stand in the prompt in this form too, each on a line that begins with `Assistant: ` or `User: `.
+Earlier turns are in the prompt in this form too, each on a line that begins with `Assistant: ` or `User: `.
 
 Pairs whose answers the tokenizer cannot tell apart, or whose prompts do not fit, are left out, each with its reason.
 """
@@ -68,7 +68,7 @@ class Pair:
 
     @property
     def verbatim(self) -> bool:
-        """Whether the answer stands in the prompt, where it could be copied from."""
+        """Whether the answer is in the prompt, where it could be copied from."""
         return _occurs(self.answer, self.prompt)
 
     def text(self, kind: Kind) -> str | None:

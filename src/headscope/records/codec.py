@@ -64,7 +64,7 @@ def refuse_repeated(heads: Iterable[HeadId]) -> None:
     seen: set[HeadId] = set()
     for head in heads:
         if head in seen:
-            raise ArgumentError(f"the document is damaged ({head} stands in it twice); write it again.")
+            raise ArgumentError(f"the document is damaged ({head} is in it twice); write it again.")
         seen.add(head)
 
 

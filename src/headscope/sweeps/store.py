@@ -285,7 +285,7 @@ class Store:
         return sorted(name for path in paths if not (name := path.rstrip("/").rsplit("/", 1)[-1]).startswith("."))
 
     def _listed(self, folder: str) -> list[str]:
-        """The paths in a folder; of what is no folder, its own."""
+        """The paths in a folder; for a file, the file's own path; none where there is neither."""
         self._fs.invalidate_cache()
         try:
             return self._fs.ls(self._at(folder), detail=False)

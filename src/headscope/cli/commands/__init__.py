@@ -1,4 +1,4 @@
-"""One file for each command: a function of the file's name, and `PLACE`, where it stands in the help."""
+"""One file for each command: a function of the file's name, and `PLACE`, its place in the help."""
 
 from __future__ import annotations
 

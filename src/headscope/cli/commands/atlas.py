@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from headscope.evidence.atlas.result import Atlas
 
 PLACE = 3
-"""Where the command stands in the help."""
+"""Place of the command in the help."""
 
 
 @options.opens()

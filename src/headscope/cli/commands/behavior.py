@@ -12,7 +12,7 @@ from headscope.cli.files import check_out, save
 from headscope.render.plain import say
 
 PLACE = 11
-"""Where the command stands in the help."""
+"""Place of the command in the help."""
 
 
 @options.opens()

@@ -8,7 +8,7 @@ from headscope.cli import options
 from headscope.render.plain import say
 
 PLACE = 12
-"""Where the command stands in the help."""
+"""Place of the command in the help."""
 
 
 @options.opens()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from headscope.evidence.compare.result import Comparison
 
 PLACE = 5
-"""Where the command stands in the help."""
+"""Place of the command in the help."""
 
 
 @options.opens("device", "allow_pickle", "trust_remote_code")

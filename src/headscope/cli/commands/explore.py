@@ -15,7 +15,7 @@ from headscope.errors import ArgumentError
 from headscope.render.plain import say
 
 PLACE = 5
-"""Where the command stands in the help."""
+"""Place of the command in the help."""
 
 
 @options.opens()

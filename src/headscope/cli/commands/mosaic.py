@@ -11,7 +11,7 @@ from headscope.cli.files import check_out, saving
 from headscope.render.plain import say
 
 PLACE = 8
-"""Where the command stands in the help."""
+"""Place of the command in the help."""
 
 
 def mosaic(

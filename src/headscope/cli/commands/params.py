@@ -11,7 +11,7 @@ from headscope.cli import options
 from headscope.render.plain import say
 
 PLACE = 13
-"""Where the command stands in the help."""
+"""Place of the command in the help."""
 
 
 @options.opens()

@@ -10,7 +10,7 @@ from headscope.cli import options
 from headscope.render.plain import say
 
 PLACE = 7
-"""Where the command stands in the help."""
+"""Place of the command in the help."""
 
 
 def query(

@@ -14,7 +14,7 @@ from headscope.errors import ArgumentError
 from headscope.render.plain import say
 
 PLACE = 4
-"""Where the command stands in the help."""
+"""Place of the command in the help."""
 
 
 @options.opens()

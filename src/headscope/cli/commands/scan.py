@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from headscope.probes import Probe
 
 PLACE = 1
-"""Where the command stands in the help."""
+"""Place of the command in the help."""
 
 
 @options.opens()

@@ -17,7 +17,7 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
 PLACE = 6
-"""Where the command stands in the help."""
+"""Place of the command in the help."""
 
 
 @options.opens("device", "dtype", "allow_pickle", "trust_remote_code")

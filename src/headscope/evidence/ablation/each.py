@@ -161,17 +161,34 @@ def ablate_each(
         NonFiniteError: a loss is not a number.
     """
     model = load(model)
+    probe = repeated_tokens(model, n_prompts=N_PROMPTS, seed=seed) if probe is None else probe_of(model, probe)
+    check_fits(probe, model)
+    check_repeats(probe.prompts)
+    ablator = Ablator.of(model, probe, method=method, corpus=corpus, seed=seed)
+    return searched(
+        ablator, probe, search=search, top=top, confidence=confidence, negligible=negligible, progress=progress
+    )
+
+
+def searched(
+    ablator: Ablator,
+    probe: Probe,
+    *,
+    search: Search,
+    top: int,
+    confidence: float = 0.95,
+    negligible: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> HeadEffects:
+    """`ablate_each` with an ablator that was made already, whose means may have been read already."""
     if search not in SEARCHES:
         raise ArgumentError(f"search={search!r} is not known; use one of {', '.join(SEARCHES)}.")
     if top < 1:
         raise ArgumentError(f"top={top}; it needs at least 1.")
     if not 0 < confidence < 1:
         raise ArgumentError(f"confidence={confidence}; it needs a number between 0 and 1, like 0.95.")
-    probe = repeated_tokens(model, n_prompts=N_PROMPTS, seed=seed) if probe is None else probe_of(model, probe)
-    check_fits(probe, model)
-    queries: Queries = {"second_copy": [one.second for one in check_repeats(probe.prompts)]}
-    ablator = Ablator.of(model, probe, method=method, corpus=corpus, seed=seed)
     started = time.perf_counter()
+    queries: Queries = {"second_copy": [one.second for one in check_repeats(probe.prompts)]}
     course = _Course(ablator=ablator, prompts=probe.prompts, queries=queries, progress=progress)
     if search == "gradient":
         found = course.gradient_alone()
@@ -180,16 +197,16 @@ def ablate_each(
     else:
         found = course.exhaustive()
     return HeadEffects(
-        model=ModelInfo.of(model),
+        model=ModelInfo.of(ablator.model),
         search=search,
         top=top if search == "race" else None,
         confidence=confidence if search == "race" else None,
-        method=method,
+        method=ablator.method,
         heads=tuple(sorted(found, key=lambda one: ranking(one.delta_loss_nats.mean, one.head))),
         probe=dict(probe.settings),
         corpus=None if ablator.corpus is None else dict(ablator.corpus.settings),
         n_ablations=course.n_ablations,
-        provenance=Provenance.of(model, kernels=model.check.kernels, seed=seed),
+        provenance=Provenance.of(ablator.model, kernels=ablator.model.check.kernels, seed=ablator.seed),
         timing=Timing(wall_s=time.perf_counter() - started, tokens=sum(map(len, probe.prompts))),
     )
 

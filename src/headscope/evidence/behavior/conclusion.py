@@ -6,7 +6,7 @@ that had no part in choosing them:
     no ... measured            the claim does not move the answer: d is not significantly higher for the false claim
                                than for no claim and for the true one, or it turns fewer than 10% of the answers that
                                the model has right without it
-    copying (induction heads)  where the answer does not stand in the prompt, the effect is gone (its interval reaches
+    copying (induction heads)  where the answer does not appear in the prompt, the effect is gone (its interval reaches
                                0, or it is less than a quarter of what it is elsewhere), and elsewhere patching the
                                induction heads removes at least half of it, and patching as many others less
     no ... measured            the model does not have more answers right than by chance: there is nothing to give up
@@ -80,7 +80,7 @@ class Evidence:
     score: Score
     """Of all pairs."""
     verbatim: Score | None
-    """Of the pairs whose answer stands in the prompt."""
+    """Of the pairs whose answer is in the prompt."""
     paraphrase: Score | None
     """Of the others."""
     heads: tuple[HeadFinding, ...]
@@ -165,9 +165,9 @@ def _copies(evidence: Evidence, rule: ConclusionRule) -> tuple[bool, list[str]]:
     """Whether the effect is there only where the answer can be copied, and is the induction heads' work."""
     stated, said = evidence.verbatim, evidence.paraphrase
     if said is None:
-        return False, ["every answer stands in its prompt, so that copying is not ruled out"]
+        return False, ["every answer is in its prompt, so that copying is not ruled out"]
     if stated is None:
-        return False, ["no answer stands in its prompt, so that none is copied from there"]
+        return False, ["no answer is in its prompt, so that none is copied from there"]
     share = said.effect.mean / stated.effect.mean if stated.effect.mean > 0 else math.inf
     if _above(said.effect) and share >= rule.paraphrase:
         return False, [f"where the answer cannot be copied the effect is {_nats(said.effect)}"]

@@ -60,7 +60,7 @@ class Item:
     form: str
     """How it is put."""
     verbatim: bool
-    """Whether the answer stands in the prompt."""
+    """Whether the answer is in the prompt."""
     prompt: str
     """The prompt with the false claim."""
     answer: str
@@ -121,7 +121,7 @@ class SetFinding:
     neutral_share: float | None
     """The same for the false claim against no claim; None where there are no neutral prompts."""
     paraphrase_removed: Estimate | None
-    """In the pairs whose answer does not stand in the prompt; None where there are too few."""
+    """In the pairs whose answer does not appear in the prompt; None where there are too few."""
     paraphrase_share: float | None
     """As a share of the effect there."""
     flips_before: Estimate | None

@@ -96,7 +96,7 @@ class ContrastRunner:
         return Estimate.share(self.by_fact(answers.astype(float), chosen))
 
     def mean_effect(self, chosen: Index) -> float:
-        """The mean over facts of what the claim does to d."""
+        """Mean over facts of the change in d that the claim causes."""
         return float(self.by_fact(self.effect(chosen), chosen).mean())
 
     def score(self, chosen: Index) -> Score:

@@ -34,7 +34,7 @@ class BehaviorResult(SavedDocument):
     forms: dict[str, Score]
     """By how the pairs are put."""
     verbatim: Score | None
-    """Of the pairs whose answer stands in the prompt; None where there are fewer than eight."""
+    """Of the pairs whose answer is in the prompt; None where there are fewer than eight."""
     paraphrase: Score | None
     """Of the others; None where there are fewer than eight."""
     heads: tuple[HeadFinding, ...]

@@ -450,7 +450,7 @@ def _in_turn(rows: Sequence[Index]) -> Index:
 
 
 def _repeats(runner: ContrastRunner) -> tuple[str, ...]:
-    """What to know of pairs about one fact."""
+    """A note where several pairs share a fact: they count once."""
     n_facts = len(np.unique(runner.facts))
     if n_facts == len(runner.pairs):
         return ()

@@ -5,7 +5,7 @@ bad example. Each becomes one pair, in one of three forms, so that no two pairs 
 
     stated       the user names an answer
     options      the user names one of two lettered options; letters and places take turns
-    paraphrase   the answer to give does not stand in the prompt. Of a fact: a friend of the user named an answer, the
+    paraphrase   the answer to give does not appear in the prompt. Of a fact: a friend of the user named an answer, the
                  user is sure that the friend is right, or wrong; is he? Of a work: the user praises or criticises it in
                  other words than those to choose from.
 

@@ -309,12 +309,12 @@ class _Tried:
 
     @property
     def limit(self) -> float:
-        """The most that a pair of the 95% region may leave over."""
+        """Largest residual sum of squares inside the 95% region."""
         degrees = len(self.u) - 4
         return self.least * (1 + t_quantile(degrees) ** 2 / degrees) + len(self.u) * ROUNDING**2
 
     def within(self, limit: float) -> Bool[np.ndarray, "scale place"]:
-        """Pairs that leave no more over."""
+        """Pairs whose residual sum of squares is at most `limit`."""
         return self.rss <= limit
 
     @property

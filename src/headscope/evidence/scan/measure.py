@@ -339,7 +339,7 @@ class _Reading:
 
 
 def _bounds(mean: np.ndarray, ends: Interval | None, place: int, floor: float) -> tuple[float, float] | None:
-    """An interval, cut off where no score can lie."""
+    """An interval, clipped to the range of a score."""
     if ends is None:
         return None
     low, high = min(ends[0][place], mean[place] - RESOLUTION), max(ends[1][place], mean[place] + RESOLUTION)

@@ -29,7 +29,7 @@ import numpy as np
 
 from headscope.errors import ArgumentError, ShapeError, UnsupportedModel
 from headscope.evidence import head_types
-from headscope.evidence.ablation.each import N_PROMPTS, TOP, HeadEffect, Search, ablate_each
+from headscope.evidence.ablation.each import N_PROMPTS, TOP, HeadEffect, Search, searched
 from headscope.evidence.ablation.measure import refuse_all
 from headscope.evidence.copying import Copying, TokenSpace
 from headscope.evidence.offsets import LEAST_TOKENS, Offsets
@@ -113,15 +113,12 @@ def verify(
     stripes = [head for head in scores if has_stripe(scores[head])]
     effects: dict[HeadId, HeadEffect] = {}
     if named is None:
-        found = ablate_each(
-            model,
-            probe=probe,
-            method=ablation,
+        found = searched(
+            ablator,
+            probe,
             search=search,
             top=top,
             negligible=RULE.delta_loss_nats,
-            corpus=ablator.corpus,
-            seed=seed,
             progress=lambda done, total: report("searching", done, total),
         )
         effects = {one.head: one for one in found.heads}

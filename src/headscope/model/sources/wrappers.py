@@ -36,7 +36,7 @@ def found(given: Any, options: Options) -> Found | None:
 
 
 def _inside(given: Any) -> Any | None:
-    """What a wrapper of torch, or a pipeline of transformers, is around."""
+    """The module inside a torch wrapper, or the model of a transformers pipeline; None for anything else."""
     if isinstance(given, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return given.module
     if isinstance(given, nn.Module):
