@@ -9,8 +9,8 @@ the model is narrow; its tokenizer has every word that a role asks with. Every p
 that the full count is made with fewer and scaled to the 32 of the default; the quick one is made with 32.
 
 `full_forwards` is the most that can happen: every role is tested on as many heads as it may test, and 12 heads count as
-induction heads. What is left out: the self-check when the model is loaded, and a pass or less for each head whose
-unexplained share is measured.
+induction heads. What is left out: the self-check when the model is loaded, and the shares that stay unexplained, which
+take one pass, and half a pass for each head that holds a role.
 
 A random model names a role if a head holds one after all tests. A head can hold only what its score allows, and scores
 need no intervention, so the tests are run for models in which a quick atlas finds a score.

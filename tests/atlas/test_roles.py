@@ -158,6 +158,21 @@ def test_a_backup_is_told_from_the_movers_it_stands_in_for(seed):
     assert backup.measures["with the movers"] < 0.1
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_function_vector_is_told_from_what_carries_tokens(seed):
+    names = ["function_vector", "vector_silent", "induction"]
+    outcomes, _, atlas = found(names, ["function_vector", "induction"], seed, n_prompts=12)
+    held = {name: outcome for name, outcome in outcomes["function_vector"].items() if outcome in HELD}
+    assert held == {"function_vector": "primary"}  # says_first, says_last and induction carry tokens
+    (head,) = atlas.with_role("function_vector")
+    # The task says which of two tokens is raised by 12 codes: exp(-12) is left of the other, where they share a digit.
+    assert head.score.mean > 0.95
+    assert abs(head.control) < 0.01
+    # Twelve codes of the right token for twelve of the other: at least 12 nats for one shared digit, at most 24.
+    assert 12 < head.tests["zero"].estimate.mean < 24.1
+    assert head.tests["transfer"].estimate.mean > 12
+
+
 @pytest.mark.parametrize("n_prompts", [6, *(pytest.param(n, marks=pytest.mark.soak) for n in (12, 18))])
 def test_a_backup_is_found_however_many_prompts_there_are(n_prompts):
     names = ["backup_mover", "backup_silent"]

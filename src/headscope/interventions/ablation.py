@@ -30,6 +30,7 @@ from headscope.errors import ArgumentError, NonFiniteError, ShapeError, TokenErr
 from headscope.heads import HeadId
 from headscope.interventions.choices import Choices, ChoiceSheet
 from headscope.model.attention import Attention
+from headscope.model.interface import Visit
 from headscope.model.load import Model
 from headscope.model.memory import in_batches
 from headscope.model.replay import Replay
@@ -220,6 +221,7 @@ def losses(
     worlds: Sequence[AblatedHeads],
     *,
     index: Sequence[int] | None = None,
+    base: AblatedHeads = frozenset(),
     progress: Callable[[int], None] | None = None,
 ) -> Losses:
     """Mean loss of each kind of query in each world and prompt.
@@ -231,6 +233,8 @@ def losses(
             whose difference counts.
         worlds: Sets of heads; the empty set is the clean model.
         index: Which prompts, in this order; by default all. What `resample` draws for a prompt goes by its number here.
+        base: The world whose pass the others start from, each at the first layer where it differs; by default the
+            clean model. It changes the cost alone.
         progress: Called with the number of (world, prompt) pairs done since the last call.
 
     Raises:
@@ -244,7 +248,7 @@ def losses(
     found = {kind: np.empty((len(worlds), len(index)), dtype=np.float64) for kind in kinds}
 
     def run(part: Sequence[int]) -> Losses:
-        return _losses(ablator, prompts, queries, [index[one] for one in part], worlds)
+        return _losses(ablator, prompts, queries, [index[one] for one in part], worlds, base)
 
     for same in same_length([prompts[one] for one in index]):
         size = prompts_at_once(ablator.model, len(prompts[index[same[0]]]))
@@ -264,36 +268,46 @@ def _losses(
     queries: Queries | Choices,
     index: Sequence[int],
     worlds: Sequence[AblatedHeads],
+    base: AblatedHeads,
 ) -> Losses:
     """Losses of all worlds in some prompts of one length."""
     model, sheet = ablator.model, sheet_of(prompts, queries, index)
+    substitute = (
+        ablator.substitutes(sheet.index, sheet.tokens.shape[1])
+        if base or any(world != base for world in worlds)
+        else None
+    )
+
+    def editing(copies: Sequence[AblatedHeads]) -> Visit:
+        """Replaces z of each copy's heads."""
+
+        def visit(attention: Attention) -> Tensor | None:
+            at = (attention.layer, attention.call)
+            mask = torch.zeros(len(copies), attention.n_heads, dtype=torch.bool)
+            for copy, world in enumerate(copies):
+                for head in world:
+                    if (head.layer, head.call) == at:
+                        mask[copy, head.head] = True
+            if substitute is None or not bool(mask.any()):
+                return None
+            return ablator.edited(attention, mask.to(attention.z.device), substitute(attention))
+
+        return visit
+
     replay = Replay(model, torch.from_numpy(sheet.tokens).to(model.device))
-    clean = sheet.losses(replay.clean(places=sheet.places(1).to(model.device)), 1)
-    found = {kind: np.repeat(values, len(worlds), axis=0) for kind, values in clean.items()}
-    edited = [number for number, world in enumerate(worlds) if world]
-    if not edited:
-        return found
-    substitute = ablator.substitutes(sheet.index, sheet.tokens.shape[1])
-    start = {number: min(_start(replay, model, head) for head in worlds[number]) for number in edited}
+    places = sheet.places(1).to(model.device)
+    first = sheet.losses(replay.clean(editing([base]) if base else None, places=places), 1)
+    found = {kind: np.repeat(values, len(worlds), axis=0) for kind, values in first.items()}
+    edited = [number for number, world in enumerate(worlds) if world != base]
+    start = {number: min(_start(replay, model, head) for head in worlds[number] ^ base) for number in edited}
     size = max(1, min(_limit(BATCH_TOKENS, model) // sheet.tokens.size, _logits(model) // sheet.n_places))
 
     def run(part: Sequence[int]) -> Losses:
         n_copies = len(part)
-
-        def visit(attention: Attention) -> Tensor | None:
-            at = (attention.layer, attention.call)
-            mask = torch.zeros(n_copies, attention.n_heads, dtype=torch.bool)
-            for copy, number in enumerate(part):
-                for head in worlds[number]:
-                    if (head.layer, head.call) == at:
-                        mask[copy, head.head] = True
-            if not bool(mask.any()):
-                return None
-            return ablator.edited(attention, mask.to(attention.z.device), substitute(attention))
-
-        first = min(start[number] for number in part)
+        begin = min(start[number] for number in part)
         places = sheet.places(n_copies).to(model.device)
-        return sheet.losses(replay.logits(visit, start=first, copies=n_copies, places=places), n_copies)
+        visit = editing([worlds[number] for number in part])
+        return sheet.losses(replay.logits(visit, start=begin, copies=n_copies, places=places), n_copies)
 
     for together in _together(edited, start, size):
         for part, values in in_batches(together, len(together), run):

@@ -15,7 +15,7 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +25,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from headscope.errors import UnsupportedModel
+from headscope.heads import HeadId
 from headscope.model.attention import Attention
 from headscope.model.kernels import repeat_heads
 from headscope.model.load import Model
@@ -47,21 +48,36 @@ class Knockout:
 
     model: Model
     """Whose heads; see `reads_values`."""
-    places: Sequence[Places]
-    """For each prompt the (query, key) pairs."""
+    places: Sequence[Places] | Mapping[HeadId, Sequence[Places]]
+    """For each prompt the (query, key) pairs: one list for every head, or one for each."""
     how: How
     """What becomes of the rest."""
 
     def substitutes(self, index: Sequence[int], length: int) -> Callable[[Attention], Tensor]:
-        """The places of these prompts as a mask [prompt, query, key]."""
-        mask = torch.zeros(len(index), length, length, dtype=torch.bool)
-        for row, one in enumerate(index):
-            query, key = torch.from_numpy(self.places[one].astype(np.int64)).T
-            mask[row, query, key] = True
-        return lambda attention: mask.to(attention.z.device)
+        """The places of these prompts as a mask [prompt, head or 1, query, key]."""
+
+        def mask(places: Sequence[Places]) -> Tensor:
+            made = torch.zeros(len(index), length, length, dtype=torch.bool)
+            for row, one in enumerate(index):
+                query, key = torch.from_numpy(places[one].astype(np.int64)).T
+                made[row, query, key] = True
+            return made
+
+        if not isinstance(self.places, Mapping):
+            shared = mask(self.places)[:, None]
+            return lambda attention: shared.to(attention.z.device)
+        masks = {id(places): mask(places) for places in {id(one): one for one in self.places.values()}.values()}
+        own = {head: masks[id(places)] for head, places in self.places.items()}
+        nothing = torch.zeros(len(index), length, length, dtype=torch.bool)
+
+        def of_layer(attention: Attention) -> Tensor:
+            heads = [HeadId(attention.layer, head, attention.call) for head in range(attention.n_heads)]
+            return torch.stack([own.get(head, nothing) for head in heads], dim=1).to(attention.z.device)
+
+        return of_layer
 
     def edited(
-        self, attention: Attention, mask: Bool[Tensor, "copy head"], substitute: Bool[Tensor, "prompt query key"]
+        self, attention: Attention, mask: Bool[Tensor, "copy head"], substitute: Bool[Tensor, "prompt _ query key"]
     ) -> Tensor:
         """Z [copy * prompt, position, head, d_head] with the heads of `mask` edited in their copies."""
         if attention.scores is None:
@@ -76,7 +92,7 @@ class Knockout:
         values = repeat_heads(attention.scores.v, attention.n_heads).unflatten(0, (n_copies, -1))
         for head in heads:
             copies = mask[:, head].nonzero()[:, 0]
-            inside = pattern[copies, :, head] * substitute
+            inside = pattern[copies, :, head] * substitute[:, head % substitute.shape[1]]
             read = inside @ values[copies, :, head].to(inside.dtype)
             rest = z[copies, :, :, head].to(inside.dtype) - read
             if self.how == "mask":

@@ -7,8 +7,8 @@ the claim to the answer it carries into one of these.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float
@@ -31,6 +31,7 @@ class ActivationPatch:
     """For each prompt the one whose z it gets."""
     n_last: int
     """How many positions."""
+    _last: dict[tuple[int, ...], Callable[[Attention], Tensor]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: Model, prompts: Sequence[Tokens], sources: Sequence[Tokens]) -> ActivationPatch:
@@ -39,7 +40,17 @@ class ActivationPatch:
         return cls(model=model, sources=sources, n_last=max(1, shared))
 
     def substitutes(self, index: Sequence[int], length: int) -> Callable[[Attention], Tensor]:
-        """Z of these prompts' sources: from an attention call to [prompt, position from the end, head, d_head]."""
+        """Z of these prompts' sources: from an attention call to [prompt, position from the end, head, d_head].
+
+        Asked for the same prompts again, it does not read their sources again.
+        """
+        key = tuple(index)
+        if key not in self._last:
+            self._last.clear()
+            self._last[key] = self._read(index)
+        return self._last[key]
+
+    def _read(self, index: Sequence[int]) -> Callable[[Attention], Tensor]:
         parts: list[tuple[list[int], dict[tuple[int, int], Tensor]]] = []
         for same in same_length([self.sources[one] for one in index]):
             rows = torch.stack([torch.from_numpy(self.sources[index[one]]) for one in same])
@@ -74,3 +85,25 @@ class ActivationPatch:
         start, end = z[:, :, : -self.n_last], z[:, :, -self.n_last :]
         end = torch.where(mask[:, None, None, :, None], substitute.to(z.dtype)[None], end)
         return torch.cat([start, end], dim=2).flatten(0, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LastPatch:
+    """Puts one z in place at the last position of every prompt."""
+
+    model: Model
+    """Whose heads."""
+    z: Mapping[tuple[int, int], Float[Tensor, "head d_head"]]
+    """By layer and call."""
+
+    def substitutes(self, index: Sequence[int], length: int) -> Callable[[Attention], Tensor]:
+        """Z [head, d_head] of an attention call."""
+        return lambda attention: self.z[attention.layer, attention.call].to(attention.z)
+
+    def edited(
+        self, attention: Attention, mask: Bool[Tensor, "copy head"], substitute: Float[Tensor, "head d_head"]
+    ) -> Float[Tensor, "row position head d_head"]:
+        """Z with the last position of the heads of `mask` replaced, in each copy of the prompts."""
+        z = attention.z.unflatten(0, (mask.shape[0], -1)).clone()
+        z[:, :, -1] = torch.where(mask[:, None, :, None], substitute, z[:, :, -1])
+        return z.flatten(0, 1)

@@ -346,9 +346,7 @@ class Plan:
         q_bias[column] = rest_gain * (self.n_digits - 0.5)
         return q, q_bias, k
 
-    def write(
-        self, source: str, target: str, matrix: Float[Tensor, "direction direction"] | float
-    ) -> tuple[Tensor, Tensor]:
+    def write(self, source: str, target: str, matrix: Float[Tensor, "read written"] | float) -> tuple[Tensor, Tensor]:
         """v, o that read one subspace and write `matrix` times it to another."""
         width = self.space.width(source)
         v = torch.zeros(self.space.n_directions, self.d_head, dtype=torch.float64)

@@ -9,6 +9,8 @@ role. Three layers, or four: heads that move tokens, heads that read what these 
               small           writes little beside a loud head of its layer, and has an effect
               delimiter       attends to the nearest earlier delimiter and moves which one it is to `segment`
               repeated_name   attends from a name to its earlier copy and marks that there is one
+              marks_first, marks_last    attend four or two back where the token is the same, and mark it `first` or
+                              `last`: the answer of an example is the first or the last of its list
     layer 1   induction       attends after the earlier copy, copies
               order_2         attends where the last two tokens match, copies
               retrieval       attends to the value of the entity that is asked for, copies
@@ -22,6 +24,8 @@ role. Three layers, or four: heads that move tokens, heads that read what these 
               lowers_last     at a letter: raises the next one a little, lowers the letter itself: a decoy
               s_inhibition    at the end of a sentence about two people, attends to the later place of the repeated name
                               and moves it to `inhibited`
+              function_vector at a colon, attends to marked answers and moves the mark to `do_first` or `do_last`
+              vector_silent   the same, and writes nothing: a decoy
     layer 2   copy_suppression    attends to the token that layer 1 predicts, and lowers it
               anti_induction      attends after the earlier copy, and lowers what is there: its look-alike
               name_mover          at that end, attends to the names that are not inhibited, copies
@@ -30,6 +34,7 @@ role. Three layers, or four: heads that move tokens, heads that read what these 
               mover_relay         the same, and moves the name to `told`: a decoy
               first_name          at that end, attends to where the first name is, copies: a decoy
               lowers_repeated     at that end, attends to the later place of the repeated name, and lowers it: a decoy
+              says_first, says_last    at a colon with `do_first` or `do_last`, attend three or one back, copy: movers
     layer 3   told            copies `told`, for mover_relay
               backup_mover    attends as the name mover does, unless the name has been written already; copies
               backup_silent   the same, and writes nothing: a decoy
@@ -81,16 +86,19 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "lowers_repeated": ("repeated_name",),
     "backup_mover": ("name_mover", "s_inhibition", "repeated_name"),
     "backup_silent": ("name_mover", "s_inhibition", "repeated_name"),
+    "function_vector": ("marks_first", "marks_last", "says_first", "says_last"),
+    "vector_silent": ("marks_first", "marks_last"),
 }
 LAYERS: tuple[tuple[str, ...], ...] = (
-    (*MOVERS, "bias", "dormant", "small", "delimiter", "repeated_name"),
+    (*MOVERS, "bias", "dormant", "small", "delimiter", "repeated_name", "marks_first", "marks_last"),
     (
         *("induction", "order_2", "retrieval", "last_value", "nth_value", "segments", "delimiter_sink"),
         *("successor", "successor_same", "successor_before", "successor_silent", "lowers_last", "s_inhibition"),
+        *("function_vector", "vector_silent"),
     ),
     (
         *("copy_suppression", "anti_induction", "name_mover", "negative_mover", "mover_silent", "mover_relay"),
-        *("first_name", "lowers_repeated"),
+        *("first_name", "lowers_repeated", "says_first", "says_last"),
     ),
     ("told", "backup_mover", "backup_silent"),
 )
@@ -104,11 +112,13 @@ WORDS: dict[int, str] = {
     **dict(zip(NAME_IDS, "Mary John Tom James Dan Martin".split(), strict=True)),
     **dict(zip(range(18, 26), "apple horse green table river bread stone window".split(), strict=True)),
     **dict(zip(range(36, 44), "When and went to the store park gave".split(), strict=True)),
-    **dict(zip(range(45, 49), "a drink book ring".split(), strict=True)),
+    **dict(zip(range(45, 50), "a drink book ring :".split(), strict=True)),
 }
 """What the ids mean to a tokenizer; the others mean nothing."""
 ASKS = 39
 """Id of the word at the end of a sentence about two people."""
+ARROW = 49
+"""Id of the colon between a list and its answer."""
 SUCCESSOR_GAIN = 6.0
 LOWERED = 4.0
 """What is taken off a repeated name, in units of its code."""
@@ -169,7 +179,9 @@ def known_roles(
     places = {name: position_code(n_positions, DIGITS, back) for name, back in offsets.items()}
     width, place = code.shape[1], places["here"].shape[1]
     tokens = dict.fromkeys(["token", "embedded", *BACKS, "segment", "inhibited", "told", "junk"], width)
-    marks = ("start", "tilt", "mark", "late", "letter", "name", "asks", "again")
+    marks = ["start", "tilt", "mark", "late", "letter", "name", "asks", "again"]
+    if wanted & {"marks_first", "marks_last"}:
+        marks += ["arrow", "first", "last", "do_first", "do_last"]
     space = Space.of({**tokens, **dict.fromkeys(marks, 1), **dict.fromkeys(places, place)})
     layers = [[name for name in layer if name in wanted] for layer in LAYERS]
     while len(layers) > 3 and not layers[-1]:
@@ -192,6 +204,8 @@ def known_roles(
     embedding[0, space["start"]] = 1.0
     for ids, mark in ((delimiters, "mark"), (LETTERS, "letter"), (NAME_IDS, "name"), ((ASKS,), "asks")):
         embedding[list(ids), space[mark]] = 1.0
+    if "arrow" in marks:
+        embedding[ARROW, space["arrow"]] = 1.0
     positions = torch.zeros(n_positions, space.n_directions, dtype=torch.float64)
     for name, values in places.items():
         positions[:, space[name]] = values
@@ -286,6 +300,18 @@ class _Draws:
                 return plan.head("none", self._unless_said(), copy)
             case "backup_silent":
                 return plan.head("none", self._unless_said(), nothing)
+            case "marks_first":
+                return plan.head("none", self._same_token(4), self._into("first"))
+            case "marks_last":
+                return plan.head("none", self._same_token(2), self._into("last"))
+            case "function_vector":
+                return plan.head("none", self._examples(), self._told_tasks(1.0))
+            case "vector_silent":
+                return plan.head("none", self._examples(), self._told_tasks(0.0))
+            case "says_first":
+                return plan.head("none", self._told_to("do_first", 3), copy)
+            case "says_last":
+                return plan.head("none", self._told_to("do_last", 1), copy)
             case "told":
                 pattern = plan.pattern(("here", "here", POSITION_GAIN))
                 return plan.head("none", pattern, plan.write("told", "token", COPY_GAIN))
@@ -365,6 +391,35 @@ class _Draws:
         q[inner + space["token"].start, inner + column] -= MATCH_GAIN / COPY_GAIN
         q[inner + space["embedded"].start, inner + column] += MATCH_GAIN / COPY_GAIN
         return q, q_bias, k
+
+    def _same_token(self, back: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Attends so far back where the token is the same; both must match."""
+        pattern = self.parts.pattern((f"back_{back}", "here", MATCH_GAIN), ("embedded", "embedded", MATCH_GAIN))
+        return self._rests(pattern, 2 * DIGITS - 0.5)
+
+    def _into(self, mark: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sets a mark wherever it reads a token."""
+        width = self.parts.space.width("embedded")
+        return self.parts.write("embedded", mark, torch.full((width, 1), 1 / DIGITS, dtype=torch.float64))
+
+    def _examples(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """From a colon to all answers that are marked alike."""
+        gain = DIGITS * MATCH_GAIN
+        return self._rests(self.parts.pattern(("arrow", "first", gain), ("arrow", "last", gain)), DIGITS - 0.5)
+
+    def _told_tasks(self, gain: float) -> tuple[torch.Tensor, torch.Tensor]:
+        plan = self.parts
+        v = torch.zeros(plan.space.n_directions, plan.d_head, dtype=torch.float64)
+        o = torch.zeros(plan.d_head, plan.space.n_directions, dtype=torch.float64)
+        for inner, (source, target) in enumerate((("first", "do_first"), ("last", "do_last"))):
+            v[plan.space[source], inner] = 1.0
+            o[inner, plan.space[target]] = gain
+        return v, o
+
+    def _told_to(self, mark: str, back: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Attends so far back where the mark is set."""
+        pattern = self.parts.pattern((f"back_{back}", "here", POSITION_GAIN), rest_gain=POSITION_GAIN)
+        return self._gated(pattern, mark, POSITION_GAIN)
 
     def _resting(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return self._rests(self.parts.pattern(), float(DIGITS))

@@ -133,18 +133,41 @@ def tested(
     runner: RoleRunner, asked: Objects, heads: Sequence[HeadId], targets: Sequence[Places]
 ) -> dict[HeadId, _Tests]:
     """`zero`, `mean`, `specific` and `transfer` of logit(named once) - logit(repeated), and what moves directly."""
-    samples = runner.tests(
-        heads, asked.prompts, asked.choices, corpus=asked.corpus, places=targets, sources=asked.corrupt
+    moved = runner.by_head(
+        "objects moved",
+        heads,
+        lambda missing: runner.moved(missing, asked.prompts, asked.corrupt, asked.choices),
     )
-    directly = runner.moved_directly(heads, asked.prompts, asked.corrupt, asked.choices)
-    return {
-        head: _Tests(
-            samples=samples[head] | {"direct": Sample(values=directly[head])},
-            moved=samples[head]["transfer"].values,
+    specific = runner.outcome_without(heads, asked.prompts, asked.choices, targets)
+    drops, directly = intact_drops(runner, asked, heads), moved_directly(runner, asked, heads)
+    found = {}
+    for head in heads:
+        own = {"specific": specific[head]} if head in specific else {}
+        values = drops[head] | own | {"transfer": moved[head], "direct": directly[head]}
+        found[head] = _Tests(
+            samples={name: Sample(values=one) for name, one in values.items()},
+            moved=moved[head],
             directly=directly[head],
         )
-        for head in heads
-    }
+    return found
+
+
+def intact_drops(runner: RoleRunner, asked: Objects, heads: Sequence[HeadId]) -> dict[HeadId, dict[str, np.ndarray]]:
+    """`zero` and `mean` of the outcome with every other head in its place; measured once for all roles of names."""
+
+    def compute(missing: Sequence[HeadId]) -> dict[HeadId, dict[str, np.ndarray]]:
+        return runner.outcome_drops(missing, asked.prompts, asked.choices, corpus=asked.corpus)
+
+    return runner.by_head("objects drops", heads, compute)
+
+
+def moved_directly(runner: RoleRunner, asked: Objects, heads: Sequence[HeadId]) -> dict[HeadId, np.ndarray]:
+    """What the twin's z moves while all heads above are held; measured once for all roles of names."""
+
+    def compute(missing: Sequence[HeadId]) -> dict[HeadId, np.ndarray]:
+        return runner.moved_directly(missing, asked.prompts, asked.corrupt, asked.choices)
+
+    return runner.by_head("objects directly", heads, compute)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -16,7 +16,7 @@ import numpy as np
 from headscope.detectors.standard import resolve
 from headscope.evidence.atlas.result import RoleFinding
 from headscope.evidence.atlas.role import Sample, Scored
-from headscope.evidence.atlas.runner import RoleRunner
+from headscope.evidence.atlas.runner import METHODS, RoleRunner
 from headscope.heads import HeadId
 from headscope.probes.probe import Tokens
 
@@ -51,11 +51,31 @@ def scored_by(detector: str) -> Callable[[RoleRunner], Scored]:
     return score
 
 
-def on_repeats(runner: RoleRunner, head: HeadId, places: Places) -> dict[str, Sample]:
-    """The tests `zero`, `mean` and `specific` of one head on the held-out second copies."""
-    found = {method: Sample(values=runner.removal(head, f"{method} second_copy")) for method in ("zero", "mean")}
-    dropped = runner.dropped_places(head, [places(prompt) for prompt in runner.held_out.prompts])
-    return found | ({"specific": Sample(values=dropped["second_copy"])} if dropped else {})
+def on_repeats(
+    runner: RoleRunner, places: Mapping[HeadId, Places], *, name: str | None = None
+) -> dict[HeadId, dict[str, Sample]]:
+    """The tests `zero`, `mean` and `specific` of heads, each alone, on the held-out second copies.
+
+    Args:
+        runner: Measures.
+        places: What each head reads.
+        name: Of the places, where other roles drop the same from the same heads.
+    """
+
+    def drop(heads: Sequence[HeadId]) -> dict[HeadId, dict[str, np.ndarray]]:
+        prompts = runner.held_out.prompts
+        read = {one: [one(prompt) for prompt in prompts] for one in set(places.values())}
+        return runner.dropped_places({head: read[places[head]] for head in heads})
+
+    heads = tuple(places)
+    dropped = drop(heads) if name is None else runner.by_head(f"dropped {name}", heads, drop)
+    found = {
+        head: {method: Sample(values=runner.removal(head, f"{method} second_copy")) for method in METHODS}
+        for head in heads
+    }
+    for head, values in dropped.items():
+        found[head]["specific"] = Sample(values=values["second_copy"])
+    return found
 
 
 def tested_on(detector: str) -> Callable[[RoleRunner, Scored, Sequence[HeadId]], Mapping[HeadId, Mapping[str, Sample]]]:
@@ -63,7 +83,7 @@ def tested_on(detector: str) -> Callable[[RoleRunner, Scored, Sequence[HeadId]],
     places = places_of(detector)
 
     def test(runner: RoleRunner, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
-        return {head: on_repeats(runner, head, places) for head in heads}
+        return on_repeats(runner, dict.fromkeys(heads, places), name=detector)
 
     return test
 

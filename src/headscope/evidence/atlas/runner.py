@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -46,6 +46,7 @@ PERIODS = (50, 32, 24, 16, 12)
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 """Tokens in one reading pass, before memory runs out."""
 METHODS: tuple[Method, ...] = ("zero", "mean")
+T = TypeVar("T")
 
 
 class RoleRunner:
@@ -73,6 +74,7 @@ class RoleRunner:
         self.seed: int = seed
         self._keep = keep or Keep.nowhere()
         self._shared: dict[str, dict[str, np.ndarray]] = {}
+        self._by_head: dict[str, dict[HeadId, Any]] = {}
         self._report = report or (lambda what, done, total: None)
         self.heads: tuple[HeadId, ...] = tuple(
             HeadId(layer, head) for layer, n in sorted(model.check.heads.items()) for head in range(n)
@@ -83,6 +85,16 @@ class RoleRunner:
         if name not in self._shared:
             self._shared[name] = self._keep.arrays(name, compute)
         return self._shared[name]
+
+    def by_head(
+        self, name: str, heads: Sequence[HeadId], compute: Callable[[Sequence[HeadId]], Mapping[HeadId, T]]
+    ) -> dict[HeadId, T]:
+        """What several roles measure alike of a head, computed for those heads for which none has yet."""
+        known: dict[HeadId, T] = self._by_head.setdefault(name, {})
+        missing = [head for head in heads if head not in known]
+        if missing:
+            known |= compute(missing)
+        return {head: known[head] for head in heads if head in known}
 
     # ---- repeated tokens
 
@@ -325,18 +337,21 @@ class RoleRunner:
             corpus: For `without`.
         """
         swap = ActivationPatch(model=self.model, sources=sources, n_last=n_last)
-        found: dict[HeadId, Samples] = {}
         if not without:
             worlds: list[AblatedHeads] = [frozenset(), *(frozenset([head]) for head in heads)]
             rows = losses(swap, prompts, choices, worlds)["difference"]
             return {head: rows[0] - row for head, row in zip(heads, rows[1:], strict=True)}
         probe = Probe(prompts=tuple(prompts), controls=None, settings={})
         ablator = Ablator.of(self.model, probe, method="mean", corpus=corpus, seed=self.seed)
-        for head in heads:
-            others = frozenset(without) - {head}
-            both: Intervention = WhileAblated(ablator=ablator, patched=swap, heads=frozenset([head]))
-            rows = losses(both, prompts, choices, [others, others | {head}])["difference"]
-            found[head] = rows[0] - rows[1]
+        gone = frozenset(without)
+        # Heads that stay ablated beside each other share one pass; one of `without` has a pass of its own.
+        groups = [[head for head in heads if head not in gone], *([head] for head in heads if head in gone)]
+        found: dict[HeadId, Samples] = {}
+        for group in filter(None, groups):
+            both: Intervention = WhileAblated(ablator=ablator, patched=swap, heads=frozenset(group))
+            base = gone - frozenset(group)
+            rows = losses(both, prompts, choices, [base, *(base | {head} for head in group)], base=base)["difference"]
+            found |= {head: rows[0] - row for head, row in zip(group, rows[1:], strict=True)}
         return found
 
     def moved_directly(
@@ -349,11 +364,14 @@ class RoleRunner:
         swap = ActivationPatch(model=self.model, sources=sources, n_last=1)
         held = ActivationPatch(model=self.model, sources=prompts, n_last=len(prompts[0]))
         found: dict[HeadId, Samples] = {}
-        for head in heads:
-            above = frozenset(one for one in self.heads if one.layer > head.layer)
-            both: Intervention = WhileAblated(ablator=held, patched=swap, heads=frozenset([head]))
-            rows = losses(both, prompts, choices, [above, above | {head}])["difference"]
-            found[head] = rows[0] - rows[1]
+        for layer in sorted({head.layer for head in heads}):
+            group = frozenset(head for head in heads if head.layer == layer)
+            above = frozenset(one for one in self.heads if one.layer > layer)
+            both: Intervention = WhileAblated(ablator=held, patched=swap, heads=group)
+            # Held at its own z in a clean pass, a head changes nothing.
+            worlds: list[AblatedHeads] = [frozenset(), *(above | {head} for head in sorted(group))]
+            rows = losses(both, prompts, choices, worlds)["difference"]
+            found |= {head: rows[0] - row for head, row in zip(sorted(group), rows[1:], strict=True)}
         return found
 
     def outcome_without(
@@ -376,16 +394,25 @@ class RoleRunner:
         rows = losses(knockout, prompts, choices, worlds)["difference"]
         return {head: rows[0] - row for head, row in zip(heads, rows[1:], strict=True)}
 
-    def dropped_places(self, head: HeadId, places: Sequence[Places], *, how: How = "drop") -> dict[str, Samples]:
+    def dropped_places(
+        self, places: Mapping[HeadId, Sequence[Places]], *, how: How = "drop"
+    ) -> dict[HeadId, dict[str, Samples]]:
         """Change of the held-out prompts' losses when a head no longer reads places of theirs: `second_copy`, ...
 
         Empty where the model hides its values.
+
+        Args:
+            places: For each head, alone, its places in each prompt.
+            how: See `headscope.interventions.knockout`.
         """
-        if not reads_values(self.model):
+        if not places or not reads_values(self.model):
             return {}
         knockout = Knockout(model=self.model, places=places, how=how)
-        rows = losses(knockout, self.held_out.prompts, self.copy_queries, [frozenset(), frozenset([head])])
-        return {kind: values[1] - values[0] for kind, values in rows.items()}
+        worlds: list[AblatedHeads] = [frozenset(), *(frozenset([head]) for head in places)]
+        rows = losses(knockout, self.held_out.prompts, self.copy_queries, worlds)
+        return {
+            head: {kind: values[at] - values[0] for kind, values in rows.items()} for at, head in enumerate(places, 1)
+        }
 
 
 def _pairs(targets: Any) -> Places:

@@ -55,13 +55,20 @@ def summaries(
         of.setdefault(one.head, []).append(one)
     removed: dict[HeadId, Effect] = {} if quick else _removed(runner)
     known = {role.name: role for role in roles}
-    made = []
-    for head, mine in of.items():
-        held = sorted(
+    held_by = {
+        head: sorted(
             (one for one in mine if one.outcome in HELD),
             key=lambda one: (not known[one.role].explains, *_strength(one)),
         )
-        test = removed.get(head)
+        for head, mine in of.items()
+    }
+    effects = {head: removed.get(head) for head in of}
+    unexplained = _unexplained(
+        runner, {head: held for head, held in held_by.items() if held and sign(effects[head], rule)}, known
+    )
+    made = []
+    for head, mine in of.items():
+        held, test = held_by[head], effects[head]
         status: Status = "not_tested"
         explained = any(known[one.role].explains for one in held)
         if test is not None and sign(test, rule) and not explained:
@@ -78,7 +85,7 @@ def summaries(
                 roles=tuple(one.role for one in held),
                 correlates=tuple(one.role for one in mine if one.outcome == "correlate"),
                 removed=test,
-                unexplained=_unexplained(runner, head, held, known) if held and sign(test, rule) else None,
+                unexplained=unexplained.get(head),
             )
         )
     rank = {"unexplained": 0, "held": 1, "idle": 2, "not_tested": 2}
@@ -106,16 +113,18 @@ def _removed(runner: RoleRunner) -> dict[HeadId, Effect]:
 
 
 def _unexplained(
-    runner: RoleRunner, head: HeadId, held: Sequence[RoleFinding], roles: Mapping[str, Role]
-) -> float | None:
-    """See this module's text."""
-    targets = [(find, one) for one in held if (find := roles[one.role].targets) is not None]
-    whole = float(runner.removal(head, "zero second_copy").mean())
-    if not targets or whole == 0.0:
-        return None
-    places = [
-        np.unique(np.concatenate([find(prompt, one) for find, one in targets]), axis=0)
-        for prompt in runner.held_out.prompts
-    ]
-    dropped = runner.dropped_places(head, places)
-    return None if not dropped else 1.0 - float(dropped["second_copy"].mean()) / whole
+    runner: RoleRunner, held_by: Mapping[HeadId, Sequence[RoleFinding]], roles: Mapping[str, Role]
+) -> dict[HeadId, float]:
+    """By head; see this module's text. Heads whose roles have no targets on repeated tokens are left out."""
+    places = {}
+    whole = {}
+    for head, held in held_by.items():
+        targets = [(find, one) for one in held if (find := roles[one.role].targets) is not None]
+        whole[head] = float(runner.removal(head, "zero second_copy").mean())
+        if targets and whole[head] != 0.0:
+            places[head] = [
+                np.unique(np.concatenate([find(prompt, one) for find, one in targets]), axis=0)
+                for prompt in runner.held_out.prompts
+            ]
+    dropped = runner.dropped_places(places)
+    return {head: 1.0 - float(values["second_copy"].mean()) / whole[head] for head, values in dropped.items()}

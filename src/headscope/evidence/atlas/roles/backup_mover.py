@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from headscope.evidence.atlas.ioi import Objects, objects, reading
+from headscope.evidence.atlas.ioi import Objects, intact_drops, moved_directly, objects, reading
 from headscope.evidence.atlas.outcome import RULE
 from headscope.evidence.atlas.role import NotAsked, Role, Sample, Scored
 from headscope.evidence.atlas.roles.name_mover import ROLE as MOVER
@@ -39,7 +39,7 @@ def _movers(runner: RoleRunner, asked: Objects) -> tuple[HeadId, ...]:
     once, control = found["once"].mean(0), found["once control"].mean(0)
     looks = (once >= MOVER.least) & (once - control >= RULE.lost_on_control * once)
     heads = [head for head, yes in zip(runner.heads, looks, strict=True) if yes]
-    directly = runner.moved_directly(heads, asked.prompts, asked.corrupt, asked.choices)
+    directly = moved_directly(runner, asked, heads)
     movers = tuple(head for head in heads if directly[head].mean() >= RULE.effect_nats)
     if not movers:
         raise NotAsked("no head moves a name, so none can take over")
@@ -89,11 +89,11 @@ def _test(runner: RoleRunner, scored: Scored, heads: Sequence[HeadId]) -> Mappin
     found: dict[HeadId, dict[str, Sample]] = {head: {} for head in heads}
     for method, ablator in _ablators(runner, asked).items():
         worlds = [movers, *(movers | {head} for head in heads)]
-        rows = losses(ablator, asked.prompts, asked.choices, worlds)["difference"]
+        rows = losses(ablator, asked.prompts, asked.choices, worlds, base=movers)["difference"]
         for head, row in zip(heads, rows[1:], strict=True):
             found[head][method] = Sample(values=rows[0] - row)
     moved = runner.moved(heads, asked.prompts, asked.corrupt, asked.choices, without=tuple(movers), corpus=asked.corpus)
-    intact = runner.outcome_drops(heads, asked.prompts, asked.choices, corpus=asked.corpus)
+    intact = intact_drops(runner, asked, heads)
     for head in heads:
         found[head]["transfer"] = Sample(values=moved[head])
         alike = found[head]["mean"].values / 2 - np.abs(intact[head]["mean"])

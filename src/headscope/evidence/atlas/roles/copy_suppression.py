@@ -19,10 +19,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from headscope.errors import UnsupportedModel
-from headscope.evidence.atlas.looking import places_of
+from headscope.evidence.atlas.looking import on_repeats, places_of
 from headscope.evidence.atlas.outcome import RULE
 from headscope.evidence.atlas.role import NotAsked, Role, Sample, Scored
-from headscope.evidence.atlas.runner import METHODS, RoleRunner
+from headscope.evidence.atlas.runner import RoleRunner
 from headscope.evidence.copying import TokenSpace
 from headscope.evidence.scan.result import THRESHOLD
 from headscope.evidence.verify.evidence import direct
@@ -60,19 +60,17 @@ def _score(runner: RoleRunner) -> Scored:
 
 def _test(runner: RoleRunner, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
     prompts = runner.held_out.prompts
-    places = [_PLACES(prompt) for prompt in prompts]
-    clean = runner.attention(prompts, {"stripe": places})["stripe"]
+    places = {"stripe": [_PLACES(prompt) for prompt in prompts]}
+    clean = runner.attention(prompts, places)["stripe"]
+    # What a head attends to depends on the layers below it alone, so that one pass without all of them shows each head
+    # without the others.
+    without = runner.attention(prompts, places, ablator=runner.copy_ablators["mean"], without=runner.induction_heads)[
+        "stripe"
+    ]
     found: dict[HeadId, dict[str, Sample]] = {}
-    for head in heads:
-        found[head] = {method: Sample(values=-runner.removal(head, f"{method} second_copy")) for method in METHODS}
-        dropped = runner.dropped_places(head, places)
-        if dropped:
-            found[head]["specific"] = Sample(values=-dropped["second_copy"])
-        others = [one for one in runner.induction_heads if one != head]
-        without = runner.attention(prompts, {"stripe": places}, ablator=runner.copy_ablators["mean"], without=others)[
-            "stripe"
-        ]
+    for head, tests in on_repeats(runner, dict.fromkeys(heads, _PLACES), name="induction").items():
         at = scored.heads.index(head)
+        found[head] = {name: Sample(values=-test.values) for name, test in tests.items()}
         lost = (1 - KEPT) * clean[:, at] - without[:, at]
         found[head]["look_alike_anti_induction"] = Sample(values=lost)
     return found

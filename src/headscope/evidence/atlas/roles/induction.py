@@ -22,11 +22,12 @@ _PLACES = places_of("induction")
 
 def _test(runner: RoleRunner, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
     stripe = frozenset(runner.induction_heads)
-    found = {head: on_repeats(runner, head, _PLACES) for head in heads}
+    found = on_repeats(runner, dict.fromkeys(heads, _PLACES), name="induction")
     restored = {}
     if len(stripe) > 1:
         worlds = [stripe, *(stripe - {head} for head in heads)]
-        rows = losses(runner.copy_ablators["mean"], runner.held_out.prompts, runner.copy_queries, worlds)["second_copy"]
+        ablator, prompts = runner.copy_ablators["mean"], runner.held_out.prompts
+        rows = losses(ablator, prompts, runner.copy_queries, worlds, base=stripe)["second_copy"]
         restored = {head: {"transfer": Sample(values=rows[0] - row)} for head, row in zip(heads, rows[1:], strict=True)}
     for head in heads:
         found[head] |= restored.get(head, {})

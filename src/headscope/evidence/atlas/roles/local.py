@@ -59,11 +59,12 @@ def _between(tokens: Tokens) -> np.ndarray:
 def _test(runner: RoleRunner, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
     found: dict[HeadId, dict[str, Sample]] = {}
     places = [_between(prompt) for prompt in runner.held_out.prompts]
+    masked = runner.dropped_places(dict.fromkeys(heads, places), how="mask")
     for head in heads:
         found[head] = {
             method: Sample(values=runner.removal(head, f"{method} second_copy")) for method in ("zero", "mean")
         }
-        for domain, values in runner.dropped_places(head, places, how="mask").items():
+        for domain, values in masked.get(head, {}).items():
             found[head][f"no_effect_masked_{domain}"] = Sample(values=values, within_nats=RULE.within_nats)
     return found
 

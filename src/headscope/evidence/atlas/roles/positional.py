@@ -45,7 +45,7 @@ def _score(runner: RoleRunner) -> Scored:
 
 def _test(runner: RoleRunner, scored: Scored, heads: Sequence[HeadId]) -> Mapping[HeadId, Mapping[str, Sample]]:
     offset = dict(zip(scored.heads, scored.measures["offset"][0], strict=True))
-    return {head: on_repeats(runner, head, _back(int(offset[head]))) for head in heads}
+    return on_repeats(runner, {head: _back(int(offset[head])) for head in heads})
 
 
 def _targets(tokens: Tokens, finding: RoleFinding) -> np.ndarray:
