@@ -55,7 +55,8 @@ class Against:
                 f"{second.model.id} has another vocabulary or start token than {first.model.id}, so that the same "
                 "text is other tokens; use `headscope compare`, which gives each model prompts of its own."
             )
-        self.first, self.second = first, second
+        self.first: Reader = first
+        self.second: Reader = second
 
     def read(self, text: str, *, off: Sequence[HeadId | str] = (), method: Off = "mean") -> Beside:
         """The second model's reading, and how far apart the heads of both look; heads of `off` are off in both.

@@ -81,7 +81,7 @@ DARK = Theme(
 """The page where the reader's system is dark."""
 
 
-GROUND = f"max-width:100%;height:auto;background:{LIGHT.paper}"
+GROUND: str = f"max-width:100%;height:auto;background:{LIGHT.paper}"
 """Style of a picture that may be placed on a dark page: its own ground, and no wider than its place."""
 
 
