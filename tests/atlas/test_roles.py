@@ -208,6 +208,7 @@ TRUTH = {
     "negative_mover": {"name_mover", "negative_mover"},
     "backup_mover": {"backup_mover"},
     "s_inhibition": {"s_inhibition"},
+    "function_vector": {"function_vector"},
 }
 """Who may hold a role: on repeats whatever finds the place after the earlier copy does induction, too, and a mover of
 either sign is an interferer for the other."""
