@@ -174,7 +174,7 @@ def test_a_full_disk_is_told_in_one_line(headscope, tmp_path, monkeypatch):
     def full(path, content):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("headscope.evidence.scan.result.write_whole", full)
+    monkeypatch.setattr("headscope.records.document.write_whole", full)
     ran = headscope("scan", "demo", *SHORT, "--out", tmp_path / "out")
     assert ran.code == 2
     assert ran.err.endswith("out' cannot be written: No space left on device; mend that, or name another place.\n")

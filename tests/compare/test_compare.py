@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from pytest import approx
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import headscope as hs
 from benchmarks.packed import quantised
@@ -16,6 +19,7 @@ from headscope.evidence.atlas.outcome import Outcome
 from headscope.evidence.atlas.result import RoleFinding
 from headscope.evidence.compare.later import later_changes, outcome_changes
 from headscope.evidence.compare.matching import Agreement, Patterns, agreement, matches
+from headscope.evidence.compare.result import Comparison
 from headscope.heads import HeadId
 from headscope.planted.changed import keys_adapted, rotated, silenced, without_query
 from headscope.planted.handbuilt import handbuilt
@@ -36,6 +40,49 @@ def changed(built):
     """The same model, whose induction head looks where the duplicate-token head of another layer would: at itself."""
     head = built.heads("induction")[0]
     return without_query(built.model, head), head  # every key has the same score
+
+
+def random_gpt2(n_positions=128):
+    torch.manual_seed(0)
+    shape = {"vocab_size": 100, "n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 0, "eos_token_id": 0}
+    model = GPT2LMHeadModel(GPT2Config(n_positions=n_positions, **shape)).eval()
+    with torch.no_grad():
+        for block in model.transformer.h:
+            block.attn.c_attn.weight[:, :64] *= 12  # queries and keys, so that heads look somewhere
+    return model
+
+
+def test_a_head_without_a_role_that_looks_elsewhere_is_named():
+    one = random_gpt2()
+    two = copy.deepcopy(one)
+    with torch.no_grad():
+        two.transformer.h[0].attn.c_attn.weight[:, 8:16] *= -1  # L0H1's queries: it looks where it did not
+    pair = hs.compare(one, two, n_prompts=8, period=20).pairs[0]
+    assert pair["L0H1"].match.similarity < 0.9
+    assert "Patterns differ" in pair.finding
+    assert "L0H1 (similarity" in pair.finding
+    assert "Patterns differ" not in hs.compare(one, copy.deepcopy(one), n_prompts=8, period=20).finding
+
+
+def test_prompts_fit_every_model_that_reads_them():
+    # [BOS, r, r, gaps] of period 50 take 149 tokens; the second model reads 48.
+    found = hs.compare(random_gpt2(), random_gpt2(48), n_prompts=4)
+    assert {one.probe["period"] for one in found.sides} == {hs.repeated_tokens(random_gpt2(48)).settings["period"]}
+
+
+def test_of_few_prompts_the_bound_says_no_more_than_that_scores_are_shares():
+    pair = hs.compare(random_gpt2(), random_gpt2(64), n_prompts=2, period=12).pairs[0]
+    assert pair.bound <= 1
+    assert "is shown to change" in pair.finding
+    with pytest.raises(ArgumentError, match="at least 2 prompts"):
+        hs.compare(random_gpt2(), random_gpt2(64), n_prompts=1, period=12)
+
+
+def test_a_document_that_compares_nothing_is_refused():
+    document = hs.compare(random_gpt2(), random_gpt2(64), n_prompts=2, period=12).to_dict()
+    for damage in ({"pairs": []}, {"sides": document["sides"][:1]}):
+        with pytest.raises(ArgumentError, match="the document is damaged"):
+            Comparison.from_dict(document | damage)
 
 
 def test_a_change_of_one_head_is_found_and_nothing_else(built, changed):

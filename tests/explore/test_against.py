@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from pytest import approx
+from tokenizers import normalizers
 from transformers import AutoModelForCausalLM
 
 import headscope as hs
@@ -58,6 +61,16 @@ def test_heads_are_switched_off_in_both(reader, other, text):
     found = Against(reader, other).read(text, off=[HEAD], method="zero")
     assert found.difference == approx(0.0, abs=1e-5)
     assert found.reading.off == (HEAD,)
+
+
+def test_a_text_that_two_tokenizers_cut_differently_is_refused(reader, text):
+    loaded = hs.load("demo")
+    lowering = copy.deepcopy(loaded.tokenizer)
+    lowering._tokenizer.normalizer = normalizers.Lowercase()  # the same vocabulary, and other tokens for a capital
+    both = Against(reader, Reader(hs.load(loaded.hf, tokenizer=lowering)))
+    assert both.read(text.lower()).difference == approx(0.0, abs=1e-6)
+    with pytest.raises(ArgumentError, match="tokenizers cut it differently"):
+        both.read("Alpha Beta Alpha")
 
 
 def test_another_vocabulary_is_refused():

@@ -184,7 +184,7 @@ def test_a_family_that_cannot_restart_is_told_and_runs_whole_passes(tokens):
     assert not restarts(model)
     replay = Replay(model, tokens)
     clean = replay.clean()
-    assert replay._kept == []
+    assert replay.kept == []
     assert [replay.start_of(layer) for layer in range(4)] == [0, 0, 0, 0]
     assert torch.equal(replay.logits(ignore), clean)
     assert_close(replay.logits(ignore, copies=2), clean.repeat(2, 1, 1))
@@ -383,7 +383,7 @@ def test_gradients_are_built_only_on_demand(tokens):
     assert not replay.logits(ignore, start=1).requires_grad
     asked = replay.clean(grad=True)
     assert asked.requires_grad
-    assert replay._kept == []  # a kept output would hold the graph
+    assert replay.kept == []  # a kept output would hold the graph
 
 
 def test_a_model_without_a_head_is_refused_in_one_line(tokens):

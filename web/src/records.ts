@@ -78,6 +78,7 @@ export interface CompareRule {
   difference: number;
   false_discovery: number;
   agreement: number;
+  similarity: number;
   delta_loss_nats: number;
   share: number;
 }

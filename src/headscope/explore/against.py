@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from headscope.errors import ArgumentError
 from headscope.evidence.compare.vocabulary import shared_vocabulary
 from headscope.explore.reading import Off, Reader, Reading
@@ -63,9 +65,16 @@ class Against:
 
         Raises:
             TokenError: see `Reader.tokens`.
-            ArgumentError: a head that either model does not have.
+            ArgumentError: a head that either model does not have, or a text that their tokenizers cut differently.
             NonFiniteError: a loss is not a number.
         """
+        ids = [one.tokens(text) for one in (self.first, self.second)]
+        if not np.array_equal(*ids):
+            raise ArgumentError(
+                f"{self.first.model.id} reads this text as {len(ids[0])} tokens and {self.second.model.id} as "
+                f"{len(ids[1])}, not the same ones: their tokenizers cut it differently; try another text, or use "
+                "`headscope compare`."
+            )
         reading = self.second.read(text, off=off, method=method)
         other = self.first.read(text, off=off, method=method)
         means = [_mean(one) for one in (other, reading)]

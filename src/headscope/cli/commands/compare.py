@@ -41,7 +41,9 @@ def compare(
         bool, typer.Option("--swap", help="Put heads of one into the other: which carry the difference in loss?")
     ] = False,
     n_prompts: Annotated[int, typer.Option(help="Random prompts that all models read.")] = 32,
-    period: Annotated[int, typer.Option(help="Length of the repeated run, at least 3.")] = 50,
+    period: Annotated[
+        int | None, typer.Option(help="Length of the repeated run, at least 3; 50, or what fits all.")
+    ] = None,
     top: Annotated[int, typer.Option(help="Changed heads to print.", min=1)] = 10,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write compare.json and compare.parquet here.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from headscope.evidence.compare.result import HeadChange, RoleChange, SwapTest
+from headscope.evidence.compare.result import RULE, HeadChange, RoleChange, SwapTest
 from headscope.heads import HeadId
 
 NAMED = 3
@@ -38,14 +38,23 @@ def finding(
     else:
         largest = max(((one, role) for one in compared for role in one.roles), key=lambda pair: _size(pair[1]))
         parts.append(
-            f"No head of {len(compared)} attends differently in {to}; the largest difference is "
+            f"No head of {len(compared)} is shown to change a role's score in {to}; the largest difference is "
             f"{_size(largest[1]):.2g} ({_words(largest[1].role)} of {largest[0].head})"
             + ("" if bound is None else f", and none is beyond {bound:.2g}")
         )
+    others = sorted(
+        (one.match.similarity, one.head)
+        for one in compared
+        if one.match is not None and one.match.similarity < RULE.similarity and one not in changed
+    )
+    if others:
+        names = ", ".join(f"{head} (similarity {similarity:.2f})" for similarity, head in others[:NAMED])
+        more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
+        parts.append(f"patterns differ, whatever the roles' scores, in {names}{more}")
     if moved:
         names = ", ".join(f"{one.head} is {one.counterpart}" for one in moved[:NAMED])
         more = f" and {len(moved) - NAMED} more" if len(moved) > NAMED else ""
-        parts.append(f"{len(moved)} bear another number there: {names}{more}")
+        parts.append(f"{len(moved)} bear{'s' * (len(moved) == 1)} another number there: {names}{more}")
     alone = len(heads) - len(compared)
     if alone or unmatched:
         parts.append(f"without a counterpart are {alone} heads of {from_} and {len(unmatched)} of {to}")
@@ -75,7 +84,10 @@ def _carried(swap: SwapTest) -> str:
         return f"the swap test asks nothing: {swap.reason}"
     apart = f"the loss on repetition differs by {swap.difference.mean:+.3f} nats"
     if swap.sources is None:
-        return f"{apart}, and no single head carries it"
+        together = (
+            "" if swap.everything is None else f"; all heads' z together restore {swap.everything.restores.mean:.0%}"
+        )
+        return f"{apart}, and no single head's z carries it{together}"
     names = ", ".join(map(str, swap.sources.heads[:NAMED]))
     chance = max((one.restores.mean for one in swap.random), default=None)
     control = "" if chance is None else f"; random heads restore at most {max(0.0, chance):.0%}"

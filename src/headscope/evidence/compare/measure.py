@@ -57,7 +57,7 @@ from headscope.evidence.verify.result import Verification
 from headscope.heads import HeadId
 from headscope.model.load import Model, Source, load
 from headscope.probes import Probe, repeated_tokens
-from headscope.probes.repeated import N_PROMPTS, PERIOD
+from headscope.probes.repeated import N_PROMPTS
 from headscope.records.common import Estimate
 from headscope.stats import mean_intervals, p_values, t_quantile, two_sample
 
@@ -92,7 +92,7 @@ def compare(
     swap: bool = False,
     probe: Probe | None = None,
     n_prompts: int = N_PROMPTS,
-    period: int = PERIOD,
+    period: int | None = None,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Comparison:
@@ -108,7 +108,7 @@ def compare(
         swap: Put heads of one model into the other: which carry the difference in loss?
         probe: What all models read; by default repeated random tokens.
         n_prompts: Of the default probe.
-        period: Of the default probe.
+        period: Of the default probe; by default 50, or the longest that fits every model that reads the same prompts.
         seed: Of the default probe.
         progress: Called with (what is being done, done, of).
 
@@ -128,14 +128,20 @@ def compare(
     models = [load(one) for one in (a, b, *more)]
     shared = [shared_vocabulary(models[0], one) for one in models]
 
-    def drawn(model: Model, token_ids: list[int] | None = None) -> Probe:
+    def drawn(model: Model, token_ids: list[int] | None = None, period: int | None = period) -> Probe:
         return repeated_tokens(model, n_prompts=n_prompts, period=period, token_ids=token_ids, seed=seed)
 
     if probe is None:
         together = [one for one, why in zip(models, shared, strict=True) if why]
-        common = drawn(models[0], common_ids(together))
+        ids = common_ids(together)
+        # By default each draws the longest period that fits it; the shortest of these fits all.
+        common = min((drawn(one, ids) for one in (together if period is None else models[:1])), key=_period)
+        if common.settings["period"] != drawn(models[0], ids).settings["period"]:
+            common = drawn(models[0], ids, common.settings["period"])
     else:
         common, shared = probe, ["the prompts were given" for _ in models]
+    if len(common.prompts) < 2:
+        raise ArgumentError("1 prompt was given; differences need intervals, and those at least 2 prompts.")
     read, prepared = [], Prepared()
     for index, (model, why) in enumerate(zip(models, shared, strict=True)):
         own = common if why else drawn(model)
@@ -186,6 +192,10 @@ def compare(
         rule=RULE,
         timing=Timing(wall_s=time.perf_counter() - started, tokens=sum(one.scan.timing.tokens for one in read)),
     )
+
+
+def _period(probe: Probe) -> int:
+    return int(probe.settings["period"])
 
 
 # ---- two models
@@ -282,7 +292,7 @@ def _differences(
         if len(apart) > 1:
             t = t_quantile(len(apart) - 1, error=0.05 / n_tests)
             ends.append(float((np.abs(mean) + t * apart.std(axis=0, ddof=1) / np.sqrt(len(apart))).max()))
-    return estimates, max(ends) if ends else None
+    return estimates, min(1.0, max(ends)) if ends else None
 
 
 def _match(found: Agreement, q: np.ndarray, head: int, other: int) -> Match:

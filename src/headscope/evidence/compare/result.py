@@ -36,6 +36,8 @@ class CompareRule:
     """Largest q-value, over all heads and roles of a pair of models."""
     agreement: float = 0.5
     """Least agreement of patterns for a head to be taken for one of another number."""
+    similarity: float = 0.9
+    """A head whose pattern is less similar to its counterpart's is named, whatever its scores for roles."""
     delta_loss_nats: float = 0.01
     """Least difference of loss for the swap test to ask which heads carry it."""
     share: float = 0.1
@@ -275,8 +277,9 @@ class PairChange:
     finding: str
     """In one sentence."""
     bound: float | None = None
-    """No score of any head changed by more, at 95% for all together (Student's t, Bonferroni); None where the prompts
-    are not paired."""
+    """No score of any head changed by more, at 95% for all together (Student's t, Bonferroni), at most 1; None where
+    the prompts are not paired. Of a change that shows in few prompts it says little: what none of n prompts shows may
+    still be in 3 / n of all."""
     verdicts: tuple[VerdictChange, ...] | None = None
     """Heads whose verdict differs, or with a role in either model; None where nothing was verified."""
     edges: tuple[EdgeChange, ...] | None = None
@@ -404,9 +407,16 @@ class Comparison:
         """The result that `to_dict` wrote.
 
         Raises:
-            ArgumentError: the document is not a `headscope.compare/1`.
+            ArgumentError: the document is not a `headscope.compare/1`, or compares models that it does not hold.
         """
-        return decode(cls, document, schema=SCHEMA)
+        found = decode(cls, document, schema=SCHEMA)
+        labels = {one.label for one in found.sides}
+        if not found.pairs or any(not {one.a, one.b} <= labels for one in (*found.pairs, *found.nearest)):
+            raise ArgumentError(
+                "the document is damaged (Comparison.pairs is empty, or names a model that it does not hold); write it "
+                "again."
+            )
+        return found
 
     def __repr__(self) -> str:
         return f"Comparison({', '.join(one.model.id for one in self.sides)}: {self.finding})"
