@@ -68,8 +68,8 @@ class Against:
             ArgumentError: a head that either model does not have, or a text that their tokenizers cut differently.
             NonFiniteError: a loss is not a number.
         """
-        ids = [one.tokens(text) for one in (self.first, self.second)]
-        if not np.array_equal(*ids):
+        ids = self.first.tokens(text), self.second.tokens(text)
+        if not np.array_equal(ids[0], ids[1]):
             raise ArgumentError(
                 f"{self.first.model.id} reads this text as {len(ids[0])} tokens and {self.second.model.id} as "
                 f"{len(ids[1])}, not the same ones: their tokenizers cut it differently; try another text, or use "
