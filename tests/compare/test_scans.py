@@ -44,7 +44,7 @@ def test_kept_scans_find_the_changed_head_and_nothing_else(models):
 
 def test_scans_of_other_prompts_are_not_compared(models):
     scans = [hs.scan(models[0], probe=hs.repeated_tokens(hs.load(models[0]), n_prompts=4, period=n)) for n in (10, 12)]
-    with pytest.raises(ArgumentError, match="2 kinds of prompts"):
+    with pytest.raises(ArgumentError, match=r"differ in .*period \(10, 12\)"):
         compare_scans(scans)
     with pytest.raises(ArgumentError, match="at least two"):
         compare_scans(scans[:1])

@@ -45,5 +45,7 @@ def test_the_command_compares_a_store(store):
     assert shown.exit_code == 0, shown.output
     assert "Most alike:" in shown.output
     assert "were kept" in shown.output
-    refused = CliRunner().invoke(app, ["compare", str(store), "--verify"])
-    assert "needs the models" in str(refused.exception) + refused.output
+    assert "by scores" in shown.output
+    for asked in (["--verify"], ["--n-prompts", "4"], ["--dtype", "bfloat16"], ["--seed", "7"]):
+        refused = CliRunner().invoke(app, ["compare", str(store), *asked])
+        assert f"{asked[0]} needs the models" in str(refused.exception) + refused.output

@@ -40,7 +40,7 @@ def compare(
     swap: Annotated[
         bool, typer.Option("--swap", help="Put heads of one into the other: which carry the difference in loss?")
     ] = False,
-    n_prompts: Annotated[int, typer.Option(help="Random prompts that all models read.")] = 32,
+    n_prompts: Annotated[int | None, typer.Option(help="Random prompts that all models read; 32 by default.")] = None,
     period: Annotated[
         int | None, typer.Option(help="Length of the repeated run, at least 3; 50, or what fits all.")
     ] = None,
@@ -58,16 +58,16 @@ def compare(
     from headscope.sweeps.store import is_store, open_store
 
     if len(models) == 1 and is_store(models[0]):
-        if asked := [
-            name for name, on in (("verify", verify), ("circuit", circuit), ("atlas", atlas), ("swap", swap)) if on
-        ]:
+        wanted = {"verify": verify, "circuit": circuit, "atlas": atlas, "swap": swap, "dtype": dtype}
+        wanted |= {"revision": revision, "n-prompts": n_prompts, "period": period, "seed": seed}
+        if asked := [name for name, given in wanted.items() if given]:
             raise ArgumentError(f"--{asked[0]} needs the models; a store holds scans: compare the models themselves.")
         check_out(out)
         _show(open_store(models[0]).compare(), top=top, out=out, as_json=as_json)
         return
     if len(models) < 2:
         raise ArgumentError(f"{len(models)} model was given; compare needs at least two, like: headscope compare A B.")
-    if n_prompts < 2:
+    if n_prompts is not None and n_prompts < 2:
         raise ArgumentError(f"--n-prompts {n_prompts}; differences need intervals, and those at least 2 prompts.")
     dtypes = _each("--dtype", dtype or ["auto"], models)
     revisions = _each("--revision", revision or [None], models)
@@ -78,6 +78,7 @@ def compare(
     ]
     from headscope.cli.progress import bars
     from headscope.evidence.compare.measure import compare as run
+    from headscope.probes.repeated import N_PROMPTS
 
     with bars() as progress:
         found = run(
@@ -86,7 +87,7 @@ def compare(
             circuit=circuit,
             atlas=atlas,
             swap=swap,
-            n_prompts=n_prompts,
+            n_prompts=N_PROMPTS if n_prompts is None else n_prompts,
             period=period,
             seed=seed,
             progress=progress,

@@ -92,7 +92,10 @@ def unlike(one: Scan, two: Scan) -> list[str]:
     """What scans say that differs beside the weights."""
     pairs = [
         *((name, getattr(one.model, name), getattr(two.model, name)) for name in ("id", "revision", "family")),
-        *((name, getattr(one.model, name), getattr(two.model, name)) for name in ("n_layers", "n_heads", "n_kv_heads")),
+        *(
+            (name, getattr(one.model, name), getattr(two.model, name))
+            for name in ("n_layers", "n_heads", "n_kv_heads", "n_embeddings")
+        ),
         *((name, getattr(one.provenance, name), getattr(two.provenance, name)) for name in ("dtype", "device")),
     ]
     return [f"{name} {ours}, {theirs}" for name, ours, theirs in pairs if ours != theirs]

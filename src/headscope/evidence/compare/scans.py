@@ -12,14 +12,13 @@ Cost: no model is loaded.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
 
-from headscope.errors import ArgumentError
+from headscope.errors import ArgumentError, brief
 from headscope.evidence.compare.changes import head_changes, heads_of, label_of, side_of, unlike
 from headscope.evidence.compare.finding import finding
 from headscope.evidence.compare.result import RULE, Comparison, Likeness, PairChange
@@ -39,12 +38,11 @@ def compare_scans(scans: Sequence[Scan]) -> Comparison:
     started = time.perf_counter()
     if len(scans) < 2:
         raise ArgumentError(f"{len(scans)} scan was given; a comparison needs at least two.")
-    probes = {json.dumps({**one.probe, "n_prompts": 0}, sort_keys=True, default=str) for one in scans}
-    if len(probes) > 1:
-        raise ArgumentError(
-            f"the scans were made with {len(probes)} kinds of prompts, like {' and '.join(sorted(probes)[:2])}; "
-            "compare scans of one kind."
-        )
+    first = scans[0].probe
+    others = {key for one in scans for key in first.keys() | one.probe.keys() if one.probe.get(key) != first.get(key)}
+    if others := sorted(others - {"n_prompts"}):
+        values = (f"{key} ({', '.join(sorted({brief(one.probe.get(key)) for one in scans}))})" for key in others)
+        raise ArgumentError(f"the scans' prompts differ in {'; '.join(values)}; compare scans of one kind of prompts.")
     labels = [label_of(index) for index in range(len(scans))]
     nearest = []
     for (a, one), (b, two) in combinations(zip(labels, scans, strict=True), 2):

@@ -36,7 +36,11 @@ def print_comparison(found: Comparison, *, top: int) -> None:
         console.print()
         console.print(_by_head(found, top))
         for one in found.nearest[:1]:
-            console.print(f"Most alike: {one.a} and {one.b}, similarity {one.similarity:.3f}")
+            ties = sum(round(other.similarity, 6) == round(one.similarity, 6) for other in found.nearest) - 1
+            console.print(
+                f"Most alike: {one.a} and {one.b}, similarity {one.similarity:.3f} by {one.by}"
+                + (f"; as much {ties} more" if ties else "")
+            )
 
 
 def _pair(console: Console, pair: PairChange, top: int) -> None:
