@@ -38,11 +38,15 @@ class Document:
         """
         found = decode(cls, document, schema=cls.schema)
         refuse_repeated(found.listed())
+        found.refuse_damage()
         return found
 
     def listed(self) -> Iterable[HeadId]:
         """Heads of which each may be in the document once."""
         return ()
+
+    def refuse_damage(self) -> None:
+        """Raise an ArgumentError where the document contradicts itself."""
 
 
 class SavedDocument(Document):

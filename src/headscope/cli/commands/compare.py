@@ -58,9 +58,9 @@ def compare(
     from headscope.sweeps.store import is_store, open_store
 
     if len(models) == 1 and is_store(models[0]):
-        wanted = {"verify": verify, "circuit": circuit, "atlas": atlas, "swap": swap, "dtype": dtype}
-        wanted |= {"revision": revision, "n-prompts": n_prompts, "period": period, "seed": seed}
-        if asked := [name for name, given in wanted.items() if given]:
+        wanted = {"verify": verify or None, "circuit": circuit or None, "atlas": atlas or None, "swap": swap or None}
+        wanted |= {"dtype": dtype, "revision": revision, "n-prompts": n_prompts, "period": period, "seed": seed or None}
+        if asked := [name for name, given in wanted.items() if given is not None]:
             raise ArgumentError(f"--{asked[0]} needs the models; a store holds scans: compare the models themselves.")
         check_out(out)
         _show(open_store(models[0]).compare(), top=top, out=out, as_json=as_json)

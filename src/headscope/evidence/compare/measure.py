@@ -132,12 +132,7 @@ def compare(
         return repeated_tokens(model, n_prompts=n_prompts, period=period, token_ids=token_ids, seed=seed)
 
     if probe is None:
-        together = [one for one, why in zip(models, shared, strict=True) if why]
-        ids = common_ids(together)
-        # By default each draws the longest period that fits it; the shortest of these fits all.
-        common = min((drawn(one, ids) for one in (together if period is None else models[:1])), key=_period)
-        if common.settings["period"] != drawn(models[0], ids).settings["period"]:
-            common = drawn(models[0], ids, common.settings["period"])
+        common = _fitting([one for one, why in zip(models, shared, strict=True) if why], drawn, period)
     else:
         common, shared = probe, ["the prompts were given" for _ in models]
     if len(common.prompts) < 2:
@@ -194,8 +189,12 @@ def compare(
     )
 
 
-def _period(probe: Probe) -> int:
-    return int(probe.settings["period"])
+def _fitting(models: Sequence[Model], drawn: Callable[..., Probe], period: int | None) -> Probe:
+    """Prompts that all of these can read: of the period asked for, or of the shortest that any of them would get."""
+    ids = common_ids(models)
+    first, *others = (drawn(one, ids) for one in (models if period is None else models[:1]))
+    shortest = min((one.settings["period"] for one in others), default=first.settings["period"])
+    return first if first.settings["period"] <= shortest else drawn(models[0], ids, shortest)
 
 
 # ---- two models

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from headscope.errors import ArgumentError
 from headscope.evidence.atlas.outcome import Outcome
 from headscope.evidence.scan.result import Timing
 from headscope.heads import HeadId
-from headscope.records.codec import decode, encode
 from headscope.records.common import Estimate, ModelInfo, Provenance
-from headscope.records.files import read_document, write_whole
+from headscope.records.document import SavedDocument
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -330,9 +327,10 @@ COLUMNS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Comparison:
+class Comparison(SavedDocument):
     """What changed between models."""
 
+    schema: ClassVar[str] = SCHEMA
     sides: tuple[Side, ...]
     """The models."""
     pairs: tuple[PairChange, ...]
@@ -359,14 +357,6 @@ class Comparison:
         """The first pair's finding."""
         return self.pairs[0].finding
 
-    def to_dict(self) -> dict[str, Any]:
-        """The document `headscope.compare/1`, JSON-ready."""
-        return {"schema": SCHEMA, **encode(self)}
-
-    def to_json(self) -> str:
-        """The document as text."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
-
     def to_frame(self) -> pd.DataFrame:
         """One row per pair of models, head and role: `COLUMNS`; `model` is the first model's id."""
         import pandas as pd
@@ -384,39 +374,18 @@ class Comparison:
         ]
         return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"ci_low": "float64", "ci_high": "float64"})
 
-    def save(self, folder: str | Path) -> tuple[Path, Path]:
-        """Write `compare.json` and `compare.parquet` into a folder, which is made if need be. Returns both paths."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        document, table = folder / "compare.json", folder / "compare.parquet"
-        write_whole(document, (self.to_json() + "\n").encode())
-        write_whole(table, self.to_frame().to_parquet(index=False))
-        return document, table
+    def beside(self) -> dict[str, bytes]:
+        """See `SavedDocument.beside`."""
+        return {"parquet": self.to_frame().to_parquet(index=False)}
 
-    @classmethod
-    def load(cls, path: str | Path) -> Comparison:
-        """Read `compare.json`, or the folder that holds it.
-
-        Raises:
-            ArgumentError: there is no such file, or it is not a comparison.
-        """
-        return cls.from_dict(read_document(path, "compare.json"))
-
-    @classmethod
-    def from_dict(cls, document: dict[str, Any]) -> Comparison:
-        """The result that `to_dict` wrote.
-
-        Raises:
-            ArgumentError: the document is not a `headscope.compare/1`, or compares models that it does not hold.
-        """
-        found = decode(cls, document, schema=SCHEMA)
-        labels = {one.label for one in found.sides}
-        if not found.pairs or any(not {one.a, one.b} <= labels for one in (*found.pairs, *found.nearest)):
+    def refuse_damage(self) -> None:
+        """Two models at least, each named by a label of its own."""
+        labels = {one.label for one in self.sides}
+        if not self.pairs or any(not {one.a, one.b} <= labels for one in (*self.pairs, *self.nearest)):
             raise ArgumentError(
                 "the document is damaged (Comparison.pairs is empty, or names a model that it does not hold); write it "
                 "again."
             )
-        return found
 
     def __repr__(self) -> str:
         return f"Comparison({', '.join(one.model.id for one in self.sides)}: {self.finding})"

@@ -150,11 +150,9 @@ def _roles(found: Comparison) -> Table:
 
 def _by_head(found: Comparison, top: int) -> Table:
     """One role's score of every head in every model: the role of the largest difference, its largest heads first."""
-    gaps = {
-        role: max((abs(one.difference.mean) for pair in found.pairs for head in pair.heads for one in head.roles
-                   if one.role == role), default=0.0)
-        for role in found.sides[0].roles
-    }  # fmt: skip
+    gaps = dict.fromkeys(found.sides[0].roles, 0.0)
+    for one in (one for pair in found.pairs for head in pair.heads for one in head.roles if one.role in gaps):
+        gaps[one.role] = max(gaps[one.role], abs(one.difference.mean))
     role = max(gaps, key=lambda name: round(gaps[name], 6))
     scores = [{one.head: one.scores.get(role) for one in side.heads} for side in found.sides[:COLUMNS]]
     best = {

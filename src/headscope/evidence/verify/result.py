@@ -201,22 +201,15 @@ class Verification(SavedDocument):
         frame = pd.DataFrame([_row(one) for one in self.heads])
         return frame.astype(dict.fromkeys(NUMBERS, "float64")).assign(model=self.model.id)
 
-    @classmethod
-    def from_dict(cls, document: dict[str, Any]) -> Verification:
-        """The result that `to_dict` wrote.
-
-        Raises:
-            ArgumentError: the document is of another schema, or damaged, or has a verdict that is none of its types.
-        """
-        found = super(Verification, cls).from_dict(document)  # plain super() knows the class without slots
-        known = {one.name for one in found.head_types}
-        for i, one in enumerate(found.heads):
+    def refuse_damage(self) -> None:
+        """Each verdict is one of the document's head types."""
+        known = {one.name for one in self.head_types}
+        for i, one in enumerate(self.heads):
             if one.verdict not in known:
                 raise ArgumentError(
                     f"the document is damaged (Verification.heads[{i}].verdict holds {one.verdict[:60]!r}, which is "
                     "none of its head types); write it again."
                 )
-        return found
 
     def to_parquet(self) -> bytes:
         """The frame as a Parquet file, with the rest of the document in its metadata under `headscope`."""
