@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from headscope.cli.files import check_out, saving
+from headscope.cli.following import suggest
 from headscope.render.plain import say
 
 PLACE = 8
@@ -38,7 +39,7 @@ def mosaic(
         check_out(path, file=True)
     found = run(store, detector=detector, by_depth=by_depth)
     if as_json:
-        say(found.to_json())
+        say(found.to_json(), wrap=False)
         if out is None:
             return
     others = [role for role in roles(store) if role != detector] if path.suffix == ".html" else []
@@ -49,3 +50,4 @@ def mosaic(
         say(f"Mosaic: {path} ({len(found.tiles)} shown)")
         for name in found.failed:
             say(f"not shown, since its scan failed: {name}")
+        suggest(["compare", store], "which models are alike, and what differs")

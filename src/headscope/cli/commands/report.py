@@ -9,6 +9,7 @@ import typer
 
 from headscope.cli import options
 from headscope.cli.files import read_text, saving
+from headscope.cli.following import suggest
 from headscope.cli.progress import announce
 from headscope.errors import ArgumentError
 from headscope.render.plain import say
@@ -39,7 +40,9 @@ def report(
         int | None,
         typer.Option(help="Length of the repeated run, at least 3; by default 50, in the circuit 24, or what fits."),
     ] = None,
-    natural: Annotated[Path | None, typer.Option(help="Try removals on this text file too.")] = None,
+    natural: Annotated[
+        Path | None, typer.Option("--text", "--natural", help="Try removals on this text file too.")
+    ] = None,
     emergence: Annotated[
         list[Path] | None,
         typer.Option("--emergence", help="Show a run too: what `headscope emergence --out` wrote; repeat it."),
@@ -67,6 +70,11 @@ def report(
 
     path = writable(out if out is not None else Path("report.html")) if out is not None or not as_json else None
     given = {} if saved is None else ready(saved)
+    unused = {"--top": top, "--text": natural} if "verification" in given else {}
+    if {"scan", "verification", "circuit"} <= given.keys():
+        unused |= {"--head": heads, "--n-prompts": n_prompts, "--period": period}
+    if asked := [name for name, one in unused.items() if one is not None]:
+        raise ArgumentError(f"{asked[0]} changes nothing: {str(saved)!r} holds what it is of; leave one of them out.")
     text = None if natural is None else read_text(natural)
     given["emergence"] = [*given.get("emergence", []), *(Emergence.load(one) for one in emergence or ())]
     given["behavior"] = [*given.get("behavior", []), *(BehaviorResult.load(one) for one in behavior or ())]
@@ -86,10 +94,11 @@ def report(
         with saving(path):
             write_page(document, path)
     if as_json:
-        say(to_json(document))
+        say(to_json(document), wrap=False)
         return
     say(document["finding"]["sentence"])
     for detail in document["finding"]["details"]:
         say(f"  {detail}")
     if path is not None:
         say(f"Report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    suggest(["explore", *opening.words()], "the same page, live on your own prompt")
