@@ -35,10 +35,10 @@ BARS = {"passes_null": 15, "passes_planted": 30}
 def passes(model: Model) -> dict[str, Any]:
     """What `verify` reads, in passes over its prompts, and what it finds."""
     probe = hs.repeated_tokens(model)
-    hs.ablate_each(
-        model, probe=hs.repeated_tokens(model, n_prompts=2, period=12), method="zero"
-    )  # tried once per model
     with counted(model) as tokens:
+        # What is tried once per model, like restarting; the counter's hooks make another model of it, so within it.
+        hs.ablate_each(model, probe=hs.repeated_tokens(model, n_prompts=2, period=12), method="zero")
+        tokens[0] = 0
         found = hs.verify(model, probe=probe)
     return {
         "passes": round(tokens[0] / (LAYERS * sum(map(len, probe.prompts))), 1),
