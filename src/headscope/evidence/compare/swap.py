@@ -82,7 +82,7 @@ def swap_test(
     names: Mapping[HeadId, HeadId],
     seed: int,
 ) -> SwapTest:
-    """Swap every head, then the sources together, then as many random ones.
+    """Exchange every head, then the sources together, then as many random ones.
 
     Nothing is asked where a head's counterpart in `names` bears another number: z has no place there.
     """
