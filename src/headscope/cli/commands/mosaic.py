@@ -69,4 +69,5 @@ def mosaic(
         say(f"Mosaic: {path} ({len(found.tiles)} shown)")
         for name in () if isinstance(found, RoleMosaic) else found.failed:
             say(f"not shown, since its scan failed: {name}")
-        suggest(["compare", store], "which models are alike, and what differs")
+        if not by_role:
+            suggest(["compare", store], "which models are alike, and what differs")
