@@ -226,7 +226,9 @@ function useAddress<S extends View>(
   const drawn = useRef(false);
   useEffect(() => {
     // A page that was opened without a state keeps its plain address until something is chosen.
-    if (drawn.current || location.hash.includes("=")) history.replaceState(null, "", written(state));
+    // In a notebook the page is in a frame without an address.
+    const addressed = location.protocol !== "about:";
+    if (addressed && (drawn.current || location.hash.includes("="))) history.replaceState(null, "", written(state));
     drawn.current = true;
   }, [state]);
   useEffect(() => {

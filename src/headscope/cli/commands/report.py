@@ -70,11 +70,6 @@ def report(
 
     path = writable(out if out is not None else Path("report.html")) if out is not None or not as_json else None
     given = {} if saved is None else ready(saved)
-    unused = {"--top": top, "--text": natural} if "verification" in given else {}
-    if {"scan", "verification", "circuit"} <= given.keys():
-        unused |= {"--head": heads, "--n-prompts": n_prompts, "--period": period}
-    if asked := [name for name, one in unused.items() if one is not None]:
-        raise ArgumentError(f"{asked[0]} changes nothing: {str(saved)!r} holds what it is of; leave one of them out.")
     text = None if natural is None else read_text(natural)
     given["emergence"] = [*given.get("emergence", []), *(Emergence.load(one) for one in emergence or ())]
     given["behavior"] = [*given.get("behavior", []), *(BehaviorResult.load(one) for one in behavior or ())]
