@@ -35,7 +35,7 @@ from headscope.evidence.atlas.ioi import PLACES, TEXT, THINGS
 from headscope.evidence.atlas.measure import PASS_TOKENS
 from headscope.evidence.atlas.outcome import HELD
 from headscope.evidence.atlas.runner import N_PROMPTS, RoleRunner
-from headscope.evidence.atlas.words import NAMES, ORDERED, UNORDERED
+from headscope.evidence.atlas.words import LONGER, NAMES, ORDERED, UNORDERED
 from headscope.model.model import Model
 
 BARS = {"quick_forwards": 10, "full_forwards": 400}
@@ -94,12 +94,13 @@ def measure(n_prompts: int) -> dict[str, Any]:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Every word that a role asks with is one token; ids up to 511."""
+    """Every word that a role asks with is one token, or two where it asks for two; ids up to 511."""
     sentence = TEXT.format(first="", second="", place="", giver="", thing="").replace(",", " , ").split()
     classes = [word for one in ORDERED.values() for word in one]
-    words = dict.fromkeys(["<s>", "<unk>", *",.;", *sentence, *classes, *UNORDERED, *NAMES, *PLACES, *THINGS])
+    halves = [half for word in LONGER for half in (word[:3], f"##{word[3:]}")]
+    words = dict.fromkeys(["<s>", "<unk>", *",.;", *sentence, *classes, *UNORDERED, *NAMES, *PLACES, *THINGS, *halves])
     vocabulary = [*words, *(f"w{one}" for one in range(512 - len(words)))]
-    made = Tokenizer(models.WordLevel({word: at for at, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    made = Tokenizer(models.WordPiece({word: at for at, word in enumerate(vocabulary)}, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", unk_token="<unk>")
 

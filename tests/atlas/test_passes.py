@@ -126,3 +126,24 @@ def test_what_roles_share_of_a_head_is_computed_once(runner):
     assert runner.by_head("layers", TESTED[:2], compute) == {HeadId(0, 1): 0, HeadId(1, 2): 1}
     assert runner.by_head("layers", TESTED[1:3], compute) == {HeadId(1, 2): 1, HeadId(1, 3): 1}
     assert calls == [TESTED[:2], (HeadId(1, 3),)]
+
+
+def test_a_patch_may_leave_the_last_positions_as_they_are(runner, asked):
+    prompts, sources, _, _ = asked
+    patch = ActivationPatch(model=runner.model, sources=sources, n_last=2, own_last=1)
+    substitute = patch.substitutes(range(N), len(prompts[0]))
+    theirs = {}
+
+    def keep(attention):
+        theirs[attention.layer] = attention.z.clone()
+
+    def compare(attention):
+        mask = torch.zeros(1, attention.n_heads, dtype=torch.bool)
+        mask[0, 1] = True
+        expected = attention.z.clone()
+        expected[:, -2, 1] = theirs[attention.layer][:, -2, 1]
+        assert not torch.equal(expected, attention.z)
+        assert torch.equal(patch.edited(attention, mask, substitute(attention)), expected)
+
+    for rows, visit in ((sources, keep), (prompts, compare)):
+        runner.model.run(torch.from_numpy(np.stack(rows)), visit)

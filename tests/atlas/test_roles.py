@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -13,8 +15,11 @@ import headscope as hs
 from headscope.errors import ArgumentError
 from headscope.evidence.atlas.ioi import objects
 from headscope.evidence.atlas.outcome import HELD
+from headscope.evidence.atlas.role import NotAsked
+from headscope.evidence.atlas.roles import concept_induction
 from headscope.evidence.atlas.runner import RoleRunner
-from headscope.planted.known_roles import NAMES, known_roles
+from headscope.evidence.atlas.words import two_token_words
+from headscope.planted.known_roles import NAMES, PAIRS, known_roles
 from tests.running import seeds
 
 N = 6
@@ -22,8 +27,8 @@ SEEDS = seeds(20)
 
 
 def tokenizer(words):
-    """A word for each id; the last three are a comma, a full stop and a semicolon."""
-    made = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="w9"))
+    """A word for each id, or the rest of one after `##`; the last three are a comma, a full stop and a semicolon."""
+    made = Tokenizer(models.WordPiece({word: at for at, word in enumerate(words)}, unk_token="w9"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="w0", unk_token="w9")
 
@@ -173,6 +178,50 @@ def test_a_function_vector_is_told_from_what_carries_tokens(seed):
     assert head.tests["transfer"].estimate.mean > 12
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_concept_induction_is_told_from_what_looks_ahead_and_from_what_copies_tokens(seed):
+    names = ["concept_induction", "concept_silent", "concept_here", "skip_ahead", "word_ends", "induction"]
+    outcomes, _, atlas = found(names, "concept_induction", seed)
+    # Token induction looks at the first token of the word, `skip_ahead` two on whether or not there is a word, and
+    # `word_ends` at all four words alike.
+    assert outcomes["concept_induction"] == {
+        "concept_induction": "primary",
+        "concept_silent": "correlate",
+        "concept_here": "correlate",
+    }
+    (head,) = atlas.with_role("concept_induction")
+    assert head.score.mean > 0.99
+    assert head.chance == 1 / 4
+    assert head.control < 0.01
+    assert head.measures["first token of the word"] < 0.01
+    # What completes the word writes 12 codes of its second token, which shares no digit with the other: 12 * 2 nats.
+    assert head.tests["zero"].estimate.mean == pytest.approx(24, rel=0.01)
+    assert head.tests["transfer"].estimate.mean == pytest.approx(24, rel=0.01)
+    heads = known_roles(names, seed=seed).heads
+    skips, ends = (
+        next(one for one in atlas.of(heads[name]) if one.role == "concept_induction")
+        for name in ("skip_ahead", "word_ends")
+    )
+    assert skips.score.mean > 0.99
+    assert skips.control > 0.99
+    assert ends.score.mean == pytest.approx(1 / 4, abs=0.01)
+
+
+def test_what_copies_tokens_too_is_no_concept_head():
+    # Whatever the head wrote after words, it would have to be half gone where the tokens make none: here 0 is gone.
+    built = known_roles(["concept_induction"])
+    loaded = hs.load(built.model, tokenizer=tokenizer(built.words))
+    runner = RoleRunner(loaded, n_prompts=6)
+    asked = concept_induction._asked(runner)
+    with patch.object(
+        concept_induction, "_asked", lambda _: replace(asked, controls=asked.prompts, on_controls=asked.choices)
+    ):
+        heads = [built.heads["concept_induction"]]
+        tests = concept_induction.ROLE.test(runner, concept_induction.ROLE.score(runner), heads)[heads[0]]
+    assert tests["mean"].values.min() > 12
+    assert tests["look_alike_verbatim"].values.max() < -6
+
+
 @pytest.mark.parametrize("n_prompts", [6, *(pytest.param(n, marks=pytest.mark.soak) for n in (12, 18))])
 def test_a_backup_is_found_however_many_prompts_there_are(n_prompts):
     names = ["backup_mover", "backup_silent"]
@@ -209,6 +258,7 @@ TRUTH = {
     "backup_mover": {"backup_mover"},
     "s_inhibition": {"s_inhibition"},
     "function_vector": {"function_vector"},
+    "concept_induction": {"concept_induction"},
 }
 """Who may hold a role: on repeats whatever finds the place after the earlier copy does induction, too, and a mover of
 either sign is an interferer for the other."""
@@ -225,6 +275,34 @@ def test_in_the_model_of_every_role_none_is_missed_and_none_invented(seed):
         held = {name for name, outcome in outcomes[role].items() if outcome in HELD}
         assert held <= truth, role
         assert role == "induction" or held == truth, role
+
+
+def test_the_words_of_concept_induction_are_balanced_and_its_control_holds_the_same_tokens():
+    built = known_roles(["concept_induction"])
+    loaded = hs.load(built.model, tokenizer=tokenizer(built.words))
+    asked = concept_induction._asked(RoleRunner(loaded, n_prompts=20, seed=3))  # 5 words at 4 places
+    assert set(Counter(map(int, asked.choices.first)).values()) == {4}
+    assert set(Counter(int(end[0, 1]) for end in asked.end).values()) == {5}
+    words = set(two_token_words(loaded))
+    assert words == set(PAIRS)
+    for prompt, control, elsewhere, end in zip(asked.prompts, asked.controls, asked.elsewhere, asked.end, strict=True):
+        query, key = map(int, end[0])
+        assert (prompt[key - 1], prompt[key]) in words
+        assert prompt[key - 2] == prompt[query], "what stood before the word stands before it again"
+        assert prompt[key - 1] == prompt[-1]
+        pairs = set(zip(control[:-1].tolist(), control[1:].tolist(), strict=True))
+        assert not pairs & words
+        assert sorted(control) == sorted(prompt)
+        assert (elsewhere[:-3] == prompt[:-3]).all()
+        assert elsewhere[-1] == prompt[-1]
+        assert elsewhere[-2] != prompt[-2]
+
+
+def test_without_longer_words_concept_induction_is_not_asked():
+    built = known_roles(["concept_induction"])
+    whole = [f"w{at}" if at in dict(PAIRS) else word for at, word in enumerate(built.words)]
+    with pytest.raises(NotAsked, match="cuts 0 of 64 longer words into two tokens, and 5 are needed"):
+        two_token_words(hs.load(built.model, tokenizer=tokenizer(whole)))
 
 
 def test_a_role_that_cannot_be_asked_says_why():

@@ -31,6 +31,8 @@ class ActivationPatch:
     """For each prompt the one whose z it gets."""
     n_last: int
     """How many positions."""
+    own_last: int = 0
+    """The last so many of these keep their own z."""
     _last: dict[tuple[int, ...], Callable[[Attention], Tensor]] = field(default_factory=dict)
 
     @classmethod
@@ -83,8 +85,9 @@ class ActivationPatch:
         """Z with the last positions of the heads of `mask` replaced, in each copy of the prompts."""
         z = attention.z.unflatten(0, (mask.shape[0], -1))
         start, end = z[:, :, : -self.n_last], z[:, :, -self.n_last :]
-        end = torch.where(mask[:, None, None, :, None], substitute.to(z.dtype)[None], end)
-        return torch.cat([start, end], dim=2).flatten(0, 1)
+        patched = torch.where(mask[:, None, None, :, None], substitute.to(z.dtype)[None], end)
+        changed = self.n_last - self.own_last
+        return torch.cat([start, patched[:, :, :changed], end[:, :, changed:]], dim=2).flatten(0, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -322,6 +322,7 @@ class RoleRunner:
         choices: Choices,
         *,
         n_last: int = 1,
+        own_last: int = 0,
         without: Sequence[HeadId] = (),
         corpus: Probe | None = None,
     ) -> dict[HeadId, Samples]:
@@ -333,10 +334,11 @@ class RoleRunner:
             sources: For each prompt one that ends alike.
             choices: The first token is the prompt's own answer, the second the source's.
             n_last: How many positions are patched.
+            own_last: How many of these, the last ones, are not.
             without: Heads that are mean-ablated the while, the patched one excepted.
             corpus: For `without`.
         """
-        swap = ActivationPatch(model=self.model, sources=sources, n_last=n_last)
+        swap = ActivationPatch(model=self.model, sources=sources, n_last=n_last, own_last=own_last)
         if not without:
             worlds: list[AblatedHeads] = [frozenset(), *(frozenset([head]) for head in heads)]
             rows = losses(swap, prompts, choices, worlds)["difference"]

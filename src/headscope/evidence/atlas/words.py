@@ -1,7 +1,7 @@
 """Words that roles about meaning ask with, cut by the model's own tokenizer.
 
-Classes with an order, one without, and names. Only words that are one token each are used, all in one form: with a
-space before, or without. What is left of a class is its longest run without a gap.
+Classes with an order, one without, and names: words that are one token each, all in one form, with a space before or
+without. What is left of a class is its longest run without a gap. And rarer words, for those that are two tokens each.
 """
 
 from __future__ import annotations
@@ -32,6 +32,17 @@ NAMES: tuple[str, ...] = tuple(
     "Mary John Tom James Dan Martin Amy Sarah Paul Mark Anna Peter Laura Alice Robert Michael David Emma Kate Jack "
     "Simon Lisa Adam Jane Steven Kevin".split()
 )
+LONGER: tuple[str, ...] = tuple(
+    "alligator almanac artichoke asparagus barnacle bassoon buffalo candlestick cantaloupe cauliflower clarinet "
+    "crocodile cucumber daffodil earthworm eggplant flamingo gazelle gooseberry grasshopper harmonica hedgehog "
+    "hummingbird jackal jellyfish kangaroo ladybug lavender leopard lettuce magnolia mandolin marigold mongoose nutmeg "
+    "octopus ostrich otter papaya parsley peacock pelican petunia platypus porcupine radish salamander saxophone "
+    "scorpion spatula sparrow swordfish tadpole tangerine thimble toadstool trombone tulip turmeric turnip walnut "
+    "waxwing woodpecker zucchini".split()
+)
+"""Words that many tokenizers cut in two: of these 64, GPT-2's cuts 44 in two and Llama's 23."""
+LEAST_LONGER = 5
+"""Words of two tokens that a tokenizer must have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +87,41 @@ def one_token_ids(model: Model, words: Sequence[str]) -> dict[str, int]:
     Raises:
         NotAsked: the model has no tokenizer.
     """
+    forms = []
+    for read in _cut(model, words, 1):
+        ids = [ids for (ids,) in read.values()]
+        forms.append({word: one for word, (one,) in read.items() if ids.count(one) == 1})
+    return max(forms, key=len)
+
+
+def two_token_words(model: Model) -> tuple[tuple[int, int], ...]:
+    """Those of `LONGER` that are two tokens each, in the form in which more are; no token is in two of them.
+
+    Raises:
+        NotAsked: the model has no tokenizer, or it cuts too few words in two.
+    """
+    forms = []
+    for read in _cut(model, LONGER, 2):
+        found: list[tuple[int, int]] = []
+        seen: set[int] = set()
+        for first, second in read.values():
+            if first != second and not seen & {first, second}:
+                found.append((first, second))
+                seen |= {first, second}
+        forms.append(tuple(found))
+    words = max(forms, key=len)
+    if len(words) < LEAST_LONGER:
+        cut = f"{len(words)} of {len(LONGER)} longer words into two tokens"
+        raise NotAsked(f"its tokenizer cuts {cut}, and {LEAST_LONGER} are needed")
+    return words
+
+
+def _cut(model: Model, words: Sequence[str], size: int) -> list[dict[str, tuple[int, ...]]]:
+    """For each form the words that are so many tokens, all known.
+
+    Raises:
+        NotAsked: the model has no tokenizer.
+    """
     if model.tokenizer is None:
         raise NotAsked("the model has no tokenizer, so its words are not known; load it with tokenizer=")
     unknown = getattr(model.tokenizer, "unk_token_id", None)
@@ -83,10 +129,10 @@ def one_token_ids(model: Model, words: Sequence[str]) -> dict[str, int]:
     for form in (" {}", "{}"):
         with tokenizing(model.id):
             read = {word: model.tokenizer(form.format(word), add_special_tokens=False)["input_ids"] for word in words}
-        single = {word: int(ids[0]) for word, ids in read.items() if len(ids) == 1 and ids[0] != unknown}
-        ids = list(single.values())
-        forms.append({word: one for word, one in single.items() if ids.count(one) == 1})
-    return max(forms, key=len)
+        forms.append(
+            {word: tuple(map(int, ids)) for word, ids in read.items() if len(ids) == size and unknown not in ids}
+        )
+    return forms
 
 
 def _longest_run(ids: Sequence[int | None]) -> tuple[int, ...]:
