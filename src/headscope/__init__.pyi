@@ -47,6 +47,7 @@ from .probes import (
 from .probes.pairs import Contrast as Contrast, Pair as Pair
 from .render.pattern import pattern_picture as pattern_picture, show_pattern as show_pattern
 from .sweeps.mosaic import Mosaic as Mosaic, mosaic as mosaic
+from .sweeps.role_mosaic import RoleMosaic as RoleMosaic, role_mosaic as role_mosaic
 from .sweeps.store import Store as Store, open_store as open_store
 from .sweeps.sweep import Sweep as Sweep, sweep as sweep
 from .training.callback import HeadscopeCallback as HeadscopeCallback

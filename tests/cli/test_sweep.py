@@ -112,6 +112,18 @@ def test_a_mosaic_is_written_where_it_is_said(headscope, store, tmp_path, monkey
     assert not (tmp_path / "mosaic.svg").exists(), "a picture only with --out"
 
 
+def test_a_mosaic_by_role_shows_a_folder_of_atlases(headscope, tmp_path):
+    asked = ("--quick", "--roles", "previous_token", "--n-prompts", "4")
+    assert headscope("atlas", "demo", *asked, "--out", str(tmp_path / "all" / "demo")).code == 0
+    out = tmp_path / "roles.svg"
+    assert headscope("mosaic", str(tmp_path / "all"), "--by-role", "-o", str(out)).out == f"Mosaic: {out} (1 shown)\n"
+    assert out.read_text() == hs.role_mosaic(tmp_path / "all").to_svg() + "\n"
+    ran = headscope("mosaic", str(tmp_path / "all"), "--by-role", "--json")
+    assert json.loads(ran.out) == hs.role_mosaic(tmp_path / "all").to_dict()
+    ran = headscope("mosaic", str(tmp_path / "all"), "--by-role", "--detector", "induction")
+    assert (ran.code, ran.err) == (2, "headscope: --by-role shows every role; leave out --detector.\n")
+
+
 @pytest.mark.parametrize("command", ["sweep", "query", "mosaic"])
 def test_help_shows_an_example(headscope, command):
     ran = headscope(command, "--help")

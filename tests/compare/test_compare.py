@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 from dataclasses import replace
@@ -14,16 +15,21 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import headscope as hs
 from benchmarks.packed import quantised
-from headscope.errors import ArgumentError
+from headscope.errors import ArgumentError, TokenError
 from headscope.evidence.atlas.outcome import Outcome
 from headscope.evidence.atlas.result import RoleFinding
+from headscope.evidence.compare.changes import head_changes
+from headscope.evidence.compare.finding import finding
 from headscope.evidence.compare.later import later_changes, outcome_changes
 from headscope.evidence.compare.matching import Agreement, Patterns, agreement, matches
-from headscope.evidence.compare.result import Comparison
+from headscope.evidence.compare.result import Comparison, HeadChange, RoleChange, changed_heads
+from headscope.evidence.compare.scans import compare_scans
+from headscope.evidence.compare.terminal import print_comparison
 from headscope.heads import HeadId
 from headscope.planted.changed import keys_adapted, rotated, silenced, without_query
 from headscope.planted.handbuilt import handbuilt
 from headscope.planted.reparametrised import CHANGES, reparametrised
+from headscope.probes.probe import probe_of
 from headscope.records.common import Estimate
 from headscope.stats import two_sample
 
@@ -144,6 +150,102 @@ def test_the_bound_is_student_s_for_all_scores_together(built, changed):
     # Hall's interval may be wider than Student's, never narrower
     assert 0 < found.bound <= expected * (1 + 1e-6)
     assert found.bound >= 0.5 * expected
+
+
+def head_change(head: str, difference: float) -> HeadChange:
+    role = RoleChange(
+        role="induction",
+        a=0.5,
+        b=0.5 + difference,
+        difference=Estimate(mean=difference, ci95=None),
+        q_value=0.001,
+        changed=True,
+        status="kept",
+    )
+    return HeadChange(head=HeadId.parse(head), counterpart=HeadId.parse(head), how="number", match=None, roles=(role,))
+
+
+def test_the_earliest_layer_is_named_first_and_the_largest_change_is_named_too():
+    heads = [
+        head_change(*one) for one in (("L2H0", -0.4), ("L0H1", 0.05), ("L1H1", 0.1), ("L1H0", 0.2), ("L0H0", 0.03))
+    ]
+    assert [str(one.head) for one in changed_heads(heads)] == ["L0H1", "L0H0", "L1H0", "L1H1", "L2H0"]
+    said = finding(("A", "B"), heads, [], [])
+    assert "5 heads of 5 attend differently in B, earliest layer first: L0H1 induction (0.50 to 0.55); L0H0" in said
+    assert "and 2 more, the largest change that of L2H0 induction (0.50 to 0.10)" in said
+    assert "Those after layer 0 read what earlier layers write" in said
+    alone = finding(("A", "B"), [head_change("L1H0", -0.4), head_change("L1H1", 0.1)], [], [])
+    assert "earliest" not in alone
+    assert "earlier" not in alone
+
+
+def test_a_head_that_changes_what_a_later_one_reads_is_named_before_it(built):
+    sender, later = built.heads("previous_token")[0], built.heads("induction")[0]
+    found = hs.compare(built.model, without_query(built.model, sender), **SMALL)
+    assert [one.head for one in found.changed] == [sender, later]
+    assert found.finding.index(str(sender)) < found.finding.index(str(later))
+    assert "may differ because of an earlier head" in found.finding
+
+
+def test_a_role_that_one_model_has_is_undecided_where_the_scores_are_not_shown_to_differ(built, changed):
+    head = changed[1]
+    one, two = (
+        hs.scan(model, probe=hs.repeated_tokens(hs.load(built.model), **SMALL)) for model in (built.model, changed[0])
+    )
+    assert [head in [score.head for score in scan.heads("induction")] for scan in (one, two)] == [True, False]
+    names = {head: (head, "number")}
+    for first, second, p, status in (
+        (one, two, 1.0, "undecided"),
+        (two, one, 1.0, "undecided"),
+        (one, two, 0.0, "lost"),
+    ):
+        difference = {(head, "induction"): (Estimate(mean=-0.9, ci95=None), p)}
+        (change,) = (one for one in head_changes(first, second, names, difference) if one.head == head)
+        assert change.roles[0].status == status
+
+
+def test_patterns_of_a_changed_head_are_those_of_both_models_on_one_prompt(built, changed):
+    head = changed[1]
+    found = hs.compare(built.model, changed[0], **SMALL)
+    shown = found.pairs[0].patterns
+    assert shown is not None
+    assert [(one.head, one.counterpart) for one in shown.heads] == [(head, head)]
+    ids = torch.tensor([[one.id for one in shown.tokens]])
+    for model, kept in ((built.model, shown.heads[0].a), (changed[0], shown.heads[0].b)):
+        with torch.no_grad():
+            model.set_attn_implementation("eager")
+            own = model(ids, output_attentions=True).attentions[head.layer][0, head.head].numpy()
+        read = np.frombuffer(base64.b64decode(kept), np.uint8) / 255
+        # a byte for each of n (n + 1) / 2 places, rounded to the nearest of 255
+        assert read == approx(own[np.tril_indices(ids.shape[1])], abs=0.5 / 255 + 1e-5)
+    document = found.to_dict()
+    document["pairs"][0]["patterns"]["heads"][0]["b"] = "AAAA"
+    with pytest.raises(ArgumentError, match="a pattern of .* tokens is not the base64 of"):
+        Comparison.from_dict(document)
+    assert hs.compare(built.model, built.model, **SMALL).pairs[0].patterns is None
+
+
+def test_at_most_four_heads_are_drawn_on_at_most_64_tokens():
+    one, two = random_gpt2(), random_gpt2()
+    with torch.no_grad():
+        for block in two.transformer.h:
+            block.attn.c_attn.weight[:, :32] *= -1  # all queries
+    prompts = hs.repeated_tokens(hs.load(one), n_prompts=4, period=30)
+    assert min(map(len, prompts.prompts)) > 64
+    shown = hs.compare(one, two, probe=prompts).pairs[0].patterns
+    assert shown is not None
+    assert len(shown.heads) == 4
+    assert [one.id for one in shown.tokens] == prompts.prompts[0][:64].tolist()
+
+
+def test_tables_of_more_than_twelve_models_say_what_they_leave_out(capsys):
+    model = hs.load(random_gpt2())
+    scan = hs.scan(model, probe=hs.repeated_tokens(model, n_prompts=2, period=12))
+    print_comparison(compare_scans([scan] * 13), top=2)
+    shown = capsys.readouterr().out
+    assert "Both tables show 12 of 13 models" in shown
+    print_comparison(compare_scans([scan] * 12), top=2)
+    assert "Both tables" not in capsys.readouterr().out
 
 
 def test_the_two_directions_are_each_others_negative(built, changed):
@@ -320,10 +422,33 @@ def test_models_of_one_loss_leave_the_swap_test_nothing_to_ask(built):
     assert swap.heads == ()
 
 
-def test_heads_that_changed_places_cannot_be_swapped(built):
+def test_heads_that_changed_places_are_compared_and_not_swapped(built):
     other, _ = reparametrised(built.model, "heads", seed=2)
-    with pytest.raises(ArgumentError, match="bear other numbers"):
-        hs.compare(built.model, other, swap=True, **SMALL)
+    found = hs.compare(built.model, other, swap=True, **SMALL)
+    swap = found.pairs[0].swap
+    assert swap is not None
+    assert not swap.asked
+    assert "heads bear other numbers" in swap.reason
+    assert "heads bear other numbers" in found.finding
+    assert found.pairs[0].moved
+
+
+def never(what: str, done: int, total: int) -> None:
+    raise AssertionError(f"{what} began, though the question cannot be answered")
+
+
+def test_what_cannot_be_asked_is_refused_before_the_scans(built):
+    config = GPT2Config(n_positions=64, vocab_size=64, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    narrow = GPT2LMHeadModel(config).eval()
+    with pytest.raises(ArgumentError, match="differ in number or size"):
+        hs.compare(built.model, narrow, swap=True, progress=never, **SMALL)
+    with pytest.raises(ArgumentError, match="do not read the same prompts"):
+        hs.compare(built.model, random_gpt2(), swap=True, progress=never, **SMALL)
+    plain = [np.arange(1, 13), np.arange(2, 14)]
+    with pytest.raises(TokenError, match="repeats no pair"):
+        hs.compare(built.model, built.model, probe=probe_of(hs.load(built.model), plain), swap=True, progress=never)
+    with pytest.raises(ArgumentError, match="draw held-out prompts"):
+        hs.compare(built.model, built.model, probe=probe_of(hs.load(built.model), plain), verify=True, progress=never)
 
 
 # ---- matching

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from pytest import approx
-from transformers import GPT2Config, GPT2Model
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
 import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
@@ -43,6 +43,35 @@ WANTED = {
     "none": {"none", "first_token"},
 }
 RELATION = {"one": "single", "redundant": "redundant", "halves": "complementary"}
+
+
+def test_no_pass_over_the_prompts_is_made_twice():
+    # 3 layers of 8 heads with random weights, 32 prompts: no head matters, so the race ends after its first round.
+    config = GPT2Config(
+        n_layer=3, n_head=8, n_embd=32, n_inner=8, vocab_size=128, n_positions=64, bos_token_id=0, eos_token_id=0
+    )
+    torch.manual_seed(0)
+    model = hs.load(GPT2LMHeadModel(config).eval())
+    probe = hs.repeated_tokens(model, period=10)
+    rows = 0
+
+    def count(module, arguments, named):
+        nonlocal rows
+        n_rows, n_tokens, _ = (arguments[0] if arguments else named["hidden_states"]).shape
+        rows += n_rows * (n_tokens == len(probe.prompts[0]))  # weights are read by short passes of their own
+
+    for name in model.route.layers:
+        model.module.get_submodule(name).register_forward_pre_hook(count, with_kwargs=True)
+    found = hs.verify(model, probe=probe)
+    assert {one.verdict for one in found.heads} == {"none"}
+    assert not any(one.exact for one in found.heads)
+    # scan: 32 prompts and 32 controls; means: 32; gradients: 32; clean, held out: 32; each through 3 layers.
+    whole = 5 * 32 * 3
+    # The race's first round: 4 prompts, clean through 3 layers, then without each head. 2048 tokens hold 17 copies of
+    # 4 prompts of 29 tokens, so those of layers 0 and 1 go together, through 3 layers, and those of layer 2 through 1.
+    race = 4 * (3 + 16 * 3 + 8 * 1)
+    assert len(probe.prompts[0]) == 29
+    assert rows == whole + race
 
 
 # ---- models whose every head is known: 21 with all decoys, a third each with one, two redundant and two half copiers

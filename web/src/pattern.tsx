@@ -19,6 +19,13 @@ export function stripe(example: Report["example"]): Place[] {
   return places;
 }
 
+/** The same of any prompt: from each token those after its earlier copies. */
+export function repeats(tokens: Token[]): Place[] {
+  return tokens.flatMap((token, query) =>
+    tokens.slice(0, query).flatMap((earlier, key): Place[] => (earlier.id === token.id ? [[query, key + 1]] : [])),
+  );
+}
+
 /** The report's own prompt, with one head's attention and the tokens coloured by it. */
 export function Pattern(props: {
   report: Report;

@@ -151,7 +151,7 @@ export interface EdgeChange {
   input: string;
   share_a: number | null;
   share_b: number | null;
-  status: "gained" | "lost" | "kept" | "none";
+  status: "gained" | "lost" | "kept" | "none" | "undecided";
 }
 export interface Effect {
   estimate: Estimate;
@@ -185,6 +185,11 @@ export interface HeadFinding extends HeadRef {
   induction: number | null;
   carries: boolean;
   named: boolean;
+}
+export interface HeadPatterns extends HeadRef {
+  counterpart: HeadRef;
+  a: string;
+  b: string;
 }
 export interface HeadRoles extends HeadRef {
   scores: Record<string, number>;
@@ -302,7 +307,7 @@ export interface OutcomeChange extends HeadRef {
   b: "primary" | "secondary" | "correlate" | "interferer" | "null" | null;
   score_a: Estimate;
   score_b: Estimate;
-  status: "gained" | "lost" | "kept" | "none";
+  status: "gained" | "lost" | "kept" | "none" | "undecided";
   apart: boolean;
 }
 export interface OutcomeRule {
@@ -326,6 +331,7 @@ export interface PairChange {
   edges: EdgeChange[] | null;
   swap: SwapTest | null;
   outcomes: OutcomeChange[] | null;
+  patterns: PairPatterns | null;
 }
 export interface PairComposition {
   score: number;
@@ -334,6 +340,14 @@ export interface PairComposition {
   rank: number;
   of: number;
   margin: number | null;
+}
+export interface PairPatterns {
+  tokens: PromptToken[];
+  heads: HeadPatterns[];
+}
+export interface PromptToken {
+  id: number;
+  text: string | null;
 }
 export interface Provenance {
   dtype: string;
@@ -368,7 +382,7 @@ export interface RoleChange {
   difference: Estimate;
   q_value: number;
   changed: boolean;
-  status: "gained" | "lost" | "kept" | "none";
+  status: "gained" | "lost" | "kept" | "none" | "undecided";
 }
 export interface RoleFinding extends HeadRef {
   role: string;

@@ -38,10 +38,9 @@ from headscope.interventions.ablation import CORPUS_PROMPTS, Ablator, token_loss
 from headscope.model.attention import Attention
 from headscope.model.interface import Visit
 from headscope.model.load import Model
-from headscope.model.patterns import patterns
+from headscope.model.patterns import as_bytes, patterns
 from headscope.model.replay import Replay
-from headscope.model.tokenizer import tokenizing
-from headscope.page.example import as_bytes, token_text
+from headscope.model.tokenizer import token_text, tokenizing
 from headscope.probes import probe_text, probe_tokens, random_tokens
 from headscope.probes.probe import Tokens, check_fits
 

@@ -30,8 +30,8 @@ from headscope.model.interface import Visit
 from headscope.model.load import Model
 from headscope.model.replay import decoder_layers, tolerance_of
 from headscope.model.scope import hooking
+from headscope.model.tokenizer import token_text
 from headscope.model.weights import Norm, layer_weights, vocabulary
-from headscope.page.example import token_text
 from headscope.probes.probe import Tokens
 
 TOP = 5

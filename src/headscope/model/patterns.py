@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from jaxtyping import Float, Int
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from headscope.errors import ArgumentError
@@ -56,3 +58,9 @@ def patterns(
     model.run(ids, visit, stop_at_last=True)
     if unseen := sorted((wanted or set()) - seen):
         raise ArgumentError(f"{model.id} does not run {unseen[0]}: its layer's attention is called less often.")
+
+
+def as_bytes(pattern: Float[Tensor, "query key"]) -> UInt8[np.ndarray, " place"]:
+    """Attention as the page keeps it: the lower triangle, row by row, 255 for a probability of 1."""
+    rounded = (pattern.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    return rounded[np.tril_indices(len(rounded))]

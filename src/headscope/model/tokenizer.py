@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from headscope.errors import HeadscopeError, TokenError, brief
+
+if TYPE_CHECKING:
+    from headscope.model.model import Model
 
 
 def is_panic(error: BaseException) -> bool:
@@ -35,3 +39,11 @@ def tokenizing(model_id: str) -> Generator[None, None, None]:
             f"the tokenizer of {model_id} fails on this text ({type(error).__name__}: {brief(error)}); mend its files, "
             "or give token ids."
         ) from error
+
+
+def token_text(model: Model, token: int) -> str | None:
+    """A token as the tokenizer shows it; None without one."""
+    if model.tokenizer is None:
+        return None
+    with tokenizing(model.id):
+        return str(model.tokenizer.decode([token]))

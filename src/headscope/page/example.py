@@ -12,7 +12,6 @@ One prompt shows what a pattern looks like and proves nothing: the scores are me
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,21 +25,15 @@ from headscope.detectors.standard import earlier_copies
 from headscope.heads import HeadId
 from headscope.interventions.ablation import AblatedHeads, Ablator, Method, losses
 from headscope.model.load import Model
-from headscope.model.patterns import patterns
-from headscope.model.tokenizer import tokenizing
-from headscope.probes import Probe, repeated_tokens
+from headscope.model.patterns import as_bytes, patterns
+from headscope.model.tokenizer import token_text
+from headscope.probes import Probe
 from headscope.probes.probe import Tokens
-from headscope.probes.repeated import fitting_period
+from headscope.probes.readable import readable
 from headscope.records.codec import encode
 
-PERIOD = 16
-"""Mean length of the repeated run: short enough to read."""
 BUDGET_BYTES = 6_000_000
 """Room for all patterns in one page, as text."""
-LOOKED_AT = 4096
-"""Ids whose spelling is looked at for whole words."""
-WORD = re.compile("[Ġ▁ ][a-z]{3,12}")
-"""A whole word as tokenizers spell it: with a mark for the space before it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -109,9 +102,7 @@ def example(
         UnsupportedModel: the model has no LM head.
         NonFiniteError: a loss is not a number.
     """
-    probe = repeated_tokens(
-        model, n_prompts=1, period=fitting_period(model, PERIOD), token_ids=_words(model, seed), seed=seed
-    )
+    probe = readable(model, seed=seed)
     (tokens,) = probe.prompts
     first, second = _copies(tokens)
     found = _patterns(model, tokens)
@@ -129,32 +120,6 @@ def example(
         ablated=ablated,
         without=tuple(without),
     )
-
-
-def token_text(model: Model, token: int) -> str | None:
-    """A token as the tokenizer shows it; None without one."""
-    if model.tokenizer is None:
-        return None
-    with tokenizing(model.id):
-        return str(model.tokenizer.decode([token]))
-
-
-def as_bytes(pattern: Float[Tensor, "query key"]) -> UInt8[np.ndarray, " place"]:
-    """Attention as the page keeps it: the lower triangle, row by row, 255 for a probability of 1."""
-    rounded = (pattern.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-    return rounded[np.tril_indices(len(rounded))]
-
-
-def _words(model: Model, seed: int) -> list[int] | None:
-    """Ids of whole words; None where there are too few to draw a prompt from."""
-    if model.tokenizer is None:
-        return None
-    known = min(model.n_embeddings, len(model.tokenizer))
-    looked_at = np.random.default_rng(seed).permutation(known)[:LOOKED_AT].tolist()
-    pieces = model.tokenizer.convert_ids_to_tokens(looked_at)
-    words = [one for one, piece in zip(looked_at, pieces, strict=True) if WORD.fullmatch(str(piece))]
-    # The run and its control, both at their longest.
-    return words if len(words) >= 4 * PERIOD else None
 
 
 def _copies(tokens: Tokens) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -23,8 +23,26 @@ from headscope.heads import HeadId
 from headscope.page.html import page_html
 from headscope.records.codec import encode
 from headscope.records.files import write_whole
-from headscope.render.plain import markup as escape
-from headscope.render.theme import GROUND, LIGHT, shade
+from headscope.render.theme import LIGHT, shade
+from headscope.sweeps.mosaic_page import (
+    BELOW,
+    CAPTION,
+    COLUMNS,
+    FAMILY,
+    GUTTER,
+    HEAD,
+    MAP,
+    MARGIN,
+    PAGE,
+    Box,
+    Mark,
+    Word,
+    as_png,
+    as_svg,
+    cell_size,
+    cut,
+    n_models,
+)
 from headscope.sweeps.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -34,11 +52,6 @@ SCHEMA = "headscope.mosaic/1"
 
 SHADES = 50
 """Steps of the colour scale in a picture: neighbours of one shade are drawn as one."""
-
-_PAGE, _MARGIN, _COLUMNS, _GUTTER = 1120, 24, 6, 22
-_MAP = (_PAGE - 2 * _MARGIN - (_COLUMNS - 1) * _GUTTER) / _COLUMNS
-_HEAD, _FAMILY, _CAPTION, _BELOW = 74, 30, 34, 24
-_CELL, _HIGHEST, _DEPTH = 14.0, 240.0, 130.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -99,12 +112,7 @@ class Mosaic:
     def to_svg(self) -> str:
         """The picture as one SVG without scripts."""
         page = _Page(self)
-        body = "".join(_svg(one) for one in page.marks)
-        return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_PAGE} {page.height:.0f}" width="{_PAGE}" '
-            f'role="img" style="{GROUND}" font-family="system-ui,sans-serif">'
-            f"{body}</svg>"
-        )
+        return as_svg(page.marks, page.height)
 
     def save(self, path: str | Path, *, others: Sequence[Mosaic] = ()) -> Path:
         """Write the picture, a page or the document: `.svg`, `.png` (needs matplotlib), `.html` or `.json`.
@@ -128,7 +136,8 @@ class Mosaic:
         elif path.suffix == ".json":
             write_whole(path, (self.to_json() + "\n").encode())
         else:
-            write_whole(path, _png(_Page(self)))
+            page = _Page(self)
+            write_whole(path, as_png(page.marks, page.height))
         return path
 
     def __repr__(self) -> str:
@@ -212,97 +221,69 @@ def _tile(job: dict[str, Any], scores: pd.DataFrame) -> Tile:
     )
 
 
-# --- The picture: marks on a page, then those marks as SVG or in matplotlib ------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Box:
-    x: float | int
-    y: float | int
-    width: float | int
-    height: float | int
-    fill: str
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Word:
-    x: float | int
-    y: float | int
-    text: str
-    size: float | int
-    fill: str = LIGHT.ink
-    bold: bool = False
-    anchor: str = "start"
-    note: str = ""
-
-
 class _Page:
     """Where everything stands: a headline with the scale, then family by family rows of maps."""
 
     def __init__(self, given: Mosaic) -> None:
         self.mosaic = given
-        self.marks: list[_Box | _Word] = list(self._headline())
-        y = float(_HEAD)
+        self.marks: list[Mark] = list(self._headline())
+        y = float(HEAD)
         for family, group in groupby(given.tiles, key=lambda tile: tile.family):
             tiles = list(group)
-            self.marks.append(_Box(_MARGIN, y, _PAGE - 2 * _MARGIN, 1, LIGHT.line))
-            self.marks.append(_Word(_MARGIN, y + 19, family, 12, bold=True))
-            self.marks.append(_Word(_PAGE - _MARGIN, y + 19, _models(tiles), 11, LIGHT.soft, anchor="end"))
-            y += _FAMILY
-            for start in range(0, len(tiles), _COLUMNS):
-                row = tiles[start : start + _COLUMNS]
+            self.marks.append(Box(MARGIN, y, PAGE - 2 * MARGIN, 1, LIGHT.line))
+            self.marks.append(Word(MARGIN, y + 19, family, 12, bold=True))
+            self.marks.append(Word(PAGE - MARGIN, y + 19, n_models(len(tiles)), 11, LIGHT.soft, anchor="end"))
+            y += FAMILY
+            for start in range(0, len(tiles), COLUMNS):
+                row = tiles[start : start + COLUMNS]
                 for column, tile in enumerate(row):
-                    self.marks.extend(self._map(tile, _MARGIN + column * (_MAP + _GUTTER), y))
-                y += _CAPTION + max(self._height(tile) for tile in row) + _BELOW
+                    self.marks.extend(self._map(tile, MARGIN + column * (MAP + GUTTER), y))
+                y += CAPTION + max(self._height(tile) for tile in row) + BELOW
         for line in self._footnotes():
-            self.marks.append(_Word(_MARGIN, y + 6, line, 11, LIGHT.soft))
+            self.marks.append(Word(MARGIN, y + 6, line, 11, LIGHT.soft))
             y += 17
         self.height = y + 12
 
     def _cell(self, tile: Tile) -> tuple[float, float]:
-        """Width and height: as wide as the column allows, and square unless the map would be too high."""
-        width = min(_CELL, _MAP / max(1, tile.n_heads))
-        n_layers = max(1, tile.n_layers)
-        return width, _DEPTH / n_layers if self.mosaic.by_depth else min(width, _HIGHEST / n_layers)
+        return cell_size(tile.n_layers, tile.n_heads, by_depth=self.mosaic.by_depth)
 
     def _height(self, tile: Tile) -> float:
         return tile.n_layers * self._cell(tile)[1]
 
-    def _headline(self) -> Iterator[_Box | _Word]:
+    def _headline(self) -> Iterator[Mark]:
         role = self.mosaic.detector.replace("_", " ")
         rows = "share of the depth downward" if self.mosaic.by_depth else "layers downward"
-        yield _Word(_MARGIN, 34, f"{role[0].upper()}{role[1:]}, {_models(self.mosaic.tiles)}", 20, bold=True)
+        yield Word(MARGIN, 34, f"{role[0].upper()}{role[1:]}, {n_models(len(self.mosaic.tiles))}", 20, bold=True)
         how = f"mean score of each head: {rows}, heads across; under each name its size and its best head"
-        yield _Word(_MARGIN, 54, how, 12, LIGHT.soft)
-        left, width, steps = _PAGE - _MARGIN - 200, 200, 40
+        yield Word(MARGIN, 54, how, 12, LIGHT.soft)
+        left, width, steps = PAGE - MARGIN - 200, 200, 40
         for step in range(steps):
-            yield _Box(left + step * width / steps, 24, width / steps + 0.3, 10, shade((step + 0.5) / steps))
+            yield Box(left + step * width / steps, 24, width / steps + 0.3, 10, shade((step + 0.5) / steps))
         for share in (0.0, 0.5, 1.0):
             anchor = {0.0: "start", 0.5: "middle", 1.0: "end"}[share]
-            yield _Word(left + share * width, 48, f"{share:g}", 10, LIGHT.soft, anchor=anchor)
+            yield Word(left + share * width, 48, f"{share:g}", 10, LIGHT.soft, anchor=anchor)
 
-    def _map(self, tile: Tile, x: float, y: float) -> Iterator[_Box | _Word]:
+    def _map(self, tile: Tile, x: float, y: float) -> Iterator[Mark]:
         full = f"{tile.model}@{tile.revision}" if tile.revision else tile.model
-        yield _Word(x, y + 10, _cut(tile.name, _MAP, 11.5), 11.5, bold=True, note=full)
+        yield Word(x, y + 10, cut(tile.name, MAP, 11.5), 11.5, bold=True, note=full)
         size = f"{_size(tile.n_parameters)} · {tile.n_layers} x {tile.n_heads}"
         top = max((value for row in tile.values for value in row if value is not None), default=None)
         best = "" if tile.best is None or top is None else f" · {tile.best} {top:.2f}"
-        yield _Word(x, y + 25, f"{size}{best}", 10.5, LIGHT.soft)
+        yield Word(x, y + 25, f"{size}{best}", 10.5, LIGHT.soft)
         cell_w, cell_h = self._cell(tile)
         gap = 1.0 if min(cell_w, cell_h) >= 6 else 0.0
         for layer, row in enumerate(tile.values):
-            place = y + _CAPTION + layer * cell_h
+            place = y + CAPTION + layer * cell_h
             for start, end, value in _runs(row, merged=gap == 0):
                 heads = str(HeadId(layer, start)) if end - start == 1 else f"{HeadId(layer, start)} to H{end - 1}"
                 note = f"{heads} {value:.2f}"
-                yield _Box(x + start * cell_w, place, (end - start) * cell_w - gap, cell_h - gap, shade(value), note)
+                yield Box(x + start * cell_w, place, (end - start) * cell_w - gap, cell_h - gap, shade(value), note)
 
     def _footnotes(self) -> list[str]:
         notes = []
         if self.mosaic.failed:
             names = ", ".join(name.rstrip("/").rsplit("/", 1)[-1] for name in self.mosaic.failed)
-            notes.append(_cut(f"Not shown, since their scan failed: {names}", _PAGE - 2 * _MARGIN, 11))
+            notes.append(cut(f"Not shown, since their scan failed: {names}", PAGE - 2 * MARGIN, 11))
         probes = {json.dumps(tile.probe, sort_keys=True) for tile in self.mosaic.tiles}
         if len(probes) > 1:
             notes.append(f"These scans read {len(probes)} different probes; scores compare on the same probe only.")
@@ -322,64 +303,8 @@ def _runs(row: tuple[float | None, ...], *, merged: bool) -> Iterator[tuple[int,
         at += len(values)
 
 
-def _models(tiles: Sequence[Tile]) -> str:
-    return f"{len(tiles)} model" + ("s" if len(tiles) > 1 else "")
-
-
 def _size(count: int) -> str:
     for unit, word in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if count >= unit:
             return f"{count / unit:.3g}{word}"
     return str(count)
-
-
-def _cut(text: str, width: float | int, size: float | int) -> str:
-    """What fits into a width; letters are about half as wide as high."""
-    room = int(width / (0.56 * size))
-    return text if len(text) <= room else text[: room - 1] + "…"
-
-
-def _svg(mark: _Box | _Word) -> str:
-    note = f"<title>{escape(mark.note)}</title>" if mark.note else ""
-    if isinstance(mark, _Box):
-        return (
-            f'<rect x="{mark.x:.1f}" y="{mark.y:.1f}" width="{mark.width:.2f}" height="{mark.height:.2f}" '
-            f'fill="{mark.fill}">{note}</rect>'
-        )
-    weight = ' font-weight="600"' if mark.bold else ""
-    anchor = "" if mark.anchor == "start" else f' text-anchor="{mark.anchor}"'
-    return (
-        f'<text x="{mark.x:.1f}" y="{mark.y:.1f}" font-size="{mark.size:g}" fill="{mark.fill}"{weight}{anchor}>'
-        f"{escape(mark.text)}{note}</text>"
-    )
-
-
-def _png(page: _Page, dots_per_inch: int = 192) -> bytes:
-    """The same marks, by matplotlib; 96 units of the page are an inch."""
-    from io import BytesIO
-
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.collections import PatchCollection
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Rectangle
-    except ImportError as error:
-        raise ArgumentError("a PNG needs matplotlib; install headscope[notebook], or write an .svg.") from error
-    figure = Figure(figsize=(_PAGE / 96, page.height / 96), facecolor=LIGHT.paper)
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, _PAGE), ylim=(page.height, 0))
-    axes.set_axis_off()
-    boxes = [mark for mark in page.marks if isinstance(mark, _Box)]
-    patches = [Rectangle((box.x, box.y), box.width, box.height) for box in boxes]
-    axes.add_collection(PatchCollection(patches, facecolors=[box.fill for box in boxes], linewidths=0))
-    align: dict[str, Any] = {"start": "left", "middle": "center", "end": "right"}
-    for word in page.marks:
-        if isinstance(word, _Word):
-            axes.text(
-                word.x, word.y, word.text, fontsize=word.size * 0.72, color=word.fill, va="baseline",
-                ha=align[word.anchor], fontweight="bold" if word.bold else "normal", parse_math=False,
-            )  # fmt: skip
-    sink = BytesIO()
-    figure.savefig(sink, format="png", dpi=dots_per_inch)
-    return sink.getvalue()

@@ -1,10 +1,13 @@
-/* What changed between models: the finding, two maps and their difference, and a table of what changed. */
+/* What changed between models: the finding, two maps and their difference, two patterns of one head, and a table of what
+   changed. */
 
 import type { JSX } from "preact";
-import { useState } from "preact/hooks";
+import { useMemo, useState } from "preact/hooks";
 import { css, shade, type Theme } from "../colours";
-import { type HeadRef, type Model, name, type Result } from "../data";
-import type { Comparison, HeadChange, PairChange, RoleChange, Side } from "../records";
+import { Cursor, type Way } from "../cursor";
+import { decoded, type HeadRef, type Model, name, type Result } from "../data";
+import { Matrix, MatrixCaption, repeats } from "../pattern";
+import type { Comparison, HeadChange, PairChange, PairPatterns, RoleChange, Side } from "../records";
 import type { Section } from "../section";
 import { fixed, interval, percent, signed, tidy, words } from "../text";
 
@@ -16,29 +19,28 @@ interface Cell extends HeadRef {
 const LARGEST = 18;
 const WIDEST = 300;
 
-function Compared({
-  found,
-  theme,
-  open,
-}: {
+interface Shown {
   found: Comparison;
   theme: Theme;
+  way: Way;
   open: (head: string) => void;
-}): JSX.Element {
+}
+
+function Compared(props: Shown): JSX.Element {
   return (
     <>
       <h2>What changed</h2>
-      {found.pairs.map((pair) => (
-        <Pair key={pair.b} found={found} pair={pair} theme={theme} open={open} />
+      {props.found.pairs.map((pair) => (
+        <Pair key={pair.b} {...props} pair={pair} />
       ))}
     </>
   );
 }
 
-function Pair(props: { found: Comparison; pair: PairChange; theme: Theme; open: (head: string) => void }): JSX.Element {
+function Pair(props: Shown & { pair: PairChange }): JSX.Element {
   const { found, pair, theme, open } = props;
   const roles = [...new Set(pair.heads.flatMap((one) => one.roles.map((role) => role.role)))];
-  const largest = changes(pair)[0]?.role.role ?? roles[0] ?? "";
+  const largest = changes(pair).sort((one, two) => size(two.role) - size(one.role))[0]?.role.role ?? roles[0] ?? "";
   const [role, setRole] = useState(largest);
   const sides = [pair.a, pair.b].map((label) => found.sides.find((one) => one.label === label));
   const [a, b] = sides;
@@ -76,6 +78,7 @@ function Pair(props: { found: Comparison; pair: PairChange; theme: Theme; open: 
         </>
       )}
       <Changes pair={pair} open={open} />
+      {pair.patterns && <Patterns pair={pair} patterns={pair.patterns} theme={theme} way={props.way} />}
       <Further pair={pair} />
     </>
   );
@@ -159,6 +162,61 @@ function Changes({ pair, open }: { pair: PairChange; open: (head: string) => voi
   );
 }
 
+/** One head in both models, under one cursor. */
+function Patterns(props: { pair: PairChange; patterns: PairPatterns; theme: Theme; way: Way }): JSX.Element | null {
+  const { pair, patterns, theme, way } = props;
+  const { tokens, heads } = patterns;
+  const [chosen, setChosen] = useState(0);
+  const cursor = useMemo(() => new Cursor([tokens.length - 1, -1], null, () => {}), [tokens]);
+  const targets = useMemo(() => repeats(tokens), [tokens]);
+  const one = heads[chosen];
+  const sides = useMemo(
+    () =>
+      one && [
+        { label: pair.a, head: name(one), bytes: decoded(one.a) },
+        { label: pair.b, head: name(one.counterpart), bytes: decoded(one.b) },
+      ],
+    [one, pair],
+  );
+  if (!one || !sides) return null;
+  return (
+    <figure class="both" style={{ margin: 0 }}>
+      <p role="group" aria-label="Heads that look elsewhere">
+        {heads.map((each, i) => (
+          <button type="button" key={name(each)} aria-pressed={i === chosen} onClick={() => setChosen(i)}>
+            {name(each)}
+          </button>
+        ))}
+      </p>
+      <div class="beside">
+        {sides.map(({ label, head, bytes }) => (
+          <div key={label}>
+            <p class="soft">
+              {head} of {label}
+            </p>
+            <Matrix
+              id={`compare-${pair.a}-${pair.b}-${label}`}
+              title={`${head} of ${label} on one prompt`}
+              head={`${head} of ${label}`}
+              tokens={tokens}
+              bytes={bytes}
+              targets={targets}
+              theme={theme}
+              cursor={cursor}
+              way={way}
+              small
+            />
+          </div>
+        ))}
+      </div>
+      <figcaption class="soft">
+        One prompt that both models read, and at most four heads that look elsewhere, earliest layer first.{" "}
+        <MatrixCaption marked={targets.length > 0} theme={theme} />
+      </figcaption>
+    </figure>
+  );
+}
+
 function Further({ pair }: { pair: PairChange }): JSX.Element {
   const verdicts = (pair.verdicts ?? []).filter((one) => one.changed);
   const edges = (pair.edges ?? []).filter((one) => one.status !== "kept");
@@ -195,10 +253,28 @@ function Further({ pair }: { pair: PairChange }): JSX.Element {
   );
 }
 
+/** What changed, earliest layer first, in a layer the largest difference first. */
 function changes(pair: PairChange): { head: HeadChange; role: RoleChange }[] {
   return pair.heads
-    .flatMap((head) => head.roles.filter((role) => role.changed).map((role) => ({ head, role })))
-    .sort((one, two) => Math.abs(two.role.difference.mean) - Math.abs(one.role.difference.mean));
+    .map((head) => ({
+      head,
+      roles: head.roles.filter((role) => role.changed).sort((one, two) => size(two) - size(one)),
+    }))
+    .sort((one, two) => depth(one.head) - depth(two.head) || most(two.roles) - most(one.roles))
+    .flatMap(({ head, roles }) => roles.map((role) => ({ head, role })));
+}
+
+function size(role: RoleChange): number {
+  return Math.abs(role.difference.mean);
+}
+
+function most(roles: RoleChange[]): number {
+  return Math.max(0, ...roles.map(size));
+}
+
+/** Where a head stands in a pass: calls of a looped model follow each other, then layers. */
+function depth(head: HeadRef): number {
+  return (head.call ?? 0) * 10_000 + head.layer;
 }
 
 function scored(side: Side, role: string): Cell[] {
@@ -221,7 +297,9 @@ function apart(pair: PairChange, role: string): Cell[] {
 const section: Section = {
   kind: "compare",
   title: "What changed",
-  draw: (result, { theme, open }) => <Compared found={result as Result & Comparison} theme={theme} open={open} />,
+  draw: (result, { theme, view, open }) => (
+    <Compared found={result as Result & Comparison} theme={theme} way={view.way} open={open} />
+  ),
 };
 
 export default section;

@@ -102,6 +102,8 @@ def unlike(one: Scan, two: Scan) -> list[str]:
 
 
 def _status(before: bool, after: bool, changed: bool) -> Status:
-    if changed and before != after:
-        return "lost" if before else "gained"
-    return "kept" if before else "none"
+    if before == after:
+        return "kept" if before else "none"
+    if not changed:
+        return "undecided"
+    return "lost" if before else "gained"

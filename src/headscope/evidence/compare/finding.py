@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from headscope.evidence.compare.result import RULE, HeadChange, RoleChange, SwapTest
+from headscope.evidence.compare.result import HeadChange, RoleChange, SwapTest, changed_heads, heads_elsewhere
 from headscope.heads import HeadId
 
 NAMED = 3
@@ -24,7 +24,7 @@ def finding(
     """The pair's finding, with its numbers."""
     from_, to = labels
     compared = [one for one in heads if one.counterpart is not None]
-    changed = sorted((one for one in compared if one.changed), key=lambda one: -abs(one.changed[0].difference.mean))
+    changed = changed_heads(compared)
     moved = [one for one in compared if one.counterpart != one.head]
     parts = []
     if not compared:
@@ -32,9 +32,19 @@ def finding(
     if changed:
         named = "; ".join(_said(one, one.changed[0]) for one in changed[:NAMED])
         more = f"; and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
+        most = max(changed, key=lambda one: _size(one.changed[0]))
+        if most in changed[NAMED:]:
+            more += f", the largest change that of {_said(most, most.changed[0])}"
         count = "1 head" if len(changed) == 1 else f"{len(changed)} heads"
         attend = "attends" if len(changed) == 1 else "attend"
-        parts.append(f"{count} of {len(compared)} {attend} differently in {to}: {named}{more}")
+        layers = sorted({(one.head.call, one.head.layer) for one in changed})
+        order = ", earliest layer first" if len(layers) > 1 else ""
+        parts.append(f"{count} of {len(compared)} {attend} differently in {to}{order}: {named}{more}")
+        if len(layers) > 1:
+            parts.append(
+                f"those after layer {layers[0][1]} read what earlier layers write, so that they may differ because of "
+                "an earlier head"
+            )
     else:
         largest = max(((one, role) for one in compared for role in one.roles), key=lambda pair: _size(pair[1]))
         parts.append(
@@ -42,13 +52,9 @@ def finding(
             f"{_size(largest[1]):.2g} ({_words(largest[1].role)} of {largest[0].head})"
             + ("" if bound is None else f", and none is beyond {bound:.2g}")
         )
-    others = sorted(
-        (one.match.similarity, one.head)
-        for one in compared
-        if one.match is not None and one.match.similarity < RULE.similarity and one not in changed
-    )
+    others = [(one.head, one.match) for one in heads_elsewhere(compared) if one.match is not None]
     if others:
-        names = ", ".join(f"{head} (similarity {similarity:.2f})" for similarity, head in others[:NAMED])
+        names = ", ".join(f"{head} (similarity {match.similarity:.2f})" for head, match in others[:NAMED])
         more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
         parts.append(f"patterns differ, whatever the roles' scores, in {names}{more}")
     if moved:

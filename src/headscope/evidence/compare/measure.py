@@ -26,6 +26,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -37,6 +38,7 @@ from headscope.evidence.atlas.result import Atlas
 from headscope.evidence.circuit.measure import trace_circuit
 from headscope.evidence.circuit.result import Circuit
 from headscope.evidence.compare.changes import head_changes, label_of, side_of, unlike
+from headscope.evidence.compare.drawn import drawn_patterns
 from headscope.evidence.compare.finding import finding
 from headscope.evidence.compare.later import edge_changes, later_changes, outcome_changes, verdict_changes
 from headscope.evidence.compare.matching import Agreement, Patterns, agreement, matches
@@ -52,11 +54,16 @@ from headscope.evidence.compare.swap import refuse_other_shapes, swap_test
 from headscope.evidence.compare.vocabulary import common_ids, shared_vocabulary
 from headscope.evidence.scan.measure import Prepared, Samples, scanned
 from headscope.evidence.scan.result import Scan, Timing
+from headscope.evidence.verify.measure import judged_prompts
 from headscope.evidence.verify.measure import verify as judge
 from headscope.evidence.verify.result import Verification
 from headscope.heads import HeadId
 from headscope.model.load import Model, Source, load
 from headscope.probes import Probe, repeated_tokens
+from headscope.probes.copies import check_repeats
+from headscope.probes.probe import Tokens
+from headscope.probes.readable import PERIOD as READABLE
+from headscope.probes.readable import readable
 from headscope.probes.repeated import N_PROMPTS
 from headscope.records.common import Estimate
 from headscope.stats import mean_intervals, p_values, t_quantile, two_sample
@@ -116,9 +123,11 @@ def compare(
         A `Comparison`, best read through `.finding`, `.changed`, `.pairs[0]["L1H3"]` or `.to_frame()`.
 
     Raises:
-        ArgumentError: more than 26 models; for `verify`, a probe that cannot draw more prompts.
-        ShapeError: for `swap`, prompts without a repetition.
-        TokenError: a prompt of `probe` does not fit a model's vocabulary or context.
+        ArgumentError: more than 26 models; for `verify`, a probe that cannot draw more prompts; for `swap`, models of
+            other vocabularies or other shapes.
+        ShapeError: for `verify`, prompts that are too short.
+        TokenError: a prompt of `probe` does not fit a model's vocabulary or context; for `swap`, one without a
+            repetition.
         NonFiniteError: a score is not a number.
     """
     if len(more) > 24:
@@ -131,15 +140,31 @@ def compare(
     def drawn(model: Model, token_ids: list[int] | None = None, period: int | None = period) -> Probe:
         return repeated_tokens(model, n_prompts=n_prompts, period=period, token_ids=token_ids, seed=seed)
 
+    readers = [one for one, why in zip(models, shared, strict=True) if why]
     if probe is None:
-        common = _fitting([one for one, why in zip(models, shared, strict=True) if why], drawn, period)
+        common = _fitting(readers, drawn, period)
     else:
         common, shared = probe, ["the prompts were given" for _ in models]
     if len(common.prompts) < 2:
         raise ArgumentError("1 prompt was given; differences need intervals, and those at least 2 prompts.")
+    probes = [common if why else drawn(model) for model, why in zip(models, shared, strict=True)]
+    for model, own, why in zip(models, probes, shared, strict=True):
+        if verify or circuit:
+            judged_prompts(model, own, seed)
+        if swap:
+            check_repeats(own.prompts)
+            refuse_other_shapes(models[0], model, paired=why is not None)
+
+    @cache
+    def shown() -> Tokens:
+        """The prompt on which patterns are drawn."""
+        if probe is not None:
+            return probe.prompts[0]
+        short = min(READABLE, common.settings["period"])
+        return readable(models[0], token_ids=common_ids(readers), period=short, seed=seed).prompts[0]
+
     read, prepared = [], Prepared()
-    for index, (model, why) in enumerate(zip(models, shared, strict=True)):
-        own = common if why else drawn(model)
+    for index, (model, own, why) in enumerate(zip(models, probes, shared, strict=True)):
         label, patterns = label_of(index), Patterns()
         says = f"scanning {label}"
         scan, samples = scanned(
@@ -182,7 +207,10 @@ def compare(
     ]
     return Comparison(
         sides=tuple(side_of(one.label, one.scan) for one in read),
-        pairs=tuple(_pair(read[0], one, alike.get((read[0].label, one.label)), swap, seed) for one in read[1:]),
+        pairs=tuple(
+            _pair(read[0], one, alike.get((read[0].label, one.label)), shown if one.shares else None, swap, seed)
+            for one in read[1:]
+        ),
         nearest=tuple(sorted(nearest, key=lambda one: (-round(one.similarity, 6), one.a, one.b))),
         rule=RULE,
         timing=Timing(wall_s=time.perf_counter() - started, tokens=sum(one.scan.timing.tokens for one in read)),
@@ -207,7 +235,9 @@ def _similarity(found: Agreement, one: _Read, two: _Read) -> float:
     return float(np.mean([found.similarity[heads.index(a), others.index(b)] for a, b in matched.items()]))
 
 
-def _pair(one: _Read, two: _Read, found: Agreement | None, swap: bool, seed: int) -> PairChange:
+def _pair(
+    one: _Read, two: _Read, found: Agreement | None, shown: Callable[[], Tokens] | None, swap: bool, seed: int
+) -> PairChange:
     heads, others = list(one.samples.heads), list(two.samples.heads)
     counterparts = _counterparts(heads, others, found)
     roles = [role for role in one.samples.scores if role in two.samples.scores]
@@ -232,8 +262,7 @@ def _pair(one: _Read, two: _Read, found: Agreement | None, swap: bool, seed: int
     if one.asked is not None and two.asked is not None:
         outcomes = outcome_changes(one.asked, two.asked, names)
     if swap:
-        refuse_other_shapes(one.model, two.model, paired=found is not None, names=names)
-        swapped = swap_test(one.model, two.model, one.probe.prompts, heads, seed=seed)
+        swapped = swap_test(one.model, two.model, one.probe.prompts, heads, names=names, seed=seed)
     return PairChange(
         a=one.label,
         b=two.label,
@@ -257,6 +286,7 @@ def _pair(one: _Read, two: _Read, found: Agreement | None, swap: bool, seed: int
         edges=edges,
         swap=swapped,
         outcomes=outcomes,
+        patterns=None if shown is None else drawn_patterns(one.model, two.model, shown, changes),
     )
 
 

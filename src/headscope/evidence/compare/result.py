@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -17,8 +20,9 @@ if TYPE_CHECKING:
 
 SCHEMA = "headscope.compare/1"
 
-Status = Literal["gained", "lost", "kept", "none"]
-"""What became of a role: only the second model's head has it, only the first's, both, or neither."""
+Status = Literal["gained", "lost", "kept", "none", "undecided"]
+"""What became of a role: only the second model's head has it, only the first's, both, or neither; `undecided` where one
+of them has it and the scores are not shown to differ."""
 How = Literal["number", "pattern", "last"]
 """How a head found its counterpart: it bears its number, attends as it does, or is the last left of its layer."""
 
@@ -125,6 +129,24 @@ class HeadChange:
     def changed(self) -> tuple[RoleChange, ...]:
         """The roles whose score changed, the largest difference first."""
         return tuple(sorted((one for one in self.roles if one.changed), key=lambda one: -abs(one.difference.mean)))
+
+
+def changed_heads(heads: Iterable[HeadChange]) -> tuple[HeadChange, ...]:
+    """Those with a changed score: earliest layer first, in a layer the largest difference first."""
+    found = [one for one in heads if one.changed]
+    return tuple(
+        sorted(found, key=lambda one: (one.head.call, one.head.layer, -abs(one.changed[0].difference.mean), one.head))
+    )
+
+
+def heads_elsewhere(heads: Iterable[HeadChange]) -> tuple[HeadChange, ...]:
+    """Those without a changed score whose pattern is less similar than the rule asks, the least similar first."""
+    found = [
+        (one.match.similarity, one)
+        for one in heads
+        if one.match is not None and one.match.similarity < RULE.similarity and not one.changed
+    ]
+    return tuple(one for _, one in sorted(found, key=lambda pair: (pair[0], pair[1].head)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,6 +274,40 @@ class SwapTest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PromptToken:
+    """One token of a prompt."""
+
+    id: int
+    """Its number."""
+    text: str | None
+    """As the first model's tokenizer shows it; None without one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadPatterns:
+    """What one head attends to in both models: the lower triangle row by row, a byte each, 255 for 1, in base64."""
+
+    head: HeadId
+    """In the first model."""
+    counterpart: HeadId
+    """In the second."""
+    a: str
+    """Pattern in the first."""
+    b: str
+    """In the second."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairPatterns:
+    """A few heads' patterns in both models, on one prompt."""
+
+    tokens: tuple[PromptToken, ...]
+    """The prompt."""
+    heads: tuple[HeadPatterns, ...]
+    """Changed heads first, earliest layer first; then those whose patterns differ most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PairChange:
     """What differs between two of the models."""
 
@@ -285,12 +341,13 @@ class PairChange:
     """Which heads carry the difference in loss; None where it was not asked for."""
     outcomes: tuple[OutcomeChange, ...] | None = None
     """Heads and roles that are held in either model's atlas; None where no atlas was made."""
+    patterns: PairPatterns | None = None
+    """Of a few heads that look elsewhere; None where there is none, or the models did not read the same prompts."""
 
     @property
     def changed(self) -> tuple[HeadChange, ...]:
-        """Heads with a changed score, the largest difference first."""
-        found = [one for one in self.heads if one.changed]
-        return tuple(sorted(found, key=lambda one: (-abs(one.changed[0].difference.mean), one.head)))
+        """Heads with a changed score: earliest layer first, in a layer the largest difference first."""
+        return changed_heads(self.heads)
 
     @property
     def moved(self) -> tuple[HeadChange, ...]:
@@ -349,7 +406,7 @@ class Comparison(SavedDocument):
 
     @property
     def changed(self) -> tuple[HeadChange, ...]:
-        """Changed heads of the first pair, the largest difference first."""
+        """Changed heads of the first pair: earliest layer first, in a layer the largest difference first."""
         return self.pairs[0].changed
 
     @property
@@ -386,6 +443,21 @@ class Comparison(SavedDocument):
                 "the document is damaged (Comparison.pairs is empty, or names a model that it does not hold); write it "
                 "again."
             )
+        for shown in (pair.patterns for pair in self.pairs if pair.patterns is not None):
+            places = len(shown.tokens) * (len(shown.tokens) + 1) // 2
+            if any(_n_bytes(text) != places for one in shown.heads for text in (one.a, one.b)):
+                raise ArgumentError(
+                    f"the document is damaged (a pattern of {len(shown.tokens)} tokens is not the base64 of {places} "
+                    "bytes); write it again."
+                )
 
     def __repr__(self) -> str:
         return f"Comparison({', '.join(one.model.id for one in self.sides)}: {self.finding})"
+
+
+def _n_bytes(text: str) -> int | None:
+    """How many bytes a text is in base64; None where it is none."""
+    try:
+        return len(base64.b64decode(text, validate=True))
+    except (binascii.Error, ValueError):
+        return None

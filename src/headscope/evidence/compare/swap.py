@@ -73,8 +73,19 @@ class Transplant:
         return torch.where(mask[:, None, None, :, None], substitute.to(z.dtype)[None], z).flatten(0, 1)
 
 
-def swap_test(a: Model, b: Model, prompts: Sequence[Tokens], heads: Sequence[HeadId], *, seed: int) -> SwapTest:
-    """ActivationPatch every head, then the sources together, then as many random ones."""
+def swap_test(
+    a: Model,
+    b: Model,
+    prompts: Sequence[Tokens],
+    heads: Sequence[HeadId],
+    *,
+    names: Mapping[HeadId, HeadId],
+    seed: int,
+) -> SwapTest:
+    """Exchange every head, then the sources together, then as many random ones.
+
+    Nothing is asked where a head's counterpart in `names` bears another number: z has no place there.
+    """
     queries = {"second_copy": [one.second for one in check_repeats(tuple(prompts))]}
 
     def run(into: Model, donor: Model, worlds: Sequence[AblatedHeads]) -> dict[AblatedHeads, np.ndarray]:
@@ -86,6 +97,10 @@ def swap_test(a: Model, b: Model, prompts: Sequence[Tokens], heads: Sequence[Hea
     loss_a, loss_b = (run(*pair, [])[frozenset()] for pair in ((a, b), (b, a)))
     apart = loss_b - loss_a
     summary = {"loss_a": Estimate.of(loss_a), "loss_b": Estimate.of(loss_b), "difference": Estimate.of(apart)}
+    moved = [f"{head} is {other}" for head, other in names.items() if head != other]
+    if moved:
+        reason = f"heads bear other numbers ({moved[0]}), so that z of one model has no place in the other"
+        return SwapTest(**summary, asked=False, reason=reason, heads=(), everything=None, sources=None, random=())
     if abs(apart.mean()) < RULE.delta_loss_nats or float(p_values(apart)) > RULE.false_discovery:
         reason = f"the losses differ by less than {RULE.delta_loss_nats} nats, or not significantly"
         return SwapTest(**summary, asked=False, reason=reason, heads=(), everything=None, sources=None, random=())
@@ -137,20 +152,16 @@ def swap_test(a: Model, b: Model, prompts: Sequence[Tokens], heads: Sequence[Hea
     )
 
 
-def refuse_other_shapes(a: Model, b: Model, *, paired: bool, names: Mapping[HeadId, HeadId]) -> None:
-    """Raise where z of one model has no place in the other.
+def refuse_other_shapes(a: Model, b: Model, *, paired: bool) -> None:
+    """Raise where z of one model has no place in the other, before anything is measured.
 
     Raises:
-        ArgumentError: other prompts, other numbers of heads, other sizes of z, or heads that changed places.
+        ArgumentError: other prompts, other numbers of heads, or other sizes of z.
     """
-    shapes = [(one.check.heads, _sizes(one)) for one in (a, b)] if paired else []
-    moved = [f"{head} is {other}" for head, other in names.items() if head != other]
     if not paired:
         why = "they do not read the same prompts"
-    elif shapes[0] != shapes[1]:
+    elif a.check.heads != b.check.heads or _sizes(a) != _sizes(b):
         why = "their heads differ in number or size"
-    elif moved:
-        why = f"their heads bear other numbers ({moved[0]})"
     else:
         return
     raise ArgumentError(f"the swap test cannot put z of {a.id} into {b.id}: {why}; compare them without it.")

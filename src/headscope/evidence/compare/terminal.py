@@ -11,7 +11,7 @@ from headscope.heads import ranking
 from headscope.render.plain import console as terminal
 
 COLUMNS = 12
-"""Models that a table of heads shows."""
+"""Models that a table shows."""
 
 
 def print_comparison(found: Comparison, *, top: int) -> None:
@@ -35,6 +35,10 @@ def print_comparison(found: Comparison, *, top: int) -> None:
         console.print(_roles(found))
         console.print()
         console.print(_by_head(found, top))
+        if len(found.sides) > COLUMNS:
+            console.print(
+                Text(f"Both tables show {COLUMNS} of {len(found.sides)} models; --json has all.", style="dim")
+            )
         for one in found.nearest[:1]:
             ties = sum(round(other.similarity, 6) == round(one.similarity, 6) for other in found.nearest) - 1
             console.print(
@@ -140,10 +144,10 @@ def _roles(found: Comparison) -> Table:
     """Heads found for each role in every model."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("role")
-    for side in found.sides:
+    for side in found.sides[:COLUMNS]:
         table.add_column(side.label)
     for role in found.sides[0].roles:
-        heads = [", ".join(map(str, side.roles.get(role, ())[:4])) or "-" for side in found.sides]
+        heads = [", ".join(map(str, side.roles.get(role, ())[:4])) or "-" for side in found.sides[:COLUMNS]]
         table.add_row(role, *heads)
     return table
 

@@ -94,7 +94,7 @@ def verify(
     named = None if heads is None else model.named(heads)
     if named is not None:
         refuse_all(model, named)
-    probe, held_out, controls = _prompts(model, probe, seed)
+    probe, held_out, controls = judged_prompts(model, probe, seed)
     started = time.perf_counter()
     report = progress or (lambda what, done, total: None)
     ablator = Ablator.of(model, held_out, method=ablation, seed=seed)
@@ -183,8 +183,13 @@ def verify(
     )
 
 
-def _prompts(model: Model, probe: Any | None, seed: int) -> tuple[Probe, Probe, tuple[Tokens, ...]]:
-    """The probe, as many held-out prompts, and the probe's controls: prompts without a repeat."""
+def judged_prompts(model: Model, probe: Any | None, seed: int) -> tuple[Probe, Probe, tuple[Tokens, ...]]:
+    """The probe, as many held-out prompts, and the probe's controls: prompts without a repeat.
+
+    Raises:
+        ArgumentError: a probe that cannot draw held-out prompts and controls.
+        ShapeError: prompts of fewer than 11 tokens.
+    """
     probe = repeated_tokens(model, n_prompts=N_PROMPTS, seed=seed) if probe is None else probe_of(model, probe)
     check_fits(probe, model)
     if probe.more is None or probe.controls is None:
