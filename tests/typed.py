@@ -15,7 +15,6 @@ from typing import Any
 
 import jaxtyping
 import torch
-from beartype import beartype
 
 CALLS_A_TEST = 4
 """How many calls of a function of a module or a class are checked in each test."""
