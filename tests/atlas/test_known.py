@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
 
@@ -45,6 +46,37 @@ def test_a_model_is_known_by_its_shape_only_if_every_number_is_the_same():
     # Key-value heads that a model hides are not compared; any other number that is missing leaves the model unknown.
     assert names(matching("mine", GPT2 | {"n_kv_heads": None})[1]) == ["GPT-2 small"]
     assert matching("mine", GPT2 | {"d_model": None}) == (None, ())
+
+
+def test_a_model_of_the_shape_is_known_by_its_embedding_whatever_it_is_called():
+    small = next(one for one in known_models() if one.name == "GPT-2 small")
+    assert [len(row) for row in small.embedding_corner] == [6, 6, 6]
+    torch.manual_seed(0)
+    config = GPT2Config(n_embd=768, n_layer=1, n_head=12, n_positions=8, vocab_size=64)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        model = GPT2LMHeadModel(config).eval()
+        trained_again = ModelInfo.of(hs.load(model.to(dtype))).embedding_corner
+        assert matching("mine", GPT2, trained_again) == ("shape", (small,))
+        with torch.no_grad():
+            model.transformer.wte.weight[:3, [0, 1, 2, -3, -2, -1]] = torch.tensor(small.embedding_corner, dtype=dtype)
+        same = ModelInfo.of(hs.load(model)).embedding_corner
+        assert matching("mine", GPT2, same) == ("weights", (small,)), dtype
+        assert matching("mine", GPT2 | {"n_layers": 1}, same) == (None, ())
+        assert matching("gpt2", GPT2, trained_again)[0] == "id"
+    one_off = ((small.embedding_corner[0][0] + 0.002, *small.embedding_corner[0][1:]), *small.embedding_corner[1:])
+    assert matching("mine", GPT2, one_off)[0] == "shape"
+
+
+def test_the_weights_take_the_question_mark_away(built, listed, monkeypatch):
+    info = ModelInfo.of(hs.load(built.model))
+    (head,) = built.heads("induction")
+    assert known_as(info)[head] == "induction?"
+    monkeypatch.setattr(
+        lists, "known_models", lambda: (dataclasses.replace(listed, embedding_corner=info.embedding_corner),)
+    )
+    assert known_as(info)[head] == "induction"
+    assert {one.matched for one in known_heads(info)} == {"weights"}
+    assert "whose config and embedding this model has" in lists.remark(info)
 
 
 def test_two_models_of_one_shape_are_both_named():

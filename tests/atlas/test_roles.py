@@ -267,9 +267,10 @@ either sign is an interferer for the other."""
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(20))
 def test_in_the_model_of_every_role_none_is_missed_and_none_invented(seed):
-    # Without the decoy that says the first name whatever the movers do: while it is there, a backup rests rightly. In
-    # float64, since the sum of all gains leaves float32 too few digits on some processors.
-    names = [name for name in NAMES if name != "first_name"]
+    # Without the decoy that says the first name whatever the movers do: while it is there, a backup rests rightly. And
+    # without the one that looks two tokens ahead: it completes every repeat, so that lowering tokens costs too little.
+    # In float64, since the sum of all gains leaves float32 too few digits on some processors.
+    names = [name for name in NAMES if name not in ("first_name", "skip_ahead")]
     outcomes, _, _ = found(names, list(TRUTH), seed, n_prompts=12, dtype=torch.float64)
     for role, truth in TRUTH.items():
         held = {name for name, outcome in outcomes[role].items() if outcome in HELD}

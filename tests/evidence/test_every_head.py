@@ -18,6 +18,7 @@ from benchmarks.tiny import tiny_causal_lm, tiny_config
 from headscope.errors import ArgumentError, ShapeError, TokenError, UnsupportedModel
 from headscope.evidence.ablation import each as every_head
 from headscope.evidence.ablation.each import gradients
+from headscope.heads import HeadId
 from headscope.interventions import ablation as worlds
 from headscope.interventions.ablation import METHODS, Ablator
 from headscope.model.replay import Replay
@@ -328,8 +329,11 @@ def one_layer(n_heads):
         return hs.load(LlamaForCausalLM(config).eval())
 
 
-def raced(monkeypatch, exact, first_order=None, *, top=1, confidence=0.95, negligible=None):
-    """A race over a table of effects [head prompt] instead of a model's. Also returns what was read."""
+def raced(monkeypatch, exact, first_order=None, *, top=1, confidence=0.95, negligible=None, chosen=None):
+    """A race over a table of effects [head prompt] instead of a model's. Also returns what was read.
+
+    With `chosen`, heads that are measured elsewhere, first what was left instead of every effect.
+    """
     n_heads, n_prompts = exact.shape
     model = one_layer(n_heads)
     read = []
@@ -346,10 +350,36 @@ def raced(monkeypatch, exact, first_order=None, *, top=1, confidence=0.95, negli
 
     monkeypatch.setattr(every_head, "gradients", made_up)
     monkeypatch.setattr(every_head._Course, "_ablated", table)
-    found = hs.ablate_each(
-        model, probe=repeats(model, n_prompts), method="zero", top=top, confidence=confidence, negligible=negligible
-    )
+    options = {"top": top, "confidence": confidence, "negligible": negligible}
+    probe = repeats(model, n_prompts)
+    if chosen is not None:
+        ablator, heads = Ablator.of(model, probe, method="zero"), [HeadId(0, one) for one in chosen]
+        found, left = every_head.searched(ablator, probe, search="race", chosen=heads, **options)
+        return [one.head for one in left], found, read
+    found = hs.ablate_each(model, probe=probe, method="zero", **options)
     return {one.head.head: one for one in found.heads}, found, read
+
+
+def test_heads_that_are_measured_elsewhere_are_read_in_the_first_round_and_the_rest_to_a_shortlist(monkeypatch, rng):
+    # 6 heads, 32 prompts; rounds end at 4, 12 and 32. Heads 0 and 1 matter, 2 by .1 with a spread of .1, and none else.
+    exact = 0.001 + 1e-5 * rng.normal(size=(6, 32))
+    exact[0], exact[1], exact[2] = 50.0, 1.0, np.tile([0.0, 0.2], 16)
+    left, found, read = raced(monkeypatch, exact, top=3, negligible=0.01, chosen=[0])
+    assert left == [1, 2]  # at most three are left after the first round
+    assert len(read) == found.n_ablations == 6 * 4
+    left, _, read = raced(monkeypatch, exact, top=2, negligible=0.01, chosen=[0, 5])
+    assert left == [1], "the top two are 0 and 1"
+    assert len(read) == 6 * 4
+    left, _, _ = raced(monkeypatch, exact, top=1, negligible=0.01, chosen=[0])
+    assert left == [], "head 0 alone is the top, whether or not it is measured elsewhere"
+    # Not ruled out and too many: 1 and 2 go on, until one is left.
+    exact[1] = np.tile([0.1, 0.3], 16)
+    left, _, read = raced(monkeypatch, exact, top=1, negligible=0.01, chosen=[5])
+    assert left == [0]
+    exact[0] = np.tile([0.2, 0.4], 16)
+    left, _, read = raced(monkeypatch, exact, top=1, negligible=0.01, chosen=[5])
+    assert left == [0]
+    assert {head for head, prompt in read if prompt >= 4} == {0, 1, 2}
 
 
 def test_estimate_and_interval_of_a_head_that_left(monkeypatch):
@@ -518,6 +548,7 @@ def test_the_default_probe_and_the_document():
     assert (found.search, found.method, found.top) == ("race", "mean", 2)
     assert (found.probe["kind"], found.probe["n_prompts"], found.probe["seed"]) == ("repeated_tokens", 32, 5)
     document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert type(found).from_dict(document) == found, "read back as it was"
     assert document["schema"] == "headscope.effects/1"
     assert len(document["heads"]) == 12
     assert document["heads"][0]["exact"] is True

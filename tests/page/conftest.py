@@ -40,7 +40,7 @@ def results() -> Results:
     scan = hs.scan(model, progress=lambda done, total: told("scanning", done, total))
     probe = hs.repeated_tokens(model, n_prompts=8, period=24)
     verification = hs.verify(model, probe=probe, progress=told)
-    circuit = hs.trace_circuit(model, verification=verification, progress=told)
+    circuit = hs.trace_circuit(model, verification=verification, probe=probe, progress=told)
     return Results(model, scan, verification, circuit, steps)
 
 

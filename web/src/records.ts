@@ -265,7 +265,7 @@ export interface KnownHead extends HeadRef {
   source: string;
   checked: boolean;
   variant: string | null;
-  matched: "id" | "shape" | null;
+  matched: "id" | "weights" | "shape" | null;
   agreement: "agrees" | "differs" | "not_tested";
   why: string;
 }
@@ -293,6 +293,7 @@ export interface ModelInfo {
   path: "interface" | "hooks" | "module" | null;
   d_model: number | null;
   n_embeddings: number | null;
+  embedding_corner: number[][] | null;
 }
 export interface Other {
   name: string;

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from headscope.model.selfcheck import Check, RoutedCheck
     from headscope.model.taps import Route
 
+EDGE = 3
+"""Rows of the embedding, and columns from either side, by which a model is known."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Opened:
@@ -80,6 +83,21 @@ class Opened:
         """Width of an embedding; None where no module is one."""
         shape = getattr(getattr(self.backbone.embedding, "weight", None), "shape", ())
         return int(shape[1]) if len(shape) == 2 else None
+
+    @property
+    def embedding_corner(self) -> tuple[tuple[float, ...], ...] | None:
+        """First and last three numbers of the embeddings of ids 0, 1 and 2, to four decimals, as PyTorch prints them.
+
+        None where no module is an embedding, or its weight is packed, spread over processes or not there.
+        """
+        import torch
+
+        weight: Any = getattr(self.backbone.embedding, "weight", None)
+        plain = type(weight) in (torch.Tensor, torch.nn.Parameter) and weight.is_floating_point() and not weight.is_meta
+        if not plain or weight.ndim != 2 or min(weight.shape[0], weight.shape[1] // 2) < EDGE:
+            return None
+        corner = weight.detach()[:EDGE, [*range(EDGE), *range(-EDGE, 0)]]
+        return tuple(tuple(round(value, 4) for value in row) for row in corner.double().cpu().tolist())
 
     @property
     def n_predicted(self) -> int:

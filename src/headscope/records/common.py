@@ -48,6 +48,9 @@ class ModelInfo:
     """Width of an embedding; None where no module is one, and in documents older than this field."""
     n_embeddings: int | None = None
     """Token ids that can be read; None in documents older than this field."""
+    embedding_corner: tuple[tuple[float, ...], ...] | None = None
+    """First and last three numbers of the embeddings of ids 0, 1 and 2, by which a published model is known; None where
+    they cannot be read, and in documents older than this field."""
 
     @classmethod
     def of(cls, model: Opened) -> ModelInfo:
@@ -64,6 +67,7 @@ class ModelInfo:
             path=model.check.route.path if isinstance(model, Model) else None,
             d_model=model.d_model,
             n_embeddings=model.n_embeddings,
+            embedding_corner=model.embedding_corner,
         )
 
     def unlike(self, other: ModelInfo) -> str:

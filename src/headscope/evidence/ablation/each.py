@@ -26,9 +26,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -58,8 +58,8 @@ from headscope.model.replay import Replay
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.copies import check_repeats
 from headscope.probes.probe import Tokens, check_fits, probe_of
-from headscope.records.codec import encode
 from headscope.records.common import Estimate, ModelInfo, Provenance
+from headscope.records.document import Document
 from headscope.stats import t_quantile
 
 Search = Literal["race", "exhaustive", "gradient"]
@@ -90,8 +90,10 @@ class HeadEffect:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class HeadEffects:
+class HeadEffects(Document):
     """Every head's effect, largest first."""
+
+    schema: ClassVar[str] = "headscope.effects/1"
 
     model: ModelInfo
     """Which model."""
@@ -116,9 +118,9 @@ class HeadEffects:
     timing: Timing
     """What it cost."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """The document `headscope.effects/1`, JSON-ready."""
-        return {"schema": "headscope.effects/1", **encode(self)}
+    def listed(self) -> Iterable[HeadId]:
+        """The heads."""
+        return (one.head for one in self.heads)
 
     def __repr__(self) -> str:
         best = ", ".join(f"{one.head} {one.delta_loss_nats.mean:+.3f}" for one in self.heads[:3])
@@ -165,9 +167,10 @@ def ablate_each(
     check_fits(probe, model)
     check_repeats(probe.prompts)
     ablator = Ablator.of(model, probe, method=method, corpus=corpus, seed=seed)
-    return searched(
+    found, _ = searched(
         ablator, probe, search=search, top=top, confidence=confidence, negligible=negligible, progress=progress
     )
+    return found
 
 
 def searched(
@@ -178,9 +181,15 @@ def searched(
     top: int,
     confidence: float = 0.95,
     negligible: float | None = None,
+    chosen: Collection[HeadId] | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> HeadEffects:
-    """`ablate_each` with an ablator that was made already, whose means may have been read already."""
+) -> tuple[HeadEffects, list[HeadId]]:
+    """Every head's effect, and the heads that may be among the first `top`, the largest effect first.
+
+    As `ablate_each`, with an ablator that was made already, whose means may have been read already. `chosen` is for a
+    search whose heads are measured again in other prompts: the heads that are measured there anyway. A race reads these
+    in its first round alone, ends when at most `top` others may be among the first `top`, and leaves them inexact.
+    """
     if search not in SEARCHES:
         raise ArgumentError(f"search={search!r} is not known; use one of {', '.join(SEARCHES)}.")
     if top < 1:
@@ -193,22 +202,25 @@ def searched(
     if search == "gradient":
         found = course.gradient_alone()
     elif search == "race":
-        found = course.race(top, confidence, negligible)
+        found = course.race(top, confidence, negligible, chosen)
     else:
         found = course.exhaustive()
-    return HeadEffects(
+    ranked = sorted(found, key=lambda one: ranking(one.delta_loss_nats.mean, one.head))
+    left = [one.head for one in ranked if course.left is None or one.head in course.left][:top]
+    effects = HeadEffects(
         model=ModelInfo.of(ablator.model),
         search=search,
         top=top if search == "race" else None,
         confidence=confidence if search == "race" else None,
         method=ablator.method,
-        heads=tuple(sorted(found, key=lambda one: ranking(one.delta_loss_nats.mean, one.head))),
+        heads=tuple(ranked),
         probe=dict(probe.settings),
         corpus=None if ablator.corpus is None else dict(ablator.corpus.settings),
         n_ablations=course.n_ablations,
         provenance=Provenance.of(ablator.model, kernels=ablator.model.check.kernels, seed=ablator.seed),
         timing=Timing(wall_s=time.perf_counter() - started, tokens=sum(map(len, probe.prompts))),
     )
+    return effects, left
 
 
 class _Course:
@@ -227,6 +239,8 @@ class _Course:
             HeadId(layer, head) for layer, n in sorted(ablator.model.check.heads.items()) for head in range(n)
         ]
         self.n_ablations = 0
+        self.left: frozenset[HeadId] | None = None
+        """Heads that a race did not rule out; None where all were read alike."""
         self._report = progress or (lambda done, total: None)
 
     def exhaustive(self) -> list[HeadEffect]:
@@ -241,8 +255,10 @@ class _Course:
             for head, row in zip(self.heads, estimates, strict=True)
         ]
 
-    def race(self, top: int, confidence: float, negligible: float | None) -> list[HeadEffect]:
-        """The top k exactly, the rest as far as was needed to rule them out."""
+    def race(
+        self, top: int, confidence: float, negligible: float | None, chosen: Collection[HeadId] | None
+    ) -> list[HeadEffect]:
+        """The top k exactly, the rest as far as was needed to rule them out; see `searched` for `chosen`."""
         least = -math.inf if negligible is None else negligible
         n_heads, n_prompts = len(self.heads), len(self.prompts)
         rounds = _rounds(n_prompts)
@@ -252,7 +268,7 @@ class _Course:
         error = (1 - confidence) / (n_heads * (len(rounds) - 1))
         exact = np.full((n_heads, n_prompts), np.nan)
         center, half = np.empty(n_heads), np.empty(n_heads)
-        running, read = np.argsort(-first_order.mean(1)), 0
+        running, read, bar = np.argsort(-first_order.mean(1)), 0, least
         for until in rounds:
             exact[running, read:until] = self._ablated([self.heads[one] for one in running], range(read, until))
             read = until
@@ -260,15 +276,21 @@ class _Course:
             center[running] = first_order[running].mean(1) + missed.mean(1)
             left = math.sqrt(1 - read / n_prompts)
             half[running] = left * t_quantile(read - 1, error=error) * missed.std(1, ddof=1) / math.sqrt(read)
-            bar = max(_kth(center[running] - half[running], top), least)
+            # Chosen heads leave after the first round, and the bar that they reached stays.
+            bar = max(_kth(center[running] - half[running], top), least if chosen is None else bar)
             running = running[center[running] + half[running] >= bar]
-            if not len(running):
+            if chosen is not None:
+                running = np.asarray([one for one in running if self.heads[one] not in chosen], dtype=np.int64)
+            if len(running) <= (0 if chosen is None else top):
                 break
         known = np.isfinite(exact[:, -1])
         bar = max(_kth(exact[known].mean(1), top), least)
-        for one in np.flatnonzero(~known & (center >= bar)):  # an interval missed: out too early
+        early = ~known & (center >= bar) if chosen is None else np.zeros(n_heads, dtype=bool)
+        for one in np.flatnonzero(early):  # an interval missed: out too early
             read = int(np.isfinite(exact[one]).sum())
             exact[one, read:] = self._ablated([self.heads[one]], range(read, n_prompts))[0]
+        exactly = np.flatnonzero(np.isfinite(exact[:, -1]))
+        self.left = frozenset(self.heads[one] for one in (exactly if chosen is None else running))
         return [
             self._exact(head, row)
             if not np.isnan(row[-1])

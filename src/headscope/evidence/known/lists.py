@@ -2,7 +2,8 @@
 
 A model is recognised by its hub id, or else by the numbers of its config: family, layers, heads, key-value heads,
 width and embeddings. Models trained again or further have the same numbers and other heads, so a match by shape alone
-is shown as such. Weights are not compared: no list comes with them.
+is shown as such. Where a list has some of its model's embedding, as public notebooks print it, a model of that shape
+and with these numbers is that model, whatever it is called.
 
 The lists are in `lists.toml`, each entry with its source; nothing in them was measured here.
 """
@@ -23,9 +24,13 @@ from headscope.heads import HeadId
 from headscope.records.common import ModelInfo
 
 Agreement = Literal["agrees", "differs", "not_tested"]
-Matched = Literal["id", "shape"]
+Matched = Literal["id", "weights", "shape"]
 SHAPE = ("family", "n_layers", "n_heads", "n_kv_heads", "d_model", "n_embeddings")
 """The numbers of a config that are compared."""
+ROUNDED = 5e-5
+"""What four decimals leave open."""
+HALF = 2.0**-8
+"""What bfloat16 leaves open, of a number's size."""
 _CONFIG = {
     "family": ("model_type",),
     "n_layers": ("num_hidden_layers", "n_layer"),
@@ -75,6 +80,8 @@ class KnownModel:
     """Numbers of its config, `SHAPE`."""
     heads: tuple[KnownHead, ...]
     """Its heads."""
+    embedding_corner: tuple[tuple[float, ...], ...] | None = None
+    """As `headscope.records.common.ModelInfo` has it; None where it is not known."""
 
 
 @cache
@@ -97,17 +104,26 @@ def known_models() -> tuple[KnownModel, ...]:
             for head in entry["heads"]
         ]
     return tuple(
-        KnownModel(name=one["name"], ids=tuple(one["ids"]), shape=one["shape"], heads=tuple(of[one["name"]]))
+        KnownModel(
+            name=one["name"],
+            ids=tuple(one["ids"]),
+            shape=one["shape"],
+            heads=tuple(of[one["name"]]),
+            embedding_corner=tuple(map(tuple, one["embedding_corner"])) if "embedding_corner" in one else None,
+        )
         for one in read["model"]
     )
 
 
-def matching(id: str, shape: dict[str, Any]) -> tuple[Matched | None, tuple[KnownModel, ...]]:
+def matching(
+    id: str, shape: dict[str, Any], embedding_corner: tuple[tuple[float, ...], ...] | None = None
+) -> tuple[Matched | None, tuple[KnownModel, ...]]:
     """The models with a list that a model may be, and how it was recognised.
 
     Args:
         id: Hub id, or whatever the model is called.
         shape: Numbers of its config, `SHAPE`; key-value heads may be missing or None, the others must be there.
+        embedding_corner: Some of its embedding, where it is known.
     """
     by_id = tuple(one for one in known_models() if id.lower() in [name.lower() for name in one.ids])
     if by_id:
@@ -116,19 +132,30 @@ def matching(id: str, shape: dict[str, Any]) -> tuple[Matched | None, tuple[Know
     if not set(SHAPE) - {"n_kv_heads"} <= set(given):
         return None, ()
     by_shape = tuple(one for one in known_models() if all(one.shape[name] == value for name, value in given.items()))
+    by_weights = tuple(one for one in by_shape if _equal(one.embedding_corner, embedding_corner))
+    if by_weights:
+        return "weights", by_weights
     return ("shape", by_shape) if by_shape else (None, ())
+
+
+def _equal(one: tuple[tuple[float, ...], ...] | None, other: tuple[tuple[float, ...], ...] | None) -> bool:
+    """Whether both are known and equal, as far as four decimals and half precision say."""
+    if one is None or other is None or [*map(len, one)] != [*map(len, other)]:
+        return False
+    pairs = [(a, b) for row, its in zip(one, other, strict=True) for a, b in zip(row, its, strict=True)]
+    return all(abs(a - b) <= 2 * ROUNDED + HALF * abs(a) for a, b in pairs)
 
 
 def known_heads(model: ModelInfo) -> tuple[KnownHead, ...]:
     """What was published of a measured model's heads; empty where no list is of it."""
-    return _heads(*matching(model.id, {name: getattr(model, name) for name in SHAPE}))
+    return _heads(*matching(model.id, {name: getattr(model, name) for name in SHAPE}, model.embedding_corner))
 
 
 def known_as(model: ModelInfo) -> dict[HeadId, str]:
     """For each head that was published what it is called, with a `?` where only the shape matches."""
     found: dict[HeadId, list[str]] = {}
     for one in known_heads(model):
-        found.setdefault(one.head, []).append(one.called + ("" if one.matched == "id" and one.checked else "?"))
+        found.setdefault(one.head, []).append(one.called + ("" if one.matched != "shape" and one.checked else "?"))
     return {head: ", ".join(dict.fromkeys(names)) for head, names in found.items()}
 
 
@@ -138,6 +165,8 @@ def remark(model: ModelInfo) -> str:
     names = " or ".join(dict.fromkeys(one.model for one in heads))
     if heads[0].matched == "id":
         return f"known as: published for {names}; `headscope known {model.id}` names the sources."
+    if heads[0].matched == "weights":
+        return f"known as: published for {names}, whose config and embedding this model has."
     return (
         f"known as: published for {names}, whose config has the same numbers; another model of this shape has other "
         "heads."

@@ -42,8 +42,10 @@ class Behind:
 
     def _restore(self, heads: Sequence[HeadId], gone: frozenset[HeadId], also: Sequence[AblatedHeads]) -> None:
         self._gone |= dict.fromkeys(heads, gone)
-        worlds = [gone, *(gone - {head} for head in heads)] if heads else []
-        self._trial.run([*also, *worlds], natural=also)
+        self._trial.run(also, natural=also)
+        if heads:
+            # Restoring one head starts from the pass without all of them, at the layer of that head.
+            self._trial.run([gone, *(gone - {head} for head in heads)], base=gone)
 
     def _test(self) -> None:
         trial = self._trial

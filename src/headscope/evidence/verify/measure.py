@@ -1,9 +1,9 @@
 """Verify: which heads does the second copy depend on, and what is each head?
 
     1. scan          every head's attention, on the probe's prompts; where each looks at a fixed offset
-    2. candidates    heads with a stripe, and the top k by their effect on the second copy's loss (`every_head`), all on
-                     the probe's prompts, but for those that the search finds below the rule's least effect. From here
-                     on only held-out prompts count, drawn after them.
+    2. candidates    heads with a stripe, and the heads that may be among the top k by their effect on the second copy's
+                     loss (`every_head`), all on the probe's prompts, but for those that the search finds below the
+                     rule's least effect. From here on only held-out prompts count, drawn after them.
     3. one by one    each candidate ablated: loss of the second and of the first copy, and of natural text
     4. behind others all heads with a stripe ablated, and all but one: what one does when the others cannot. For a head
                      that does nothing alone or there, once more with the heads that have a part of a stripe ablated too
@@ -112,18 +112,18 @@ def verify(
     best_offset = offsets.best()
     stripes = [head for head in scores if has_stripe(scores[head])]
     effects: dict[HeadId, HeadEffect] = {}
+    tried: list[HeadId] = []
     if named is None:
-        found = searched(
+        found, tried = searched(
             ablator,
             probe,
             search=search,
             top=top,
             negligible=RULE.delta_loss_nats,
+            chosen=stripes,
             progress=lambda done, total: report("searching", done, total),
         )
         effects = {one.head: one for one in found.heads}
-    # Heads that the race left as negligible fall short of the rule, and are not tried again.
-    tried = [head for head, one in list(effects.items())[:top] if one.exact or search == "gradient"]
     judged, best = (list(scores), tried) if named is None else (list(named), list(named))
     candidates = list(dict.fromkeys([*stripes, *best]))
 

@@ -81,9 +81,15 @@ class Trial:
         self._few: dict[AblatedHeads, np.ndarray] = {}
         self.clean: dict[str, np.ndarray] = {}
 
-    def run(self, worlds: Sequence[AblatedHeads], *, natural: Sequence[AblatedHeads]) -> None:
-        """Measure what is not known yet."""
-        self._measure(self._ablator, self._prompts, self._queries, worlds, "second_copy", "ablating")
+    def run(
+        self,
+        worlds: Sequence[AblatedHeads],
+        *,
+        natural: Sequence[AblatedHeads] = (),
+        base: AblatedHeads = frozenset(),
+    ) -> None:
+        """Measure what is not known yet, from the pass of `base`, which says what it costs alone."""
+        self._measure(self._ablator, self._prompts, self._queries, worlds, "second_copy", "ablating", base)
         if self._text is not None:
             text = self._text
             self._measure(text.ablator, text.prompts, text.queries, natural, "natural", "reading text")
@@ -96,6 +102,7 @@ class Trial:
         worlds: Sequence[AblatedHeads],
         kind: str,
         label: str,
+        base: AblatedHeads = frozenset(),
     ) -> None:
         missing = [world for world in dict.fromkeys([frozenset(), *worlds]) if (kind, world) not in self._found]
         if not missing:
@@ -107,7 +114,7 @@ class Trial:
             done += pairs
             self._report(label, min(done, total), total)
 
-        found: Losses = losses(ablator, prompts, queries, missing, progress=progress)
+        found: Losses = losses(ablator, prompts, queries, missing, base=base, progress=progress)
         for name, rows in found.items():
             self._found |= {(name, world): row for world, row in zip(missing, rows, strict=True)}
             self.clean[name] = self._found[name, frozenset()]
