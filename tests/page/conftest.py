@@ -94,6 +94,7 @@ def show(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
         else:
             opened.page.wait_for_selector("#head-map svg")
             opened.page.wait_for_selector("canvas.pattern")
+            opened.page.wait_for_selector("#made h2")  # the last part: they are drawn one after the other
         return opened
 
     yield run
