@@ -12,8 +12,9 @@ that the full count is made with fewer and scaled to the 32 of the default; the 
 induction heads. What is left out: the self-check when the model is loaded, and the shares that stay unexplained, which
 take one pass, and half a pass for each head that holds a role.
 
-A random model names a role if a head holds one after all tests. A head can hold only what its score allows, and scores
-need no intervention, so the tests are run for models in which a quick atlas finds a score.
+A random model names a role if a head holds one after all tests. A head can hold only what its score allows, so all
+roles are tested for models in which a quick atlas finds a score, and for the others those whose score takes
+interventions.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import headscope as hs
 from headscope.evidence.atlas.ioi import PLACES, TEXT, THINGS
 from headscope.evidence.atlas.measure import PASS_TOKENS
 from headscope.evidence.atlas.outcome import HELD
+from headscope.evidence.atlas.roles import roles
 from headscope.evidence.atlas.runner import N_PROMPTS, RoleRunner
 from headscope.evidence.atlas.words import LONGER, NAMES, ORDERED, UNORDERED
 from headscope.model.model import Model
@@ -108,6 +110,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def random_models(n_models: int, n_prompts: int = 6) -> dict[str, Any]:
     """How many random models have a head with a role's score, and how many name a role."""
     words = tokenizer()
+    intervening = [role.name for role in roles().values() if role.score_intervenes]
     scored: dict[int, list[str]] = {}
     named: dict[int, list[str]] = {}
     for seed in range(n_models):
@@ -124,11 +127,11 @@ def random_models(n_models: int, n_prompts: int = 6) -> dict[str, Any]:
         )
         model = hs.load(GPT2LMHeadModel(config).eval(), tokenizer=words)
         quick = hs.atlas(model, quick=True, n_prompts=n_prompts, seed=seed)
-        found = sorted({one.role for one in quick.findings if one.has_score})
-        if not found:
-            continue
-        scored[seed] = found
-        full = hs.atlas(model, n_prompts=n_prompts, seed=seed)
+        found = {one.role for one in quick.findings if one.has_score}
+        full = hs.atlas(model, None if found else intervening, n_prompts=n_prompts, seed=seed)
+        found |= {one.role for one in full.findings if one.has_score}
+        if found:
+            scored[seed] = sorted(found)
         if held := sorted({one.role for one in full.findings if one.outcome in HELD}):
             named[seed] = held
     return {

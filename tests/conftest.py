@@ -34,7 +34,7 @@ settings.load_profile("headscope")
 def _seeded() -> None:
     """Each test starts from the same global seeds, in whatever order they run; and each has its signatures checked."""
     torch.manual_seed(0)
-    tests.typed.called.clear()
+    tests.typed.begin()
 
 
 @pytest.fixture

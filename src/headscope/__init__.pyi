@@ -38,6 +38,7 @@ from .lesson import (
 from .model.load import Model as Model, load as load
 from .model.selfcheck import Check as Check
 from .page.report import report as report
+from .page.view import PageView as PageView, view as view
 from .probes import (
     Probe as Probe,
     probe_text as probe_text,

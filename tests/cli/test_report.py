@@ -20,7 +20,7 @@ def comparable(value):
 
 @pytest.fixture(scope="module")
 def document():
-    return module.report_document("demo", seed=3)
+    return module.report_document("demo", seed=3, n_prompts=8)
 
 
 @pytest.fixture
@@ -44,11 +44,11 @@ def held(path):
 
 def test_json_equals_the_api_and_the_file(headscope, document, tmp_path):
     path = tmp_path / "report.html"
-    ran = headscope("report", "demo", "--seed", 3, "--json", "--out", path)
+    ran = headscope("report", "demo", "--seed", 3, "--n-prompts", 8, "--json", "--out", path)
     assert (ran.code, ran.err) == (0, "")
     printed = json.loads(ran.out)
     assert printed["schema"] == "headscope.report/1"
-    assert printed["provenance"]["command"] == f"headscope report demo --seed 3 --json --out {path}"
+    assert printed["provenance"]["command"] == f"headscope report demo --seed 3 --n-prompts 8 --json --out {path}"
     assert comparable(printed) == comparable(json.loads(json.dumps(document)))
     assert held(path) == printed
 

@@ -548,6 +548,7 @@ def test_the_default_probe_and_the_document():
     assert (found.search, found.method, found.top) == ("race", "mean", 2)
     assert (found.probe["kind"], found.probe["n_prompts"], found.probe["seed"]) == ("repeated_tokens", 32, 5)
     document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert type(found).from_dict(document) == found, "read back as it was"
     assert document["schema"] == "headscope.effects/1"
     assert len(document["heads"]) == 12
     assert document["heads"][0]["exact"] is True

@@ -20,6 +20,7 @@ import headscope as hs
 from benchmarks.page import synthetic
 from headscope.explore.against import Against
 from headscope.explore.reading import Reader
+from tests.axe import violations
 
 PATIENCE_S = 30
 TYPED = "The quick brown fox jumps. The quick brown fox ju"
@@ -144,7 +145,7 @@ def test_a_head_is_switched_off_and_the_repeated_token_falls(show, reader, eager
     change = reader.read(TYPED, off=[strongest]).delta_loss_nats
     assert page.locator("#loss-change").inner_text() == f"{change:+.2f}"
     # And on again.
-    page.get_by_role("button", name=f"Switch {strongest} on again").click()
+    page.get_by_role("button", name=f"{strongest} ×: switch it on again").click()
     opened.settle()
     assert page.locator("#loss-change").count() == 0
     opened.assert_quiet()
@@ -421,4 +422,15 @@ def test_a_second_model_reads_the_same_prompt_beside_the_first(show, reader):
     assert set(part.locator("td").all_inner_texts()) == {"0.000"}
     part.get_by_role("button", name="L0H2", exact=True).click()
     page.wait_for_selector("#against >> text=L0H2 of")
+    # No rule of accessibility is broken with all of that open, a head off, two tokens chosen, the report beneath.
+    page.get_by_role("button", name="Switch L0H2 off").click()
+    page.locator(".tokens .chip").nth(16).click()
+    page.locator(".tokens .chip").nth(33).click()
+    for selector in ("#loss-change", "#looks table", "#made h2"):
+        page.wait_for_selector(selector)
+    opened.settle()
+    assert violations(page, contrast=False) == []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        assert violations(page, "#prompt") == [], scheme
     opened.assert_quiet()

@@ -40,7 +40,7 @@ def results() -> Results:
     scan = hs.scan(model, progress=lambda done, total: told("scanning", done, total))
     probe = hs.repeated_tokens(model, n_prompts=8, period=24)
     verification = hs.verify(model, probe=probe, progress=told)
-    circuit = hs.trace_circuit(model, verification=verification, progress=told)
+    circuit = hs.trace_circuit(model, verification=verification, probe=probe, progress=told)
     return Results(model, scan, verification, circuit, steps)
 
 
@@ -94,6 +94,7 @@ def show(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
         else:
             opened.page.wait_for_selector("#head-map svg")
             opened.page.wait_for_selector("canvas.pattern")
+            opened.page.wait_for_selector("#made h2")  # the last part: they are drawn one after the other
         return opened
 
     yield run

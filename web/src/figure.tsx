@@ -128,18 +128,20 @@ export function Scroll(props: { label: string; children: ComponentChildren; clas
   );
 }
 
-/** The width that a block has, followed as it changes. */
-export function useWidth(start: number): [{ current: HTMLDivElement | null }, number] {
+/** The width that a block has, followed as it changes; `start` and false until it is measured, before the first frame. */
+export function useWidth(start: number): [{ current: HTMLDivElement | null }, number, boolean] {
   const ref = useRef<HTMLDivElement>(null);
-  const [width, set] = useState(start);
-  useEffect(() => {
+  const [width, set] = useState<number | null>(null);
+  useLayoutEffect(() => {
     const block = ref.current;
     if (!block) return;
-    const watch = new ResizeObserver(() => set(Math.floor(block.clientWidth)));
+    const measure = () => set(Math.floor(block.clientWidth));
+    measure();
+    const watch = new ResizeObserver(measure);
     watch.observe(block);
     return () => watch.disconnect();
   }, []);
-  return [ref, width];
+  return [ref, width ?? start, width !== null];
 }
 
 /** A drawing that a plotting library made. */

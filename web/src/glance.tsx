@@ -55,6 +55,8 @@ export function Glance(props: {
           <Word of="stripe" />. A click puts a head beside the others, at most four.
         </p>
         <Thumbs
+          id="thumbs"
+          label="Patterns of all heads"
           thumbs={thumbs}
           n={tokens.length}
           theme={theme}

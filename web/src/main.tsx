@@ -1,6 +1,6 @@
 /* The page: a report's parts, and on a live page the user's own prompt above them. */
 
-import { type JSX, render } from "preact";
+import { type ComponentChildren, type JSX, render } from "preact";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { Behaviors } from "./behavior";
 import { Card, Verdict } from "./card";
@@ -26,6 +26,8 @@ import "./styles.css";
 const LISTED = 14;
 const CANDIDATES = 5;
 const POLL_MS = 700;
+/** Parts that are drawn with the first frame: the map and a head's card. */
+const AT_ONCE = 2;
 
 /** The parts beneath the finding, in order. */
 const PARTS: Part[] = [
@@ -224,7 +226,9 @@ function useAddress<S extends View>(
   const drawn = useRef(false);
   useEffect(() => {
     // A page that was opened without a state keeps its plain address until something is chosen.
-    if (drawn.current || location.hash.includes("=")) history.replaceState(null, "", written(state));
+    // In a notebook the page is in a frame without an address.
+    const addressed = location.protocol !== "about:";
+    if (addressed && (drawn.current || location.hash.includes("="))) history.replaceState(null, "", written(state));
     drawn.current = true;
   }, [state]);
   useEffect(() => {
@@ -302,13 +306,30 @@ function Parts(props: { report: Report; view: View; onView: (change: Partial<Vie
           </p>
         )}
       </section>
-      {partsOf(report).map((part) => (
+      {partsOf(report).map((part, i) => (
         <section id={part.id} class={part.class}>
-          {part.draw({ report, heads, ranked, theme, head, open, view, onView, cursor })}
+          <InTurn turn={i - AT_ONCE}>
+            {() => part.draw({ report, heads, ranked, theme, head, open, view, onView, cursor })}
+          </InTurn>
         </section>
       ))}
     </>
   );
+}
+
+/** Drawn in a task of its own after so many others, so that a large report is seen, and answers, while it opens. */
+function InTurn({ turn, children }: { turn: number; children: () => ComponentChildren }): JSX.Element | null {
+  const printing = usePrinting();
+  const [due, set] = useState(turn < 0);
+  useEffect(() => {
+    let timer = 0;
+    const wait = (left: number) => {
+      timer = window.setTimeout(() => (left > 0 ? wait(left - 1) : set(true)));
+    };
+    if (!due) wait(turn);
+    return () => clearTimeout(timer);
+  }, []);
+  return due || printing ? <>{children()}</> : null;
 }
 
 function RoleTable(props: {

@@ -37,7 +37,7 @@ export function HeadMap(props: {
   const roles = report.scan.detectors.map((one) => one.name);
   const mode = ["verdict", "effect", ...roles].includes(props.mode) ? props.mode : "verdict";
   const [active, setActive] = useState<string | null>(null);
-  const [block, width] = useWidth(640);
+  const [block, width, measured] = useWidth(640);
   const drawing = useRef<HTMLDivElement>(null);
   const cells = useMemo(() => cellsOf(report, heads, mode, theme), [report, mode, theme]);
   const columns = report.model.n_heads;
@@ -45,6 +45,7 @@ export function HeadMap(props: {
   const size = Math.max(9, Math.min(46, Math.floor((width - LEFT - 2) / columns)));
 
   useLayoutEffect(() => {
+    if (!measured) return; // drawing twice is what takes longest
     const every = Math.max(1, Math.ceil(18 / size));
     const plot = Plot.plot({
       width: LEFT + columns * size + 2,
@@ -92,7 +93,7 @@ export function HeadMap(props: {
     plot.querySelectorAll('g[aria-label="cell"] rect').forEach((rect, i) => {
       rect.setAttribute("data-head", cells[i]?.name ?? "");
     });
-  }, [cells, size]);
+  }, [cells, size, measured]);
 
   useLayoutEffect(() => {
     const svg = drawing.current;
@@ -100,7 +101,7 @@ export function HeadMap(props: {
     for (const rect of svg.querySelectorAll(".active, .selected")) rect.classList.remove("active", "selected");
     svg.querySelector(`[data-head="${props.selected}"]`)?.classList.add("selected");
     if (active) svg.querySelector(`[data-head="${active}"]`)?.classList.add("active");
-  }, [active, props.selected, cells, size]);
+  }, [active, props.selected, cells, size, measured]);
 
   const under = (event: Event): string | null =>
     (event.target as Element).closest?.("[data-head]")?.getAttribute("data-head") ?? null;

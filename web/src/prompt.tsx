@@ -359,7 +359,7 @@ function Switches(props: {
         <span class="off" role="group" aria-label="Switched off">
           <span class="soft">Off</span>
           {off.map((one) => (
-            <button type="button" aria-label={`Switch ${tidy(one)} on again`} onClick={() => toggle([one], true)}>
+            <button type="button" aria-label={`${tidy(one)} ×: switch it on again`} onClick={() => toggle([one], true)}>
               {tidy(one)} ×
             </button>
           ))}

@@ -19,6 +19,9 @@ const LABEL = 34;
 const GAP = 3;
 
 export function Thumbs(props: {
+  id: string;
+  /** What it shows, unlike any other's on the page. */
+  label: string;
   thumbs: Thumb[];
   /** Tokens of each pattern. */
   n: number;
@@ -26,7 +29,7 @@ export function Thumbs(props: {
   pins: string[];
   onPin: (head: string) => void;
 }): JSX.Element {
-  const { thumbs, n, theme, pins, onPin } = props;
+  const { id, label, thumbs, n, theme, pins, onPin } = props;
   const [block, room] = useWidth(900);
   const [active, setActive] = useState<string | null>(null);
   const [sought, setSought] = useState("");
@@ -75,13 +78,13 @@ export function Thumbs(props: {
         </span>
       </label>
       <div ref={block}>
-        <Scroll label="Patterns of all heads">
+        <Scroll label={label}>
           <div
             class="thumbs"
             role="application"
             tabIndex={0}
-            aria-label="Patterns of all heads: arrow keys move, Enter puts one beside the others"
-            aria-describedby="thumb-note"
+            aria-label={`${label}: arrow keys move, Enter puts one beside the others`}
+            aria-describedby={`${id}-note`}
             onKeyDown={move}
             onPointerLeave={() => setActive(null)}
           >
@@ -102,7 +105,7 @@ export function Thumbs(props: {
           </div>
         </Scroll>
       </div>
-      <p id="thumb-note" class="note" aria-live="polite">
+      <p id={`${id}-note`} class="note" aria-live="polite">
         {current?.note}
       </p>
     </div>

@@ -52,6 +52,8 @@ export function YourPatterns(props: Yours): JSX.Element {
         )}
       </p>
       <Thumbs
+        id="thumbs-yours"
+        label="Patterns of all heads on your prompt"
         thumbs={thumbs}
         n={patterns.side}
         theme={props.theme}

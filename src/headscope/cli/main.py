@@ -49,7 +49,6 @@ app: typer.Typer = typer.Typer(
     name="headscope",
     help="Find, verify and explain attention heads in any decoder-only language model.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},

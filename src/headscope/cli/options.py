@@ -22,6 +22,8 @@ MODEL = Annotated[
 ]
 JSON = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 SEED = Annotated[int, typer.Option(help="Seed of the random tokens.")]
+NO_SEED = Annotated[int, typer.Option("--seed", hidden=True)]
+"""Taken by commands that draw nothing, so that one set of options fits all commands."""
 BEHAVIOR = Annotated[
     list[Path] | None,
     typer.Option("--behavior", help="Show a behaviour too: what `headscope behavior --out` wrote; repeat it."),
@@ -75,14 +77,23 @@ class Opening:
         """The options by name, but for the model's own name and those left out."""
         return {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("model", *without)}
 
+    def words(self) -> list[str]:
+        """The model and the options that were given, as they are typed."""
+        given = [(one.name, getattr(self, one.name)) for one in fields(self) if one.name != "model"]
+        changed = [(name, value) for name, value in given if value not in (None, False) and value != _OPENING[name][1]]
+        options = [[f"--{name.replace('_', '-')}", *([] if value is True else [value])] for name, value in changed]
+        return [self.model, *(word for option in options for word in option)]
+
     def opened(self) -> Model:
-        """`headscope.load` in a quiet process."""
+        """`headscope.load` in a quiet process; meanwhile a terminal says what is being opened."""
+        from headscope.cli.progress import meanwhile
         from headscope.cli.quiet import silence
 
-        silence()
-        from headscope.model.load import load
+        with meanwhile(f"opening {self.model} ..."):
+            silence()
+            from headscope.model.load import load
 
-        return load(self.model, **self.settings())
+            return load(self.model, **self.settings())
 
 
 def opens(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 from headscope.render.plain import shown as visible
 
@@ -20,28 +20,50 @@ def announce(line: str) -> None:
 
 
 @contextmanager
-def bar(label: str, *, patience_s: float = PATIENCE_S) -> Generator[Callable[[int, int], None], None, None]:
-    """Give a function of (done, total) that draws the bar, once that many seconds have passed."""
-    started = time.monotonic()
-    shown = False
-
-    def update(done: int, total: int) -> None:
-        nonlocal shown
-        if not sys.stderr.isatty() or (time.monotonic() - started < patience_s and not shown):
-            return
-        shown = True
-        share = done / max(1, total)
-        filled = round(24 * share)
-        elapsed = time.monotonic() - started
-        left = elapsed / share - elapsed if share else 0.0
-        line = f"{label} {'█' * filled}{'░' * (24 - filled)} {share:4.0%}  {_told(left)} left"
+def meanwhile(line: str) -> Generator[None, None, None]:
+    """On a terminal, a line that is there while something without a measure of its own is done."""
+    shown = sys.stderr.isatty()
+    if shown:
         print(f"\r\x1b[K{visible(line)}", end="", file=sys.stderr, flush=True)
-
     try:
-        yield update
+        yield
     finally:
         if shown:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+class _Bar:
+    """One count from its start to its total, drawn on one line once `patience_s` have passed."""
+
+    def __init__(self, patience_s: float) -> None:
+        self._started = time.monotonic()
+        self._patience_s = patience_s
+        self._shown = False
+
+    def draw(self, label: str, done: int, total: int) -> None:
+        elapsed = time.monotonic() - self._started
+        if not sys.stderr.isatty() or (elapsed < self._patience_s and not self._shown):
+            return
+        self._shown = True
+        share = done / max(1, total)
+        filled = round(24 * share)
+        left = f"  {_told(elapsed / share - elapsed)} left" if share else ""
+        line = f"{label} {'█' * filled}{'░' * (24 - filled)} {share:4.0%}{left}"
+        print(f"\r\x1b[K{visible(line)}", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        if self._shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def bar(label: str, *, patience_s: float = PATIENCE_S) -> Generator[Callable[[int, int], None], None, None]:
+    """Give a function of (done, total) that draws the bar, once that many seconds have passed."""
+    drawn = _Bar(patience_s)
+    try:
+        yield lambda done, total: drawn.draw(label, done, total)
+    finally:
+        drawn.clear()
 
 
 def _told(seconds: float) -> str:
@@ -53,21 +75,30 @@ def _told(seconds: float) -> str:
 
 @contextmanager
 def bars() -> Generator[Callable[[str, int, int], None], None, None]:
-    """Give a function of (what is being done, done, total) that draws a bar for each kind of work in turn.
+    """Give a function of (what is being done, done, total) that draws a bar for each count in turn.
 
-    The two seconds count from the first of them, so that many short ones are not silent.
+    A count goes on under another name where its total stays and it does not fall, so that the time that is left is of
+    the whole count. The two seconds are of all of them together, so that many short ones are not silent.
     """
     begun = time.monotonic()
-    with ExitStack() as open_bar:
-        current: str | None = None
-        draw: Callable[[int, int], None] | None = None
+    current = _Bar(PATIENCE_S)
+    before: tuple[str, int, int] | None = None
 
-        def update(label: str, done: int, total: int) -> None:
-            nonlocal current, draw
-            if label != current or draw is None:
-                open_bar.pop_all().close()
-                left_s = begun + PATIENCE_S - time.monotonic()
-                current, draw = label, open_bar.enter_context(bar(label, patience_s=left_s))
-            draw(done, total)
+    def update(label: str, done: int, total: int) -> None:
+        nonlocal current, before
+        if before is not None and (total != before[2] or done < before[1] or _ended(before, label)):
+            current.clear()
+            current = _Bar(begun + PATIENCE_S - time.monotonic())
+        before = label, done, total
+        current.draw(label, done, total)
 
+    try:
         yield update
+    finally:
+        current.clear()
+
+
+def _ended(before: tuple[str, int, int], label: str) -> bool:
+    """Whether a count of that total had come to its end under another name."""
+    was, done, total = before
+    return label != was and done >= total

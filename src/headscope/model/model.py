@@ -97,7 +97,7 @@ class Opened:
         if not plain or weight.ndim != 2 or min(weight.shape[0], weight.shape[1] // 2) < EDGE:
             return None
         corner = weight.detach()[:EDGE, [*range(EDGE), *range(-EDGE, 0)]]
-        return tuple(tuple(round(value, 4) for value in row) for row in corner.double().cpu().tolist())
+        return tuple(tuple(round(value, 4) for value in row) for row in corner.float().cpu().tolist())
 
     @property
     def n_predicted(self) -> int:

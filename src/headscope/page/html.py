@@ -82,6 +82,20 @@ def page_html(document: dict[str, Any] | None = None, *, title: str, source: str
     )
 
 
+def framed(page: str, *, title: str, height: int) -> str:
+    """A whole page as a frame of another: it has an origin of its own, and reads and changes nothing outside.
+
+    Args:
+        page: What `page_html` gave.
+        title: What the frame is called.
+        height: In pixels; the page scrolls in it.
+    """
+    return (
+        f'<iframe srcdoc="{escape(page)}" sandbox="allow-scripts allow-downloads" title="{escape(plain(title))}" '
+        f'style="width:100%;height:{height}px;border:1px solid #8886;border-radius:6px"></iframe>'
+    )
+
+
 def inlined(document: dict[str, Any]) -> str:
     """A document as JSON that can stand in a script element, in ASCII."""
     text = json.dumps(document, allow_nan=False, separators=(",", ":"))

@@ -9,6 +9,7 @@ import typer
 
 from headscope.cli import options
 from headscope.cli.files import check_out, save, saving
+from headscope.cli.following import suggest
 from headscope.render.plain import say
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def atlas(
     """
     check_out(out)
     loaded = opening.opened()
-    from headscope.cli.progress import PATIENCE_S, bar
+    from headscope.cli.progress import PATIENCE_S, bars
     from headscope.evidence.atlas.measure import Plan
     from headscope.evidence.atlas.measure import atlas as run
 
@@ -49,7 +50,7 @@ def atlas(
             say(f"about {plan.wall_s / 60:.1f} min: {cost}", err=True)
 
     def measure() -> Atlas:
-        with bar("atlas") as draw:
+        with bars() as progress:
             return run(
                 loaded,
                 None if roles is None else [one.strip() for one in roles.split(",") if one.strip()],
@@ -57,7 +58,7 @@ def atlas(
                 seed=seed,
                 n_prompts=n_prompts,
                 keep=out,
-                progress=lambda what, done, total: draw(done, total),
+                progress=progress,
                 planned=planned,
             )
 
@@ -68,10 +69,12 @@ def atlas(
             result = measure()
     saved = save(result, out)
     if as_json:
-        say(result.to_json())
+        say(result.to_json(), wrap=False)
         return
     from headscope.evidence.atlas.terminal import print_atlas
 
     print_atlas(result, top=top)
     if saved:
         say(f"Results: {saved[0]}")
+    asks = ["known", out] if out else ["report", *opening.words()]
+    suggest(asks, "whether published heads agree" if out else "scan, verdicts and circuit on one page")

@@ -9,6 +9,7 @@ import typer
 
 from headscope.cli import options
 from headscope.cli.files import check_out, save
+from headscope.cli.following import suggest
 from headscope.render.plain import say
 
 PLACE = 11
@@ -41,10 +42,12 @@ def behavior(
         result = run(name, loaded, top=top, seed=seed, progress=progress)
     saved = save(result, out)
     if as_json:
-        say(result.to_json())
+        say(result.to_json(), wrap=False)
         return
     from headscope.evidence.behavior.terminal import print_behavior
 
     print_behavior(result)
     if saved:
         say(f"Results: {saved[0]} and {saved[1]}")
+    shown = ["report", *opening.words(), "--behavior", out] if out else ["explore", *opening.words()]
+    suggest(shown, "it on a page, beside the other evidence" if out else "switch these heads off on a prompt of yours")

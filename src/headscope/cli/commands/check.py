@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from headscope.cli import options
+from headscope.cli.following import suggest
 from headscope.render.plain import say
 
 PLACE = 12
@@ -15,11 +16,11 @@ PLACE = 12
 def check(
     opening: options.Opening,
     as_json: options.JSON = False,
-    seed: options.SEED = 0,
+    seed: options.NO_SEED = 0,
 ) -> None:
     """Do our numbers agree with the model's own forward pass?
 
-    The verdict is `exact`, `degraded` or `unsupported`, with the reason. The input is fixed: --seed changes nothing.
+    The verdict is `exact`, `degraded` or `unsupported`, with the reason.
 
     Example: `headscope check demo`
     """
@@ -31,10 +32,11 @@ def check(
 
     found = agreement(open_model(opening.model, **opening.settings()))
     if as_json:
-        say(json.dumps(found.to_dict(), indent=1))
+        say(json.dumps(found.to_dict(), indent=1), wrap=False)
         return
     about = found.model
     say(f"{about.id}: {about.support}, {about.reason}")
     if about.support != "unsupported":
         kv = "" if about.n_kv_heads in (None, about.n_heads) else f" ({about.n_kv_heads} key-value)"
         say(f"{about.family}, {about.n_layers} layers of {about.n_heads} heads{kv}; kernel {', '.join(found.kernels)}")
+        suggest(["scan", *opening.words()], "which head attends like what")

@@ -9,6 +9,7 @@ import typer
 
 from headscope.cli import options
 from headscope.cli.files import check_out, save
+from headscope.cli.following import suggest
 from headscope.errors import ArgumentError
 from headscope.render.plain import say
 
@@ -61,8 +62,10 @@ def circuit(
         )
     saved = save(found, out)
     if as_json:
-        say(found.to_json())
+        say(found.to_json(), wrap=False)
         return
     print_circuit(found)
     if saved:
         say(f"Results: {saved[0]} and {saved[1]}")
+    taken = [] if out is None else ["--from", out]
+    suggest(["report", *opening.words(), *taken], "all of it on one page")

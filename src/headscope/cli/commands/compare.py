@@ -10,6 +10,7 @@ import typer
 
 from headscope.cli import options
 from headscope.cli.files import check_out, save
+from headscope.cli.following import suggest
 from headscope.errors import ArgumentError
 from headscope.render.plain import say
 
@@ -93,6 +94,14 @@ def compare(
             progress=progress,
         )
     _show(found, top=top, out=out, as_json=as_json)
+    if not as_json:
+        first, second, *_ = models
+        given = replace(opening, model=first, dtype=dtypes[0], revision=revisions[0]).words()
+        swapped = ["compare", *models, "--swap"]
+        live = ["explore", *given, "--against", second]
+        suggest(
+            *((live, "both on a prompt of yours") if swap else (swapped, "which heads carry the difference in loss"))
+        )
 
 
 def _show(found: Comparison, *, top: int, out: Path | None, as_json: bool) -> None:
@@ -100,7 +109,7 @@ def _show(found: Comparison, *, top: int, out: Path | None, as_json: bool) -> No
 
     saved = save(found, out)
     if as_json:
-        say(found.to_json())
+        say(found.to_json(), wrap=False)
         return
     print_comparison(found, top=top)
     if saved:

@@ -9,6 +9,7 @@ import typer
 
 from headscope.cli import options
 from headscope.cli.files import check_out, save
+from headscope.cli.following import suggest
 from headscope.render.plain import say
 
 PLACE = 10
@@ -59,10 +60,16 @@ def emergence(
         )
     saved = save(result, out)
     if as_json:
-        say(result.to_json())
+        say(result.to_json(), wrap=False)
         return
     from headscope.evidence.emergence.terminal import print_emergence
 
     print_emergence(result)
     if saved:
         say(f"Results: {', '.join(map(str, saved[:-1]))} and {saved[-1]}")
+    if out is None:
+        suggest(["emergence", source, "--out", "results/emergence"], "keep it, with a picture")
+        return
+    last = result.points[-1].name
+    model = [Path(source) / last] if Path(source).is_dir() else [source, "--revision", last]
+    suggest(["report", *model, "--emergence", out], "its curves beside the last checkpoint's heads")

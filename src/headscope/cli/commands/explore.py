@@ -57,7 +57,7 @@ def explore(
             text = json.dumps({"schema": SCHEMA, "model": loaded.id, "address": address})
         else:
             text = f"{loaded.id}: {address}\nCtrl-C stops it."
-        say(text, flush=True)
+        say(text, flush=True, wrap=not as_json)
         if browser and sys.stdout.isatty():
             import webbrowser
 

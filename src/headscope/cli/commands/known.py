@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from headscope.cli import options
+from headscope.cli.following import suggest
 from headscope.render.plain import say
 
 PLACE = 4
@@ -34,8 +35,10 @@ def known(
 
     found = published(model)
     if as_json:
-        say(json.dumps([encode(one) for one in found], indent=1))
+        say(json.dumps([encode(one) for one in found], indent=1), wrap=False)
         return
     from headscope.evidence.known.terminal import print_known
 
     print_known(found)
+    if all(one.agreement == "not_tested" for one in found):
+        suggest(["atlas", model or "demo", "--out", "results"], "whether the model's own heads agree")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from headscope.cli.files import check_out, saving
+from headscope.cli.following import suggest
 from headscope.render.plain import say
 
 PLACE = 8
@@ -55,7 +56,7 @@ def mosaic(
     else:
         found = run(store, detector=detector, by_depth=by_depth)
     if as_json:
-        say(found.to_json())
+        say(found.to_json(), wrap=False)
         if out is None:
             return
     with saving(path):
@@ -68,3 +69,5 @@ def mosaic(
         say(f"Mosaic: {path} ({len(found.tiles)} shown)")
         for name in () if isinstance(found, RoleMosaic) else found.failed:
             say(f"not shown, since its scan failed: {name}")
+        if not by_role:
+            suggest(["compare", store], "which models are alike, and what differs")

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from headscope.cli import options
+from headscope.cli.following import suggest
 from headscope.render.plain import say
 
 PLACE = 7
@@ -26,6 +27,7 @@ def query(
 
     answer = open_store(store).query(sql)
     if as_json:
-        say(answer.to_json(orient="records", indent=1))
+        say(answer.to_json(orient="records", indent=1), wrap=False)
         return
-    say(answer.to_string(index=False) if len(answer) else "no rows")
+    say(answer.to_string(index=False) if len(answer) else "no rows", wrap=False)
+    suggest(["mosaic", store], "every model's map, side by side")

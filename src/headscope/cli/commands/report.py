@@ -9,6 +9,7 @@ import typer
 
 from headscope.cli import options
 from headscope.cli.files import read_text, saving
+from headscope.cli.following import suggest
 from headscope.cli.progress import announce
 from headscope.errors import ArgumentError
 from headscope.render.plain import say
@@ -39,7 +40,9 @@ def report(
         int | None,
         typer.Option(help="Length of the repeated run, at least 3; by default 50, in the circuit 24, or what fits."),
     ] = None,
-    natural: Annotated[Path | None, typer.Option(help="Try removals on this text file too.")] = None,
+    natural: Annotated[
+        Path | None, typer.Option("--text", "--natural", help="Try removals on this text file too.")
+    ] = None,
     emergence: Annotated[
         list[Path] | None,
         typer.Option("--emergence", help="Show a run too: what `headscope emergence --out` wrote; repeat it."),
@@ -86,10 +89,11 @@ def report(
         with saving(path):
             write_page(document, path)
     if as_json:
-        say(to_json(document))
+        say(to_json(document), wrap=False)
         return
     say(document["finding"]["sentence"])
     for detail in document["finding"]["details"]:
         say(f"  {detail}")
     if path is not None:
         say(f"Report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    suggest(["explore", *opening.words()], "the same page, live on your own prompt")

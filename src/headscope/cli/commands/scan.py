@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from headscope.cli import options
 from headscope.cli.files import check_out, read_text, read_token_lists, save
+from headscope.cli.following import suggest
 from headscope.errors import ArgumentError
 from headscope.render.plain import say
 
@@ -25,12 +26,17 @@ def scan(
     opening: options.Opening,
     text: Annotated[Path | None, typer.Option(help="Read this text file instead of random tokens.")] = None,
     tokens: Annotated[Path | None, typer.Option(help="Read these token ids: a JSON list of lists.")] = None,
-    n_prompts: Annotated[int, typer.Option(help="Random prompts to draw.")] = 32,
+    n_prompts: Annotated[int | None, typer.Option(help="Random prompts to draw.", show_default="32")] = None,
     period: Annotated[
         int | None, typer.Option(help="Length of the repeated run, at least 3; by default 50, or what fits.")
     ] = None,
-    n_repeats: Annotated[int, typer.Option(help="Copies of the run, at least 2.")] = 2,
-    jitter: Annotated[bool, typer.Option(help="Vary prefix, period and gap; without it [BOS, r, r].")] = True,
+    n_repeats: Annotated[int | None, typer.Option(help="Copies of the run, at least 2.", show_default="2")] = None,
+    jitter: Annotated[
+        bool | None,
+        typer.Option(
+            "--jitter/--no-jitter", help="Vary prefix, period and gap; without it [BOS, r, r].", show_default="jitter"
+        ),
+    ] = None,
     precision: Annotated[float | None, typer.Option(help="Draw until every interval is mean ± this.")] = None,
     detectors: Annotated[list[str] | None, typer.Option("--detector", help="Only this role; repeat it.")] = None,
     top: Annotated[int, typer.Option(help="Heads to print for each role.", min=1)] = 8,
@@ -44,6 +50,9 @@ def scan(
     Example: `headscope scan demo --heatmap --out results/demo`
     """
     check_out(out)
+    drawn: dict[str, Any] = {"n_prompts": n_prompts, "period": period, "n_repeats": n_repeats, "jitter": jitter}
+    if text is not None or tokens is not None:
+        _refuse({**drawn, "precision": precision, "seed": seed or None}, "--tokens" if text is None else "--text")
     loaded = opening.opened()
     from headscope.cli.progress import bar
     from headscope.evidence.scan.measure import scan as run
@@ -51,20 +60,25 @@ def scan(
 
     probe = _given(loaded, text, tokens)
     if probe is None:
-        probe = repeated_tokens(
-            loaded, n_prompts=n_prompts, period=period, n_repeats=n_repeats, jitter=jitter, seed=seed
-        )
+        probe = repeated_tokens(loaded, **{name: one for name, one in drawn.items() if one is not None}, seed=seed)
     with bar("scanning") as progress:
         result = run(loaded, probe=probe, detectors=detectors, precision=precision, progress=progress)
     saved = save(result, out)
     if as_json:
-        say(result.to_json())
+        say(result.to_json(), wrap=False)
         return
     from headscope.evidence.scan.terminal import print_scan
 
     print_scan(result, top=top, heatmap=heatmap)
     if saved:
         say(f"Results: {saved[0]} and {saved[1]}")
+    suggest(["verify", *opening.words()], "which of them matter")
+
+
+def _refuse(drawn: dict[str, Any], own: str) -> None:
+    """Options of random prompts change nothing where the user's own are read."""
+    if given := [name.replace("_", "-") for name, one in drawn.items() if one is not None]:
+        raise ArgumentError(f"--{given[0]} is of random prompts, and {own} reads yours; leave one of them out.")
 
 
 def _given(model: Model, text: Path | None, tokens: Path | None) -> Probe | None:

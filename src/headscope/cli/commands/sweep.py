@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headscope.cli import options
+from headscope.cli.following import suggest
+from headscope.errors import ArgumentError
 from headscope.render.plain import say
 
 if TYPE_CHECKING:
@@ -40,8 +42,10 @@ def sweep(
     seed: Annotated[int | None, typer.Option(help="Seed of the random tokens, 0 by default.")] = None,
     engine: Annotated[str, typer.Option(help="inline, or ray.")] = "inline",
     address: Annotated[str | None, typer.Option(help="A running Ray cluster; else Ray is started here.")] = None,
-    cpus_per_job: Annotated[float, typer.Option(help="CPUs, and threads, of each job on Ray.")] = 1,
-    gpus_per_job: Annotated[float, typer.Option(help="GPUs of each job on Ray.")] = 0,
+    cpus_per_job: Annotated[
+        float | None, typer.Option(help="CPUs, and threads, of each job on Ray.", show_default="1")
+    ] = None,
+    gpus_per_job: Annotated[float | None, typer.Option(help="GPUs of each job on Ray.", show_default="0")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try jobs again that failed before.")] = False,
     as_json: options.JSON = False,
 ) -> None:
@@ -54,6 +58,11 @@ def sweep(
     from headscope.evidence.kinds import sweepable
     from headscope.sweeps.plan import Wanted, read_wanted
 
+    of_ray = {"--address": address, "--cpus-per-job": cpus_per_job, "--gpus-per-job": gpus_per_job}
+    if engine == "inline" and (given := [name for name, one in of_ray.items() if one is not None]):
+        raise ArgumentError(
+            f"{given[0]} is of Ray, and the jobs run in this process; add --engine ray or leave it out."
+        )
     asked = read_wanted(wanted) if wanted is not None else Wanted(settings={})
     kinds = what or list(asked.what) or ["scan"]
     settings: dict[str, dict[str, Any]] = {kind: dict(values) for kind, values in asked.settings.items()}
@@ -81,8 +90,8 @@ def sweep(
                 settings=settings,
                 engine=engine,
                 address=address,
-                cpus_per_job=cpus_per_job,
-                gpus_per_job=gpus_per_job,
+                cpus_per_job=1 if cpus_per_job is None else cpus_per_job,
+                gpus_per_job=gpus_per_job or 0,
                 retry_failed=retry_failed,
                 **opening.settings("revision", "gguf_file"),
                 progress=progress,
@@ -93,10 +102,11 @@ def sweep(
             say("headscope: the same command goes on from there.", err=True)
             raise typer.Exit(INTERRUPTED) from None
     if as_json:
-        say(result.to_json())
+        say(result.to_json(), wrap=False)
     else:
         say(f"{result.planned} jobs: {result.done} done, {result.skipped} skipped, {result.failed} failed")
         say(f"Store: {result.store}")
+        suggest(["mosaic", result.store], "every model's map, side by side")
     _list_damage(result)
     _list_failures(result)
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from headscope.cli import options
+from headscope.cli.following import suggest
 from headscope.render.plain import say
 
 PLACE = 9
@@ -74,7 +75,8 @@ def train(
         say(f"Stopped. The same command goes on from the newest checkpoint in {folder}.", err=True)
         raise typer.Exit(130) from None
     if as_json:
-        say(found.to_json())
+        say(found.to_json(), wrap=False)
         return
     say(found.learned)
     say(f"Checkpoints: {len(found.checkpoints)} in {found.out}, the last is {found.checkpoints[-1]}")
+    suggest(["emergence", found.out], "when induction set in, with its interval")

@@ -9,6 +9,7 @@ import typer
 
 from headscope.cli import options
 from headscope.cli.files import check_out, read_text, save
+from headscope.cli.following import suggest
 from headscope.errors import ArgumentError
 from headscope.render.plain import say
 
@@ -27,7 +28,9 @@ def verify(
     exhaustive: Annotated[
         bool, typer.Option("--exhaustive", help="Ablate every head in every prompt; no race.")
     ] = False,
-    natural: Annotated[Path | None, typer.Option(help="Try removals on this text file too.")] = None,
+    natural: Annotated[
+        Path | None, typer.Option("--text", "--natural", help="Try removals on this text file too.")
+    ] = None,
     n_prompts: Annotated[int, typer.Option(help="Random prompts to choose heads on, and as many held out.")] = 32,
     period: Annotated[
         int | None, typer.Option(help="Length of the repeated run, at least 3; by default 50, or what fits.")
@@ -63,10 +66,11 @@ def verify(
         )
     saved = save(result, out)
     if as_json:
-        say(result.to_json())
+        say(result.to_json(), wrap=False)
         return
     from headscope.evidence.verify.terminal import print_verification
 
     print_verification(result, top=top)
     if saved:
         say(f"Results: {saved[0]} and {saved[1]}")
+    suggest(["circuit", *opening.words()], "who tells them where to look")

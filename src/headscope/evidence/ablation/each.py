@@ -26,9 +26,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -58,8 +58,8 @@ from headscope.model.replay import Replay
 from headscope.probes import Probe, repeated_tokens
 from headscope.probes.copies import check_repeats
 from headscope.probes.probe import Tokens, check_fits, probe_of
-from headscope.records.codec import encode
 from headscope.records.common import Estimate, ModelInfo, Provenance
+from headscope.records.document import Document
 from headscope.stats import t_quantile
 
 Search = Literal["race", "exhaustive", "gradient"]
@@ -90,8 +90,10 @@ class HeadEffect:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class HeadEffects:
+class HeadEffects(Document):
     """Every head's effect, largest first."""
+
+    schema: ClassVar[str] = "headscope.effects/1"
 
     model: ModelInfo
     """Which model."""
@@ -116,9 +118,9 @@ class HeadEffects:
     timing: Timing
     """What it cost."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """The document `headscope.effects/1`, JSON-ready."""
-        return {"schema": "headscope.effects/1", **encode(self)}
+    def listed(self) -> Iterable[HeadId]:
+        """The heads."""
+        return (one.head for one in self.heads)
 
     def __repr__(self) -> str:
         best = ", ".join(f"{one.head} {one.delta_loss_nats.mean:+.3f}" for one in self.heads[:3])

@@ -14,17 +14,12 @@ from headscope.render.plain import console as terminal
 
 COLUMNS = 11
 """Of the table, without `known as`."""
-KNOWN_WIDTH = 32
-"""Characters of `known as`."""
-WIDTH = 100
-"""Characters that the table needs; a narrower terminal wraps its lines."""
 
 
 def print_atlas(found: Atlas, *, top: int = 30) -> None:
     """Print heads that are unexplained or have a role's score, at most `top` of each kind."""
     console = terminal()
     published = known_as(found.model)
-    console.width = max(WIDTH + (KNOWN_WIDTH if published else 0), console.width)
     print_model(console, found.model)
     kind = "quick: attention and weights only, so no role is confirmed" if found.quick else "full"
     n_prompts = found.settings["n_prompts"]

@@ -9,7 +9,6 @@ from rich.text import Text
 from headscope.evidence.behavior.findings import Estimate, HeadFinding, Score, SetFinding
 from headscope.evidence.behavior.result import BehaviorResult
 from headscope.evidence.scan.terminal import print_model
-from headscope.evidence.verify.terminal import WIDTH
 from headscope.evidence.verify.verdict import q_text
 from headscope.render.plain import console as terminal
 
@@ -17,7 +16,6 @@ from headscope.render.plain import console as terminal
 def print_behavior(found: BehaviorResult) -> None:
     """Print what was measured, what was found, and its controls."""
     console = terminal()
-    console.width = max(WIDTH, console.width)
     print_model(console, found.model)
     cost = found.cost
     console.print(

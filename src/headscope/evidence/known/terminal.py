@@ -18,7 +18,6 @@ SAYS = {"agrees": "agrees", "differs": "differs", "not_tested": "not tested"}
 def print_known(heads: Sequence[KnownHead], console: Console | None = None) -> None:
     """Print a table of published heads, and how many agree."""
     console = console or terminal()
-    console.width = max(120, console.width)
     tested = any(one.agreement != "not_tested" for one in heads)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("model", "head", "known as", *(["atlas", "why"] if tested else []), "source"):

@@ -26,7 +26,7 @@ def print_scan(scan: Scan, *, top: int, heatmap: bool) -> None:
     if heatmap:
         for role in scan.roles:
             console.print()
-            say(heatmap_text(scan.panel(role.name)))
+            say(heatmap_text(scan.panel(role.name)), wrap=False)
 
 
 def print_model(console: Console, model: ModelInfo) -> None:
@@ -63,7 +63,10 @@ def _table(scan: Scan, top: int) -> Table:
     published = known_as(scan.model)
     if published:
         table.add_column("known as")
+    alike = _alike(scan)
     for role in scan.roles:
+        if role.name in alike:
+            continue
         found = scan.heads(role.name)
         for rank, score in enumerate(found[:top]):
             known = [published.get(score.head, "")] if published else []
@@ -74,6 +77,17 @@ def _table(scan: Scan, top: int) -> Table:
     return table
 
 
+def _alike(scan: Scan) -> dict[str, str]:
+    """Roles whose rows are those of a role before them, by name, with that role's."""
+    first: dict[object, str] = {}
+    alike: dict[str, str] = {}
+    for role in scan.roles:
+        rows = tuple(map(tuple, map(_cells, scan.heads(role.name) or scan.ranked(role.name)[:1])))
+        if first.setdefault((bool(scan.heads(role.name)), rows), role.name) != role.name:
+            alike[role.name] = first[bool(scan.heads(role.name)), rows]
+    return alike
+
+
 def _cells(score: HeadScore) -> list[str]:
     interval = "" if score.ci95 is None else f"[{score.ci95[0]:.3f}, {score.ci95[1]:.3f}]"
     control = "" if score.control is None else f"{score.control:.3f}"
@@ -82,7 +96,7 @@ def _cells(score: HeadScore) -> list[str]:
 
 
 def _remarks(scan: Scan, top: int) -> list[str]:
-    lines = []
+    lines = [f"{role}: the same heads and scores as {other}." for role, other in _alike(scan).items()]
     none = [role.name for role in scan.roles if not scan.heads(role.name)]
     if none:
         lines.append(f"No head found for {', '.join(none)}; the best is shown dim.")

@@ -12,16 +12,10 @@ from headscope.evidence.verify.result import HeadSet, HeadVerdict, Verification
 from headscope.records.common import Estimate
 from headscope.render.plain import console as terminal
 
-KNOWN_WIDTH = 24
-"""Characters of `known as`."""
-WIDTH = 100
-"""Characters that the table needs; a narrower terminal wraps its lines."""
-
 
 def print_verification(found: Verification, *, top: int) -> None:
     """Print the verdicts, largest effect first, and what they rest on."""
     console = terminal()
-    console.width = max(WIDTH + (KNOWN_WIDTH if known_as(found.model) else 0), console.width)
     print_model(console, found.model)
     console.print(Text(_made(found), style="dim"))
     console.print()

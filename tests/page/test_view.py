@@ -1,0 +1,47 @@
+"""The page in a notebook's cell: a frame that works with no network, and is closed off from the notebook."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+import headscope as hs
+from headscope.errors import ArgumentError
+from headscope.page.view import PageView
+
+
+def test_a_cell_shows_patterns_roles_and_a_heads_card(browser, made):
+    shown = PageView(document=made, height=600)
+    context = browser.new_context(offline=True, viewport={"width": 1000, "height": 700})
+    page = context.new_page()
+    console, asked = [], []
+    page.on("console", lambda one: console.append(one.text))
+    page.on("pageerror", lambda one: console.append(str(one)))
+    page.on("request", lambda one: asked.append(one.url))
+    page.set_content(f"<h1>A notebook</h1>{shown._repr_html_()}")
+    frame = page.frame_locator("iframe")
+    frame.locator("#made h2").wait_for()
+    assert frame.locator("canvas.pattern").count() >= 1
+    frame.locator("#head-map rect[data-head=L0H4]").click()
+    frame.locator("#card-title").get_by_text("L0H4").wait_for()  # also where the address cannot hold the state
+    frame.locator("input[value=previous_token]").check(force=True)
+    assert "previous token" in frame.locator("#head-map h3").inner_text()
+    frame.get_by_label("Find a head").fill("L1H2")
+    frame.get_by_label("Find a head").press("Enter")
+    assert "L1H2" in " ".join(frame.locator(".beside h3").all_inner_texts())
+    assert page.evaluate("document.querySelector('iframe').contentDocument") is None, "a sandbox"
+    assert (console, [one for one in asked if not one.startswith("about:")]) == ([], [])
+    context.close()
+
+
+def test_it_is_said_in_a_line_and_holds_what_was_measured(results):
+    given = {"scan": results.scan, "verification": results.verification, "circuit": results.circuit}
+    shown = hs.view(results.model, **given, height=300)
+    assert repr(shown) == "PageView(demo: 2 layers of 6 heads)"
+    assert shown.document["scan"] == results.scan.to_dict()
+    html = shown._repr_html_()
+    assert "height:300px" in html
+    assert len(re.findall("<", html)) == 2, "the page stands in an attribute"
+    with pytest.raises(ArgumentError, match="at least 200 pixels"):
+        hs.view(results.model, **given, height=20)
