@@ -6,7 +6,8 @@ A pass is the probe's 32 prompts through all layers. Counted are the tokens that
 pass that starts again at layer 6 counts half. The one backward pass of the search is not counted.
 
     passes_null      random weights, where no head matters: the search can stop early, and nothing is left to try
-    passes_planted   a model of GPT-2 small's size with 14 planted heads (`benchmarks.planted`); minutes on a processor
+    passes_planted   a model of GPT-2 small's size with 14 planted heads (`benchmarks.planted`), on prompts that repeat
+                     12 tokens, as in `benchmarks.ablate`; minutes on a processor
 
 `--only planted` or `--only null` measures one of them.
 
@@ -32,9 +33,9 @@ from headscope.model.load import Model
 BARS = {"passes_null": 15, "passes_planted": 30}
 
 
-def passes(model: Model) -> dict[str, Any]:
+def passes(model: Model, period: int | None) -> dict[str, Any]:
     """What `verify` reads, in passes over its prompts, and what it finds."""
-    probe = hs.repeated_tokens(model)
+    probe = hs.repeated_tokens(model, period=period)
     with counted(model) as tokens:
         # What is tried once per model, like restarting; the counter's hooks make another model of it, so within it.
         hs.ablate_each(model, probe=hs.repeated_tokens(model, n_prompts=2, period=12), method="zero")
@@ -56,14 +57,19 @@ def null() -> Model:
     return hs.load(GPT2LMHeadModel(config).eval())
 
 
-MODELS: dict[str, Callable[[], Model]] = {"null": null, "planted": lambda: hs.load(planted().model)}
+MODELS: dict[str, tuple[Callable[[], Model], int | None]] = {
+    "null": (null, None),
+    "planted": (lambda: hs.load(planted().model), 12),
+}
+"""Each model, and the period of its prompts where it is not the default."""
 
 
 def measure(names: Iterable[str]) -> dict[str, Any]:
     """The counts of these models, as a JSON-ready document."""
     found: dict[str, Any] = {"schema": "headscope.benchmark.verify/1"}
     for name in names:
-        found[name] = passes(MODELS[name]())
+        make, period = MODELS[name]
+        found[name] = passes(make(), period)
         found[f"passes_{name}"] = found[name]["passes"]
     return found | {"bars": {name: bar for name, bar in BARS.items() if name in found}}
 
