@@ -13,7 +13,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 from pytest import approx
 
 import headscope as hs
@@ -236,7 +236,7 @@ def test_a_state_is_shared_without_the_secret(show, reader):
     stranger = page.context.browser.new_context()
     alone = stranger.new_page()
     alone.goto(link)
-    alone.wait_for_function("document.body.textContent.includes('no valid token')")
+    expect(alone.locator("body")).to_contain_text("no valid token")
     stranger.close()
     opened.assert_quiet()
 
@@ -260,7 +260,7 @@ def test_the_report_stands_beneath_and_shares_its_head(show):
     assert page.locator("nav a").all_inner_texts()[0] == "Your prompt"
     # The head of the prompt is the head of the card, and the address keeps the state when the page is moved about in.
     page.locator("#head-map rect[data-head=L0H4]").click()
-    page.wait_for_function("document.activeElement.id === 'card-title'")
+    expect(page.locator("#card-title")).to_be_focused()
     assert page.locator("#card-title").inner_text() == "L0H4"
     assert page.get_by_label("Head", exact=True).input_value() == "L0H4"
     page.get_by_role("link", name="Loss").click()
@@ -357,7 +357,7 @@ def test_a_head_that_is_not_there_is_said(show):
 
 def test_a_wrong_token_shows_nothing(show):
     opened = show(token="wrong", wait=False)
-    opened.page.wait_for_function("document.body.textContent.includes('no valid token')")
+    expect(opened.page.locator("body")).to_contain_text("no valid token")
     assert "open the address that headscope explore printed" in opened.page.locator("#page").inner_text()
     assert opened.page.locator("textarea").count() == 0
 
