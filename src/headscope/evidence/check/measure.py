@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from headscope.model.load import Opened
 from headscope.model.selfcheck import RoutedCheck
+from headscope.records.codec import encode
 from headscope.records.common import ModelInfo
 
 
@@ -32,7 +33,7 @@ class Agreement:
             "max_abs_diff": self.max_abs_diff,
             "path": self.path,
             "kernels": list(self.kernels),
-            "model": asdict(self.model),
+            "model": encode(self.model),
         }
 
 
