@@ -37,7 +37,8 @@ def test_the_list_of_names_is_sorted_by_their_homes():
 
 
 def test_every_exported_name_is_documented():
-    documented = re.findall(r"^::: headscope\.(\w+)$", (ROOT / "docs/api.md").read_text(), flags=re.MULTILINE)
+    pages = "".join(page.read_text() for page in sorted((ROOT / "docs/api").glob("*.md")))
+    documented = re.findall(r"^::: headscope\.(\w+)$", pages, flags=re.MULTILINE)
     assert sorted(documented) == sorted([*headscope.__all__, "errors"])
 
 
