@@ -228,7 +228,7 @@ def sharded() -> dict[str, Any]:
         num_key_value_heads=4,
     )
     with tempfile.TemporaryDirectory() as folder:
-        transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder, max_shard_size="100MB")
+        transformers.LlamaForCausalLM(config).bfloat16().save_pretrained(folder, max_shard_size="100MB")
         sizes = [file.stat().st_size for file in Path(folder).glob("*.safetensors")]
         peaks = {road: in_child(road, folder)["bytes"] for road in ("transformers_and_a_pass", "headscope")}
     share = {road: round(peak / sum(sizes), 3) for road, peak in peaks.items()}
