@@ -77,6 +77,19 @@ def test_no_pass_over_the_prompts_is_made_twice():
 # ---- models whose every head is known: 21 with all decoys, a third each with one, two redundant and two half copiers
 
 
+@pytest.mark.parametrize("seed", seeds(20))
+def test_a_race_gives_the_verdicts_of_the_exhaustive_search(seed):
+    # 12 to 36 heads and 16 prompts, so that a race has rounds: 4 prompts, 12, 16.
+    built = handbuilt(copying=COPYING[seed % 3], decoys=DECOYS, seed=seed, n_layers=2 + seed % 2)
+    model = hs.load(built.model)
+    probe = hs.repeated_tokens(model, n_prompts=16, period=20, seed=seed)
+    raced, whole = (
+        {one.head: one.verdict for one in hs.verify(model, probe=probe, search=search, seed=seed).heads}
+        for search in ("race", "exhaustive")
+    )
+    assert raced == whole
+
+
 @pytest.mark.parametrize("seed", seeds(21, here=6))
 def test_every_head_of_a_handbuilt_model_is_called_what_it_is(seed):
     copying = COPYING[seed % 3]

@@ -29,6 +29,10 @@ class Document:
         """The document, JSON-ready; `schema` says which."""
         return {"schema": self.schema, **encode(self)}
 
+    def to_json(self) -> str:
+        """The document as text."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
+
     @classmethod
     def from_dict(cls: type[Read], document: dict[str, Any]) -> Read:
         """The result that `to_dict` wrote.
@@ -58,10 +62,6 @@ class SavedDocument(Document):
     def file(cls) -> str:
         """The document's file, by its schema: `verify.json` holds a `headscope.verify/1`."""
         return cls.schema.removeprefix("headscope.").split("/")[0] + ".json"
-
-    def to_json(self) -> str:
-        """The document as text."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
 
     def beside(self) -> dict[str, bytes]:
         """Further files by their endings, like `parquet`."""

@@ -16,20 +16,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from headscope.errors import ArgumentError
 from headscope.heads import HeadId
 from headscope.page.html import page_html
-from headscope.records.codec import encode
+from headscope.records.document import Document
 from headscope.records.files import write_whole
 from headscope.render.theme import LIGHT, shade
 from headscope.sweeps.mosaic_page import (
-    BELOW,
     CAPTION,
-    COLUMNS,
-    FAMILY,
-    GUTTER,
     HEAD,
     MAP,
     MARGIN,
@@ -39,16 +35,16 @@ from headscope.sweeps.mosaic_page import (
     Word,
     as_png,
     as_svg,
+    by_family,
     cell_size,
     cut,
     n_models,
+    short,
 )
 from headscope.sweeps.store import Store, open_store
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SCHEMA = "headscope.mosaic/1"
 
 SHADES = 50
 """Steps of the colour scale in a picture: neighbours of one shade are drawn as one."""
@@ -84,13 +80,14 @@ class Tile:
     @property
     def name(self) -> str:
         """Without the organisation of a hub id, or the folders above a folder."""
-        short = self.model.rstrip("/").rsplit("/", 1)[-1]
-        return f"{short} @{self.revision}" if self.revision else short
+        return f"{short(self.model)} @{self.revision}" if self.revision else short(self.model)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Mosaic:
+class Mosaic(Document):
     """The maps of all models for one role."""
+
+    schema: ClassVar[str] = "headscope.mosaic/1"
 
     detector: str
     """Which role."""
@@ -100,14 +97,6 @@ class Mosaic:
     """The models, by family and size."""
     failed: tuple[str, ...]
     """Models whose scan failed, and who are therefore not shown."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The document `headscope.mosaic/1`, JSON-ready."""
-        return {"schema": SCHEMA, **encode(self)}
-
-    def to_json(self) -> str:
-        """The document as text."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
 
     def to_svg(self) -> str:
         """The picture as one SVG without scripts."""
@@ -227,28 +216,10 @@ class _Page:
     def __init__(self, given: Mosaic) -> None:
         self.mosaic = given
         self.marks: list[Mark] = list(self._headline())
-        y = float(HEAD)
-        for family, group in groupby(given.tiles, key=lambda tile: tile.family):
-            tiles = list(group)
-            self.marks.append(Box(MARGIN, y, PAGE - 2 * MARGIN, 1, LIGHT.line))
-            self.marks.append(Word(MARGIN, y + 19, family, 12, bold=True))
-            self.marks.append(Word(PAGE - MARGIN, y + 19, n_models(len(tiles)), 11, LIGHT.soft, anchor="end"))
-            y += FAMILY
-            for start in range(0, len(tiles), COLUMNS):
-                row = tiles[start : start + COLUMNS]
-                for column, tile in enumerate(row):
-                    self.marks.extend(self._map(tile, MARGIN + column * (MAP + GUTTER), y))
-                y += CAPTION + max(self._height(tile) for tile in row) + BELOW
-        for line in self._footnotes():
-            self.marks.append(Word(MARGIN, y + 6, line, 11, LIGHT.soft))
-            y += 17
-        self.height = y + 12
-
-    def _cell(self, tile: Tile) -> tuple[float, float]:
-        return cell_size(tile.n_layers, tile.n_heads, by_depth=self.mosaic.by_depth)
-
-    def _height(self, tile: Tile) -> float:
-        return tile.n_layers * self._cell(tile)[1]
+        maps, self.height = by_family(
+            given.tiles, float(HEAD), by_depth=given.by_depth, drawn=self._map, footnotes=self._footnotes()
+        )
+        self.marks += maps
 
     def _headline(self) -> Iterator[Mark]:
         role = self.mosaic.detector.replace("_", " ")
@@ -270,7 +241,7 @@ class _Page:
         top = max((value for row in tile.values for value in row if value is not None), default=None)
         best = "" if tile.best is None or top is None else f" · {tile.best} {top:.2f}"
         yield Word(x, y + 25, f"{size}{best}", 10.5, LIGHT.soft)
-        cell_w, cell_h = self._cell(tile)
+        cell_w, cell_h = cell_size(tile.n_layers, tile.n_heads, by_depth=self.mosaic.by_depth)
         gap = 1.0 if min(cell_w, cell_h) >= 6 else 0.0
         for layer, row in enumerate(tile.values):
             place = y + CAPTION + layer * cell_h
@@ -282,7 +253,7 @@ class _Page:
     def _footnotes(self) -> list[str]:
         notes = []
         if self.mosaic.failed:
-            names = ", ".join(name.rstrip("/").rsplit("/", 1)[-1] for name in self.mosaic.failed)
+            names = ", ".join(map(short, self.mosaic.failed))
             notes.append(cut(f"Not shown, since their scan failed: {names}", PAGE - 2 * MARGIN, 11))
         probes = {json.dumps(tile.probe, sort_keys=True) for tile in self.mosaic.tiles}
         if len(probes) > 1:

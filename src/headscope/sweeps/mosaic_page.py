@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from headscope.errors import ArgumentError
 from headscope.render.plain import markup as escape
@@ -46,6 +47,62 @@ class Word:
 
 
 Mark = Box | Word
+
+
+@runtime_checkable
+class _OfFamily(Protocol):
+    @property
+    def family(self) -> str: ...
+
+    @property
+    def n_layers(self) -> int: ...
+
+    @property
+    def n_heads(self) -> int: ...
+
+
+Tile = TypeVar("Tile", bound=_OfFamily)
+
+
+def short(model: str) -> str:
+    """A model's name without the organisation of a hub id, or the folders above a folder."""
+    return model.rstrip("/").rsplit("/", 1)[-1]
+
+
+def by_family(
+    tiles: Sequence[Tile],
+    y: float,
+    *,
+    by_depth: bool,
+    drawn: Callable[[Tile, float, float], Iterable[Mark]],
+    footnotes: Sequence[str],
+) -> tuple[list[Mark], float]:
+    """Rows of maps, family by family, and lines beneath them: their marks, and the page's height.
+
+    Args:
+        tiles: Sorted by family.
+        y: Where the first row begins.
+        by_depth: As `cell_size`.
+        drawn: A tile's words and map, whose upper left corner is at (x, y).
+        footnotes: Lines beneath the maps.
+    """
+    marks: list[Mark] = []
+    for family, group in groupby(tiles, key=lambda tile: tile.family):
+        kin = list(group)
+        marks.append(Box(MARGIN, y, PAGE - 2 * MARGIN, 1, LIGHT.line))
+        marks.append(Word(MARGIN, y + 19, family, 12, bold=True))
+        marks.append(Word(PAGE - MARGIN, y + 19, n_models(len(kin)), 11, LIGHT.soft, anchor="end"))
+        y += FAMILY
+        for start in range(0, len(kin), COLUMNS):
+            row = kin[start : start + COLUMNS]
+            for column, tile in enumerate(row):
+                marks.extend(drawn(tile, MARGIN + column * (MAP + GUTTER), y))
+            highest = max(one.n_layers * cell_size(one.n_layers, one.n_heads, by_depth=by_depth)[1] for one in row)
+            y += CAPTION + highest + BELOW
+    for line in footnotes:
+        marks.append(Word(MARGIN, y + 6, line, 11, LIGHT.soft))
+        y += 17
+    return marks, y + 12
 
 
 def cell_size(n_layers: int, n_heads: int, *, by_depth: bool) -> tuple[float, float]:

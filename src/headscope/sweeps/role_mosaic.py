@@ -13,22 +13,17 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from headscope.errors import ArgumentError, brief
 from headscope.evidence.atlas.result import Atlas, HeadSummary, RoleMeaning, Status
 from headscope.heads import HeadId
-from headscope.records.codec import encode
+from headscope.records.document import Document
 from headscope.records.files import write_whole
 from headscope.render.theme import LIGHT
 from headscope.sweeps.mosaic_page import (
-    BELOW,
     CAPTION,
-    COLUMNS,
-    FAMILY,
-    GUTTER,
     MAP,
     MARGIN,
     PAGE,
@@ -37,12 +32,13 @@ from headscope.sweeps.mosaic_page import (
     Word,
     as_png,
     as_svg,
+    by_family,
     cell_size,
     cut,
     n_models,
+    short,
 )
 
-SCHEMA = "headscope.role_mosaic/1"
 UNEXPLAINED = "unexplained"
 LETTERED = 9.0
 """Least side of a cell that holds its role's letter."""
@@ -88,12 +84,14 @@ class RoleTile:
     @property
     def name(self) -> str:
         """Without the organisation of a hub id, or the folders above a folder."""
-        return self.model.rstrip("/").rsplit("/", 1)[-1]
+        return short(self.model)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class RoleMosaic:
+class RoleMosaic(Document):
     """The maps of all models, by role."""
+
+    schema: ClassVar[str] = "headscope.role_mosaic/1"
 
     by_depth: bool
     """Whether layers stand at their share of the depth."""
@@ -101,14 +99,6 @@ class RoleMosaic:
     """Every role that an atlas was asked for, in the order of legends."""
     tiles: tuple[RoleTile, ...]
     """The models, by family and size."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The document `headscope.role_mosaic/1`, JSON-ready."""
-        return {"schema": SCHEMA, **encode(self)}
-
-    def to_json(self) -> str:
-        """The document as text."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
 
     def to_svg(self) -> str:
         """The picture as one SVG without scripts."""
@@ -213,29 +203,18 @@ def _page(given: RoleMosaic) -> tuple[list[Mark], float]:
     marks += _key(given, y)
     y += _LINE * _key_lines(given) + 10
     meaning = {role.name: role for role in given.roles}
-    for family, group in groupby(given.tiles, key=lambda tile: tile.family):
-        tiles = list(group)
-        marks.append(Box(MARGIN, y, PAGE - 2 * MARGIN, 1, LIGHT.line))
-        marks.append(Word(MARGIN, y + 19, family, 12, bold=True))
-        marks.append(Word(PAGE - MARGIN, y + 19, n_models(len(tiles)), 11, LIGHT.soft, anchor="end"))
-        y += FAMILY
-        for start in range(0, len(tiles), COLUMNS):
-            row = tiles[start : start + COLUMNS]
-            for column, tile in enumerate(row):
-                marks += _map(tile, meaning, MARGIN + column * (MAP + GUTTER), y, by_depth=given.by_depth)
-            y += CAPTION + max(one.n_layers * _cell(one, given.by_depth)[1] for one in row) + BELOW
-    for line in _footnotes(given):
-        marks.append(Word(MARGIN, y + 6, line, 11, LIGHT.soft))
-        y += 17
-    return marks, y + 12
+    maps, height = by_family(
+        given.tiles,
+        y,
+        by_depth=given.by_depth,
+        drawn=lambda tile, left, top: _map(tile, meaning, left, top, by_depth=given.by_depth),
+        footnotes=_footnotes(given),
+    )
+    return marks + maps, height
 
 
 def _rows(given: RoleMosaic) -> str:
     return "share of the depth" if given.by_depth else "layers"
-
-
-def _cell(tile: RoleTile, by_depth: bool) -> tuple[float, float]:
-    return cell_size(tile.n_layers, tile.n_heads, by_depth=by_depth)
 
 
 def _entries(given: RoleMosaic) -> list[tuple[str, str, str]]:
@@ -270,7 +249,7 @@ def _map(tile: RoleTile, meaning: dict[str, RoleMeaning], x: float, y: float, *,
     yield Word(x, y + 10, cut(tile.name, MAP, 11.5), 11.5, bold=True, note=full)
     size = f"{tile.n_layers} x {tile.n_heads}"
     yield Word(x, y + 25, f"{size} · by score alone" if tile.quick else size, 10.5, LIGHT.soft)
-    wide, high = _cell(tile, by_depth)
+    wide, high = cell_size(tile.n_layers, tile.n_heads, by_depth=by_depth)
     gap = 1.0 if min(wide, high) >= 6 else 0.0
     for cell in tile.cells:
         role = None if cell.role is None else meaning[cell.role]

@@ -294,6 +294,7 @@ class RoleRunner:
         choices: Choices,
         *,
         corpus: Probe,
+        methods: Sequence[Method] = METHODS,
     ) -> dict[HeadId, dict[str, Samples]]:
         """How far `choices`' difference falls without each head, under zero and mean ablation: names `zero`, `mean`.
 
@@ -302,11 +303,12 @@ class RoleRunner:
             prompts: Token ids.
             choices: The two tokens of each prompt.
             corpus: Other prompts of the same form, over whose z the mean is taken.
+            methods: Of ablation.
         """
         probe = Probe(prompts=tuple(prompts), controls=None, settings={})
         worlds: list[AblatedHeads] = [frozenset(), *(frozenset([head]) for head in heads)]
         found: dict[HeadId, dict[str, Samples]] = {head: {} for head in heads}
-        for method in METHODS:
+        for method in methods:
             ablator = Ablator.of(self.model, probe, method=method, corpus=corpus, seed=self.seed)
             for kind, rows in losses(ablator, prompts, choices, worlds).items():
                 name = method if kind == "difference" else f"{method}_{kind}"

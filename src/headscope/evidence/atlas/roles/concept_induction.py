@@ -32,7 +32,6 @@ from headscope.evidence.atlas.role import NotAsked, Role, Sample, Scored, Tokens
 from headscope.evidence.atlas.runner import RoleRunner
 from headscope.evidence.atlas.words import two_token_words
 from headscope.heads import HeadId
-from headscope.interventions.ablation import AblatedHeads, Ablator, losses
 from headscope.interventions.choices import Choices
 from headscope.interventions.knockout import Places
 from headscope.probes.probe import Probe
@@ -204,25 +203,18 @@ def _test(runner: RoleRunner, scored: Scored, heads: Sequence[HeadId]) -> Mappin
     specific = runner.outcome_without(heads, asked.prompts, asked.choices, asked.end)
     swapped = Choices(first=asked.choices.second, second=asked.choices.first)
     moved = runner.moved(heads, asked.elsewhere, asked.prompts, swapped, n_last=2, own_last=1)
-    verbatim = _mean_drops(runner, asked, heads)
+    verbatim = runner.outcome_drops(
+        heads, asked.controls, asked.on_controls, corpus=asked.control_corpus, methods=("mean",)
+    )
     found: dict[HeadId, dict[str, Sample]] = {}
     for head in heads:
         values = drops[head] | ({"specific": specific[head]} if head in specific else {})
         values |= {
             "transfer": moved[head],
-            "look_alike_verbatim": VERBATIM * drops[head]["mean"] - np.abs(verbatim[head]),
+            "look_alike_verbatim": VERBATIM * drops[head]["mean"] - np.abs(verbatim[head]["mean"]),
         }
         found[head] = {name: Sample(values=one) for name, one in values.items()}
     return found
-
-
-def _mean_drops(runner: RoleRunner, asked: _Asked, heads: Sequence[HeadId]) -> dict[HeadId, np.ndarray]:
-    """What each head's mean ablation takes from the outcome where the tokens make no words."""
-    probe = Probe(prompts=asked.controls, controls=None, settings={})
-    ablator = Ablator.of(runner.model, probe, method="mean", corpus=asked.control_corpus, seed=runner.seed)
-    worlds: list[AblatedHeads] = [frozenset(), *(frozenset([head]) for head in heads)]
-    rows = losses(ablator, asked.controls, asked.on_controls, worlds)["difference"]
-    return {head: rows[0] - row for head, row in zip(heads, rows[1:], strict=True)}
 
 
 ROLE = Role(
