@@ -42,7 +42,7 @@ def passes(model: Model, period: int | None) -> dict[str, Any]:
         tokens[0] = 0
         found = hs.verify(model, probe=probe)
     return {
-        "passes": round(tokens[0] / (LAYERS * sum(map(len, probe.prompts))), 1),
+        "passes": round(tokens[0] / (LAYERS * sum(map(len, probe.prompts))), 3),
         "verdicts": dict(Counter(one.verdict for one in found.heads)),
         "removed": sum(one.exact for one in found.heads),
     }
@@ -85,7 +85,7 @@ def main() -> None:
         print(json.dumps(document, indent=1))
         return
     for name, bar in document["bars"].items():
-        print(f"{name:<16} {document[name]:5.1f}   {'met' if document[name] <= bar else 'MISSED'} (bar {bar})")
+        print(f"{name:<16} {document[name]:7.3f}   {'met' if document[name] <= bar else 'MISSED'} (bar {bar})")
 
 
 if __name__ == "__main__":
