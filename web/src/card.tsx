@@ -1,6 +1,7 @@
 /* One head: its verdict and why, what it attends to, what breaks without it, what it copies, and who feeds it. */
 
 import type { JSX } from "preact";
+import { useEffect, useMemo, useState } from "preact/hooks";
 import { NOT_ASKED, route, setText, together } from "./circuit";
 import { onTop, rgb, type Theme, verdictColour } from "./colours";
 import type { Cursor, Way } from "./cursor";
@@ -56,9 +57,7 @@ export function Card(props: {
         <label class="choose">
           <span>Another head</span>
           <select value={head} onChange={(event) => props.onOpen(event.currentTarget.value)}>
-            {heads.names.map((one) => (
-              <option value={one}>{one}</option>
-            ))}
+            <Options names={heads.names} chosen={head} />
           </select>
         </label>
       </header>
@@ -193,6 +192,17 @@ export function Card(props: {
       </div>
     </article>
   );
+}
+
+/** The heads to choose from: at first the chosen one alone, since 1,024 take longer than all else in a card. */
+function Options({ names, chosen }: { names: string[]; chosen: string }): JSX.Element {
+  const [all, setAll] = useState(false);
+  useEffect(() => {
+    const timer = setTimeout(() => setAll(true));
+    return () => clearTimeout(timer);
+  }, []);
+  const options = useMemo(() => names.map((one) => <option value={one}>{one}</option>), [names]);
+  return <>{all ? options : <option value={chosen}>{chosen}</option>}</>;
 }
 
 function TokenTable(props: { title: string; first: string; then: string; rows: TokenRow[] }): JSX.Element {

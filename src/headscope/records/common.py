@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -104,8 +105,17 @@ class Provenance:
             kernels=tuple(sorted(kernels)),
             seed=seed,
             versions={name: version(name) for name in packages} | {"python": platform.python_version()},
-            command=" ".join([Path(sys.argv[0]).name or "python", *sys.argv[1:]]),
+            command=program(),
         )
+
+
+def program() -> str:
+    """The running program and its arguments, as a shell reads them; of a notebook, that it is one."""
+    path = Path(sys.argv[0])
+    if path.stem == "ipykernel_launcher":
+        return "a notebook"  # its arguments name a file of the machine, and nothing that was asked
+    name = "headscope" if path.parts[-2:] == ("headscope", "__main__.py") else path.name
+    return shlex.join([name if name not in ("", "-c") else "python", *sys.argv[1:]])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
