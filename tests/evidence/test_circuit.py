@@ -15,10 +15,10 @@ from pytest import approx
 import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
 from headscope.errors import ArgumentError, TokenError, UnsupportedModel
-from headscope.evidence.circuit.tracing import LOSS_RESOLUTION
 from headscope.evidence.circuit import measure as tracing
 from headscope.evidence.circuit.measure import trace_circuit
 from headscope.evidence.circuit.result import RULE, Circuit
+from headscope.evidence.circuit.tracing import LOSS_RESOLUTION
 from headscope.heads import HeadId
 from headscope.interventions.paths import Paths
 from headscope.planted.handbuilt import DECOYS, handbuilt
