@@ -126,24 +126,27 @@ class Estimate:
     """Mean over prompts."""
     ci95: tuple[float, float] | None
     """Over prompts, by `headscope.stats.mean_intervals`; for shares of yes-or-no answers, Wilson's; for ratios,
-    Fieller's; for differences of a loss never narrower than `headscope.stats.LOSS_RESOLUTION` on either side."""
+    Fieller's. Differences of a loss, and what heads take of an effect, are resolved to a stated number of nats: their
+    intervals are never narrower on either side."""
 
     @classmethod
-    def of(cls, samples: Float[np.ndarray, " prompt"]) -> Estimate:
-        """From one value per prompt; differences of paired values give a paired interval."""
+    def of(cls, samples: Float[np.ndarray, " prompt"], *, resolution: float = 0.0) -> Estimate:
+        """From one value per prompt; differences of paired values give a paired interval.
+
+        Args:
+            samples: The values.
+            resolution: No end is nearer to the mean than this: what one prompt in many may do, and none of these did.
+        """
         mean, ci95 = mean_intervals(samples)
-        return cls(mean=float(mean), ci95=None if ci95 is None else (float(ci95[0]), float(ci95[1])))
+        if ci95 is None:
+            return cls(mean=float(mean), ci95=None)
+        low, high = float(ci95[0]), float(ci95[1])
+        return cls(mean=float(mean), ci95=(min(low, float(mean) - resolution), max(high, float(mean) + resolution)))
 
     @classmethod
     def of_loss(cls, samples: Float[np.ndarray, " prompt"]) -> Estimate:
-        """Of differences of a loss in nats: no end lies nearer to the mean than `headscope.stats.LOSS_RESOLUTION`."""
-        found = cls.of(samples)
-        if found.ci95 is None:
-            return found
-        low, high = found.ci95
-        return cls(
-            mean=found.mean, ci95=(min(low, found.mean - LOSS_RESOLUTION), max(high, found.mean + LOSS_RESOLUTION))
-        )
+        """Of differences of a loss in nats, resolved to `headscope.stats.LOSS_RESOLUTION`."""
+        return cls.of(samples, resolution=LOSS_RESOLUTION)
 
     @classmethod
     def share(cls, samples: Float[np.ndarray, " prompt"]) -> Estimate:
