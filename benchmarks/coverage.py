@@ -36,10 +36,12 @@ import torch
 from transformers.utils import logging
 
 import headscope as hs
+from headscope.evidence.behavior.measure import RESOLUTION as EFFECT_RESOLUTION
 from headscope.evidence.behavior.measure import ContrastRunner, ForwardCounter
 from headscope.evidence.behavior.sets import wrong_facts
 from headscope.evidence.circuit.measure import N_PROMPTS as TWINS
 from headscope.evidence.circuit.measure import PERIOD, SEARCH_PROMPTS
+from headscope.evidence.circuit.tracing import LOSS_RESOLUTION as EDGE_RESOLUTION
 from headscope.evidence.emergence.change import TENTHS, phase_change
 from headscope.evidence.scan.measure import RESOLUTION, prompt_scores
 from headscope.heads import HeadId
@@ -189,7 +191,7 @@ def circuit_pool(model: hs.Model, prompts: int) -> list[Pool]:
         restored = paths.replaced(paths.corrupt, head, {edge.input: together[edge.input] for edge in own})[0]
         gained, most = restored - corrupt[head], clean[head] - corrupt[head]
         found.setdefault("restored", []).append(gained - gained.mean() / most.mean() * most)
-    least = {"loss_nats": LOSS_RESOLUTION}
+    least = {"loss_nats": EDGE_RESOLUTION}
     return [
         Pool(rows=np.stack(rows, axis=1), of=name, n=TWINS, least=least.get(name, 0.0)) for name, rows in found.items()
     ]
@@ -201,7 +203,14 @@ def behavior_pool(model: hs.Model) -> list[Pool]:
     ablator = Ablator(model=model, method="zero", corpus=None, positions=None, seed=0)
     everyone = np.arange(len(runner.pairs))
     found = runner.ablated(ablator, everyone, every(model), "")
-    return [Pool(rows=runner.by_fact(runner.removed(found, everyone), everyone).T, of="removed", n=FACTS)]
+    return [
+        Pool(
+            rows=runner.by_fact(runner.removed(found, everyone), everyone).T,
+            of="removed",
+            n=FACTS,
+            least=EFFECT_RESOLUTION,
+        )
+    ]
 
 
 def emergence(redraws: int) -> dict[str, Coverage]:

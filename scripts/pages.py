@@ -75,6 +75,8 @@ def _block(kind: str, text: str) -> str:
             data = base64.b64encode(text.encode()).decode()
             text = f'<img src="data:image/svg+xml;base64,{data}" alt="figure">'
         return f'<div class="course-output">{text}</div>'
+    if kind == "text/html" and SCRIPT in text:  # a view that a script draws: as wide as there is room, not as its own
+        return f'<div class="course-output">{text.replace(SCRIPT, bundled_script())}</div>'
     if kind == "text/html":
-        return f'<div class="course-output md-typeset__table">{text.replace(SCRIPT, bundled_script())}</div>'
+        return f'<div class="course-output md-typeset__scrollwrap"><div class="md-typeset__table">{text}</div></div>'
     return f'<pre class="course-output"><code>{escape(text)}</code></pre>'

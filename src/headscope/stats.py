@@ -57,8 +57,8 @@ class Summary(NamedTuple):
 
 
 @lru_cache
-def t_quantile(degrees: int, *, error: float = 0.05) -> float:
-    """Two-sided quantile of Student's t: |T| exceeds it with probability `error`; `degrees` is a whole number."""
+def t_quantile(degrees: int | float, *, error: float = 0.05) -> float:
+    """Two-sided quantile of Student's t: |T| exceeds it with probability `error`; `degrees` may be a fraction."""
     from scipy.special import stdtrit
 
     return -float(stdtrit(degrees, error / 2))

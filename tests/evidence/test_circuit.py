@@ -18,12 +18,12 @@ from headscope.errors import ArgumentError, TokenError, UnsupportedModel
 from headscope.evidence.circuit import measure as tracing
 from headscope.evidence.circuit.measure import trace_circuit
 from headscope.evidence.circuit.result import RULE, Circuit
+from headscope.evidence.circuit.tracing import LOSS_RESOLUTION
 from headscope.heads import HeadId
 from headscope.interventions.paths import Paths
 from headscope.planted.handbuilt import DECOYS, handbuilt
 from headscope.planted.handbuilt_rotary import handbuilt_rotary
 from headscope.probes.corrupt import corrupt_pairs
-from headscope.stats import LOSS_RESOLUTION
 
 KINDS = ("plain", "rotary", "grouped")
 DEMO = ("L1H0", "L1H1", "L1H2", "L1H3", "L1H5")

@@ -21,6 +21,7 @@ from benchmarks.page import synthetic
 from headscope.explore.against import Against
 from headscope.explore.reading import Reader
 from tests.axe import violations
+from tests.widths import EVERYWHERE, turned
 
 PATIENCE_S = 30
 TYPED = "The quick brown fox jumps. The quick brown fox ju"
@@ -287,13 +288,15 @@ def test_a_report_that_cannot_be_made_leaves_the_prompt(show):
     assert all("422" in one for one in opened.console), opened.console  # Chromium's own line about the status
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [1280, 820])
-def test_nothing_is_wider_than_the_window(show, width, dark):
-    opened = show(width=width, dark=dark, state="&text=" + "+window" * 80 + "&off=L1H1&at=30+6")
+def test_nothing_is_wider_than_the_window(show):
+    opened = show(state="&text=" + "+window" * 80 + "&off=L1H1&at=30+6")
     opened.page.wait_for_selector("#looks table")
     opened.page.wait_for_selector("#loss-change")
-    assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+    for width, scheme in EVERYWHERE:
+        turned(opened.page, width, scheme)
+        assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+        assert opened.page.get_by_label("Head", exact=True).is_visible()
+        assert opened.page.locator(".examples button").count() == 3
     opened.assert_quiet()
 
 

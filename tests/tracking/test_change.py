@@ -64,17 +64,19 @@ def test_intervals_cover_step_and_width_under_noise(rng, step, scale, noise, gap
     assert (misses <= 8).all()
 
 
-@pytest.mark.parametrize("width", [150, 75])
-def test_intervals_cover_a_step_whose_scatter_sits_inside_the_rise(rng, width):
-    # Of 40, 26 or more with a chance of 1 in 10^7 at 0.95; with one variance for the whole curve 16 and 10.
+@pytest.mark.parametrize("width", [300, 150, 75])
+def test_intervals_cover_step_and_width_where_the_scatter_sits_inside_the_rise(rng, width):
+    # Of 40, 33 or less with a chance of 1 in 300 at 0.95; with one variance for the whole curve 27, 16 and 10 of the
+    # steps. Three checkpoints of a wide rise stand on one level by chance in one curve of eight, and are no plateau.
     steps = np.arange(0, 1201, 50)
     share = rise(steps, 600, width / (2 * math.log(9)), low=0, high=1)
-    held = 0
+    noise, held = 0.1 * np.sqrt(4 * share * (1 - share)) + 0.005, np.zeros(2)
     for _ in range(40):
-        noise = 0.1 * np.sqrt(4 * share * (1 - share)) + 0.005
-        low, high = phase_change(steps, 0.03 + 0.9 * share + noise * rng.normal(size=len(steps))).found.step.ci95
-        held += low <= 600 <= high
-    assert held >= 34
+        change = phase_change(steps, 0.03 + 0.9 * share + noise * rng.normal(size=len(steps)))
+        assert "twice" not in change.reason
+        for number, (one, true) in enumerate(((change.found.step, 600), (change.found.width, width))):
+            held[number] += one.ci95[0] <= true <= one.ci95[1]
+    assert (held >= 34).all()
 
 
 def test_two_rises_are_named_as_two(rng):

@@ -51,9 +51,22 @@ const DARK: Theme = {
   box: "#222c39",
 };
 
-/** Whether the page is being printed. */
+let onPaper = false;
+addEventListener("beforeprint", () => {
+  onPaper = true;
+});
+addEventListener("afterprint", () => {
+  onPaper = false;
+});
+
+/** Whether the page is being printed now. */
+export function isPrinting(): boolean {
+  return onPaper;
+}
+
+/** Whether the page is being printed, followed as it changes. */
 export function usePrinting(): boolean {
-  const [printing, set] = useState(false);
+  const [printing, set] = useState(onPaper);
   useEffect(() => {
     const [begin, end] = [() => set(true), () => set(false)];
     addEventListener("beforeprint", begin);
@@ -84,6 +97,15 @@ export function shade(value: number, theme: Theme): RGB {
   const share = Math.min(1, Math.abs(value));
   const end = value < 0 ? theme.below : theme.high;
   return theme.low.map((low, i) => Math.round(low + ((end[i] ?? 0) - low) * share)) as RGB;
+}
+
+const palettes = new Map<Theme, RGB[]>();
+
+/** The 256 colours of a byte, 255 for 1. */
+export function palette(theme: Theme): RGB[] {
+  const known = palettes.get(theme) ?? [...Array(256).keys()].map((one) => shade(one / 255, theme));
+  palettes.set(theme, known);
+  return known;
 }
 
 export function css(colour: RGB): string {

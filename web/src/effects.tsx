@@ -5,7 +5,7 @@ import type { JSX } from "preact";
 import type { Theme } from "./colours";
 import type { Estimate, HeadVerdict } from "./data";
 import { Drawn, Figure, useWidth } from "./figure";
-import { interval, signed } from "./text";
+import { interval, signed, tick } from "./text";
 import { Word } from "./words";
 
 export interface Row {
@@ -58,7 +58,7 @@ export function Effects({ head, id, theme }: { head: HeadVerdict; id: string; th
 /** Means with their intervals, a line for each label; rows of one label share its line. */
 export function Points(props: { rows: Row[]; least: [number, number]; theme: Theme }): JSX.Element {
   const { rows, least, theme } = props;
-  const [block, room] = useWidth(560);
+  const [block, room, measured] = useWidth(560);
   const width = Math.max(300, Math.min(room, 720));
   const narrow = width < 460;
   const labels = [...new Set(rows.map((row) => row.label))];
@@ -69,6 +69,7 @@ export function Points(props: { rows: Row[]; least: [number, number]; theme: The
   return (
     <div ref={block}>
       <Drawn
+        ready={measured}
         deps={[rows.map((row) => [row.label, row.value.mean]).join(), theme, width]}
         make={() =>
           Plot.plot({
@@ -81,6 +82,7 @@ export function Points(props: { rows: Row[]; least: [number, number]; theme: The
             x: {
               label: null,
               ticks: 5,
+              tickFormat: tick,
               nice: true,
               insetLeft: 8,
               insetRight: 8,

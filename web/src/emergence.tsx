@@ -158,7 +158,7 @@ function Panel(props: {
   theme: Theme;
 }): JSX.Element | null {
   const { runs, measures, theme, log, steps } = props;
-  const [block, room] = useWidth(560);
+  const [block, room, measured] = useWidth(560);
   const lines = runs.flatMap((run, i) =>
     measures.map(({ key, label }, n): Line => {
       const points = (run.curves[key] ?? []).map((one) => ({
@@ -213,6 +213,7 @@ function Panel(props: {
     >
       <div ref={block}>
         <Drawn
+          ready={measured}
           deps={[runs, theme, width, log]}
           make={() =>
             Plot.plot({

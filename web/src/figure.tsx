@@ -2,7 +2,7 @@
 
 import type { ComponentChildren, JSX } from "preact";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
-import type { Theme } from "./colours";
+import { isPrinting, type Theme } from "./colours";
 import { csv, type Rows, save, standalone } from "./save";
 
 const LISTED = 400;
@@ -135,8 +135,9 @@ export function useWidth(start: number): [{ current: HTMLDivElement | null }, nu
   useLayoutEffect(() => {
     const block = ref.current;
     if (!block) return;
+    // Followed, not asked: the browser lays the page out once, when it comes to it. Paper does not wait for that.
     const measure = () => set(Math.floor(block.clientWidth));
-    measure();
+    if (isPrinting()) measure();
     const watch = new ResizeObserver(measure);
     watch.observe(block);
     return () => watch.disconnect();
@@ -144,18 +145,19 @@ export function useWidth(start: number): [{ current: HTMLDivElement | null }, nu
   return [ref, width ?? start, width !== null];
 }
 
-/** A drawing that a plotting library made. */
-export function Drawn({ make, deps }: { make: () => Element; deps: unknown[] }): JSX.Element {
+/** A drawing that a plotting library made, once its width is known. */
+export function Drawn(props: { ready: boolean; make: () => Element; deps: unknown[] }): JSX.Element {
+  const { ready, make, deps } = props;
   const ref = useRef<HTMLDivElement>(null);
   // Before the next frame, so that what is printed is drawn for paper.
   useLayoutEffect(() => {
     const block = ref.current;
-    if (!block) return;
+    if (!block || !ready) return;
     const drawing = make();
     drawing.setAttribute("aria-hidden", "true");
     block.replaceChildren(drawing);
     const title = block.closest("figure")?.querySelector("h3")?.textContent;
     block.setAttribute("aria-label", `${title ?? "A drawing"}, drawn; the numbers follow`);
-  }, deps);
+  }, [ready, ...deps]);
   return <div ref={ref} class="drawn" role="img" />;
 }

@@ -5,7 +5,7 @@ import type { ComponentChildren, JSX } from "preact";
 import type { Theme } from "./colours";
 import { name, type Report, type Token } from "./data";
 import { Drawn, Figure, useWidth } from "./figure";
-import { fixed, shown } from "./text";
+import { fixed, shown, tick } from "./text";
 
 interface Point {
   at: number;
@@ -82,7 +82,7 @@ export function Losses(props: {
   caption: ComponentChildren;
 }): JSX.Element {
   const { tokens, clean, ablated, bands, theme } = props;
-  const [block, room] = useWidth(1100);
+  const [block, room, measured] = useWidth(1100);
   const points: Point[] = clean.map((one, i) => ({
     at: i + 1,
     token: shown(tokens[i + 1] as Token, false, 12),
@@ -112,6 +112,7 @@ export function Losses(props: {
     >
       <div ref={block}>
         <Drawn
+          ready={measured}
           deps={[tokens, clean, ablated, theme, width]}
           make={() =>
             Plot.plot({
@@ -123,7 +124,7 @@ export function Losses(props: {
               marginBottom: labelled ? 18 + Math.min(90, 6 * label) : 30,
               style: { fontFamily: "inherit", fontSize: "12px", background: "transparent", color: theme.ink },
               x: { domain: [0, tokens.length], label: null },
-              y: { label: null, grid: false, nice: true, zero: true },
+              y: { label: null, tickFormat: tick, grid: false, nice: true, zero: true },
               marks: [
                 Plot.rectX(bands, {
                   x1: (one) => one.from - 0.5,
@@ -148,7 +149,7 @@ export function Losses(props: {
                       color: theme.soft,
                       label: null,
                     })
-                  : Plot.axisX({ color: theme.soft, label: null }),
+                  : Plot.axisX({ color: theme.soft, label: null, tickFormat: tick }),
                 ablated
                   ? Plot.line(points, {
                       x: "at",

@@ -26,8 +26,8 @@ import "./styles.css";
 const LISTED = 14;
 const CANDIDATES = 5;
 const POLL_MS = 700;
-/** Parts that are drawn with the first frame: the map and a head's card. */
-const AT_ONCE = 2;
+/** Parts that are drawn with the first frame; each of the others in a task of its own after it. */
+const AT_ONCE = 1;
 
 /** The parts beneath the finding, in order. */
 const PARTS: Part[] = [
@@ -190,7 +190,7 @@ function Waiting({ step }: { step: Step | null }): JSX.Element {
   const share = step && step.total > 0 ? step.done / step.total : 0;
   return (
     <p class="soft" role="status">
-      It is being made and will stand here: {step?.what ?? "starting"} {percent(share)}{" "}
+      It is being made, and will be shown here: {step?.what ?? "starting"} {percent(share)}{" "}
       <progress value={share} aria-label="How far it has come" />
     </p>
   );
@@ -271,8 +271,7 @@ function Top({ model, parts }: { model: Model; parts: { id: string; title: strin
 function Parts(props: { report: Report; view: View; onView: (change: Partial<View>) => void }): JSX.Element {
   const { report, view, onView } = props;
   const theme = useTheme();
-  const heads = useMemo(() => new Heads(report), [report]);
-  const ranked = useMemo(() => byEffect(report, heads), [report, heads]);
+  const { heads, ranked } = order(report);
   const head = heads.refs.has(view.head) ? view.head : first(report);
   const cursor = useMemo(() => {
     const [start, end] = report.example.second;
@@ -466,10 +465,25 @@ function EveryHead({ heads }: { heads: Heads }): JSX.Element | null {
   );
 }
 
+interface Order {
+  heads: Heads;
+  ranked: HeadVerdict[];
+}
+const orders = new WeakMap<Report, Order>();
+
+/** A report's heads, by name and by effect, worked out once. */
+function order(report: Report): Order {
+  const known = orders.get(report);
+  if (known) return known;
+  const heads = new Heads(report);
+  const made = { heads, ranked: byEffect(report, heads) };
+  orders.set(report, made);
+  return made;
+}
+
 /** The head to open first: the induction head with the largest effect, or the first of all. */
 function first(report: Report): string {
-  const heads = new Heads(report);
-  const ranked = byEffect(report, heads);
+  const { heads, ranked } = order(report);
   const best = ranked.find((one) => heads.meaning(one.verdict).is_induction) ?? ranked[0] ?? report.scan.heads[0];
   return best ? name(best) : "";
 }
@@ -495,14 +509,19 @@ async function start(): Promise<void> {
   const element = document.getElementById("document");
   if (!root || !element) return;
   try {
-    const page = await opened(element);
-    await new Promise((done) => setTimeout(done)); // a task of its own, so that the window answers in between
+    await rest(); // the script is read in one task,
+    const page = await opened(element); // the document in another,
+    await rest(); // and the page drawn in a third, so that the window answers in between
     root.replaceChildren();
     render(page, root);
   } catch (error) {
     root.textContent = `This page cannot be shown: ${error instanceof Error ? error.message : String(error)}`;
     throw error;
   }
+}
+
+function rest(): Promise<void> {
+  return new Promise((done) => setTimeout(done));
 }
 
 /** The page of the document that is held, or of the server that is named in its place. */

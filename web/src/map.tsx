@@ -1,6 +1,5 @@
 /* The layer x head map: by verdict, by effect of removal, or by what each head attends to. */
 
-import * as Plot from "@observablehq/plot";
 import type { JSX } from "preact";
 import { useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import { css, onTop, rgb, shade, type Theme, verdictColour } from "./colours";
@@ -21,6 +20,8 @@ interface Cell {
 const LEFT = 34;
 const TOP = 4;
 const BOTTOM = 24;
+/** Least side of a cell that holds its letter. */
+const LETTERED = 16;
 /** Scores all below this are shown on a scale of their own. */
 const SMALL = 0.2;
 
@@ -45,54 +46,9 @@ export function HeadMap(props: {
   const size = Math.max(9, Math.min(46, Math.floor((width - LEFT - 2) / columns)));
 
   useLayoutEffect(() => {
-    if (!measured) return; // drawing twice is what takes longest
-    const every = Math.max(1, Math.ceil(18 / size));
-    const plot = Plot.plot({
-      width: LEFT + columns * size + 2,
-      height: TOP + rows * size + BOTTOM,
-      marginLeft: LEFT,
-      marginTop: TOP,
-      marginBottom: BOTTOM,
-      marginRight: 2,
-      padding: size > 16 ? 0.08 : 0.06,
-      style: { fontFamily: "inherit", fontSize: "11px", background: "transparent", overflow: "visible" },
-      x: {
-        type: "band",
-        domain: range(columns),
-        label: null,
-        ticks: range(columns).filter((one) => one % every === 0),
-        tickSize: 0,
-      },
-      y: {
-        type: "band",
-        domain: range(rows),
-        label: null,
-        ticks: range(rows).filter((one) => one % every === 0),
-        tickFormat: (one: number) => `L${one}`,
-        tickSize: 0,
-      },
-      color: { type: "identity" },
-      marks: [
-        Plot.cell(cells, { x: "head", y: "layer", fill: (cell: Cell) => css(cell.colour), rx: 2 }),
-        size >= 16
-          ? Plot.text(cells, {
-              x: "head",
-              y: "layer",
-              text: "letter",
-              fill: (cell: Cell) => onTop(cell.colour),
-              fontSize: Math.min(13, size * 0.55),
-              fontWeight: 600,
-              pointerEvents: "none",
-            })
-          : null,
-      ],
-    });
-    plot.setAttribute("aria-hidden", "true");
+    if (!measured) return;
     drawing.current?.querySelector("svg")?.remove();
-    drawing.current?.prepend(plot);
-    plot.querySelectorAll('g[aria-label="cell"] rect').forEach((rect, i) => {
-      rect.setAttribute("data-head", cells[i]?.name ?? "");
-    });
+    drawing.current?.prepend(drawn(cells, rows, columns, size));
   }, [cells, size, measured]);
 
   useLayoutEffect(() => {
@@ -165,6 +121,49 @@ export function HeadMap(props: {
       <Legend mode={mode} report={report} theme={theme} />
     </Figure>
   );
+}
+
+/** The cells with the numbers of layers and heads beside them, made at once: 1,024 heads are drawn in one frame. */
+function drawn(cells: Cell[], rows: number, columns: number, size: number): SVGElement {
+  const width = LEFT + columns * size + 2;
+  const height = TOP + rows * size + BOTTOM;
+  const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, width, height, "aria-hidden": "true" });
+  const every = Math.max(1, Math.ceil(18 / size));
+  const numbers = element("g", { fill: "currentColor", "font-size": 11 });
+  for (let layer = 0; layer < rows; layer += every) {
+    const at = { x: LEFT - 7, y: TOP + (layer + 0.5) * size, "text-anchor": "end", "dominant-baseline": "central" };
+    numbers.append(element("text", at, `L${layer}`));
+  }
+  for (let head = 0; head < columns; head += every) {
+    const at = { x: LEFT + (head + 0.5) * size, y: TOP + rows * size + 14, "text-anchor": "middle" };
+    numbers.append(element("text", at, String(head)));
+  }
+  const gap = size > 16 ? 0.08 * size : 0.06 * size;
+  const squares = element("g", {});
+  const letters = element("g", {
+    "font-size": Math.min(13, size * 0.55),
+    "font-weight": 600,
+    "text-anchor": "middle",
+    "dominant-baseline": "central",
+    "pointer-events": "none",
+  });
+  for (const cell of cells) {
+    const [x, y] = [LEFT + cell.head * size, TOP + cell.layer * size];
+    const side = size - gap;
+    const place = { x: x + gap / 2, y: y + gap / 2, width: side, height: side, rx: 2 };
+    squares.append(element("rect", { ...place, fill: css(cell.colour), "data-head": cell.name }));
+    if (size >= LETTERED && cell.letter)
+      letters.append(element("text", { x: x + size / 2, y: y + size / 2, fill: onTop(cell.colour) }, cell.letter));
+  }
+  svg.append(numbers, squares, letters);
+  return svg;
+}
+
+function element(tag: string, attributes: Record<string, string | number>, text?: string): SVGElement {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, String(value));
+  if (text !== undefined) made.textContent = text;
+  return made;
 }
 
 function Legend({ mode, report, theme }: { mode: string; report: Report; theme: Theme }): JSX.Element {
@@ -311,8 +310,4 @@ function mapRows(report: Report, heads: Heads): Rows {
       ];
     }),
   ];
-}
-
-function range(n: number): number[] {
-  return [...Array(n).keys()];
 }

@@ -20,7 +20,7 @@ export function Next(props: {
   title?: string;
 }): JSX.Element {
   const { reading, at, without, theme } = props;
-  const [block, room] = useWidth(560);
+  const [block, room, measured] = useWidth(560);
   const comes = reading.tokens[at + 1] as Token | undefined;
   const options = listed(reading.next[at] ?? [], comes);
   const width = Math.max(300, Math.min(room, 640));
@@ -61,6 +61,7 @@ export function Next(props: {
     >
       <div ref={block}>
         <Drawn
+          ready={measured}
           deps={[reading, at, theme, width]}
           make={() =>
             Plot.plot({

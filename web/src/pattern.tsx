@@ -3,7 +3,7 @@
 
 import type { ComponentChildren, JSX } from "preact";
 import { useLayoutEffect, useMemo, useRef } from "preact/hooks";
-import { css, onTop, shade, type Theme } from "./colours";
+import { css, onTop, palette, shade, type Theme } from "./colours";
 import { type Cursor, type Place, resolved, usePlace, type Way } from "./cursor";
 import { type Heads, place, type Report, type Token } from "./data";
 import { Figure, useWidth } from "./figure";
@@ -133,7 +133,7 @@ export function Matrix(props: {
 }): JSX.Element {
   const { head, tokens, bytes, theme, cursor, way, targets, small } = props;
   const n = tokens.length;
-  const [block, room] = useWidth(480);
+  const [block, room, measured] = useWidth(480);
   const canvas = useRef<HTMLCanvasElement>(null);
   const image = useMemo(() => matrix(bytes, n, theme), [bytes, n, theme]);
   const margin = room < 380 ? 58 : 82;
@@ -144,7 +144,7 @@ export function Matrix(props: {
 
   useLayoutEffect(() => {
     const context = canvas.current?.getContext("2d");
-    if (!context || !canvas.current) return;
+    if (!measured || !context || !canvas.current) return;
     const scale = devicePixelRatio || 1;
     canvas.current.width = canvas.current.height = Math.round(side * scale);
     context.setTransform(scale, 0, 0, scale, 0, 0);
@@ -164,7 +164,7 @@ export function Matrix(props: {
     if (way === "from") context.strokeRect(0.5, query * cell + 0.5, (query + 1) * cell - 1, cell - 1);
     else context.strokeRect(key * cell + 0.5, key * cell + 0.5, cell - 1, (n - key) * cell - 1);
     context.globalAlpha = 1;
-  }, [image, side, query, key, way, targets, theme]);
+  }, [image, side, measured, query, key, way, targets, theme]);
 
   const move = (event: KeyboardEvent) => {
     if (event.key === "Enter" || event.key === " ") cursor.hold([query, key]);
@@ -315,11 +315,15 @@ function matrix(bytes: Uint8Array, n: number, theme: Theme): HTMLCanvasElement {
   const context = canvas.getContext("2d");
   if (!context) return canvas;
   const image = context.createImageData(n, n);
-  const colours = [...Array(256).keys()].map((one) => shade(one / 255, theme));
+  const colours = palette(theme);
   for (let query = 0; query < n; query++) {
     for (let key = 0; key <= query; key++) {
       const [r, g, b] = colours[bytes[place(query, key)] ?? 0] ?? [0, 0, 0];
-      image.data.set([r, g, b, 255], 4 * (query * n + key));
+      const at = 4 * (query * n + key);
+      image.data[at] = r;
+      image.data[at + 1] = g;
+      image.data[at + 2] = b;
+      image.data[at + 3] = 255;
     }
   }
   context.putImageData(image, 0, 0);

@@ -2,7 +2,7 @@
 
 import type { JSX } from "preact";
 import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
-import { shade, type Theme, usePrinting } from "./colours";
+import { palette, type Theme, usePrinting } from "./colours";
 import { place } from "./data";
 import { Scroll, useWidth } from "./figure";
 
@@ -218,14 +218,6 @@ function pooled(bytes: Uint8Array, n: number, dots: number, theme: Theme): Image
     });
   });
   return image;
-}
-
-const palettes = new Map<Theme, [number, number, number][]>();
-
-function palette(theme: Theme): [number, number, number][] {
-  const known = palettes.get(theme) ?? [...Array(256).keys()].map((one) => shade(one / 255, theme));
-  palettes.set(theme, known);
-  return known;
 }
 
 /** L1H4, 1.4, L1, or words of what is said of it. */

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from headscope.evidence.verify.result import Verification
 from headscope.heads import HeadId, Heads
 from headscope.interventions.ablation import method_named
 from headscope.model.load import Source, load
+from headscope.page.call import python_call
 from headscope.page.curves import refuse_other_runs, run_curves
 from headscope.page.example import example
 from headscope.page.finding import finding
@@ -100,23 +102,22 @@ def report(
         NonFiniteError: a loss or score is not a number.
     """
     path = writable(path)
-    document = report_document(
-        model,
-        seed=seed,
-        natural=natural,
-        scan=scan,
-        verification=verification,
-        circuit=circuit,
-        emergence=emergence,
-        behavior=behavior,
-        results=results,
-        heads=heads,
-        n_prompts=n_prompts,
-        period=period,
-        top=top,
-        progress=progress,
-    )
-    return write_page(document, path)
+    asked: dict[str, Any] = {
+        "seed": seed,
+        "natural": natural,
+        "scan": scan,
+        "verification": verification,
+        "circuit": circuit,
+        "emergence": emergence,
+        "behavior": behavior,
+        "results": results,
+        "heads": heads,
+        "n_prompts": n_prompts,
+        "period": period,
+        "top": top,
+    }
+    command = python_call("report", model, path, **asked)
+    return write_page(report_document(model, **asked, progress=progress, command=command), path)
 
 
 def report_document(
@@ -135,8 +136,12 @@ def report_document(
     period: int | None = None,
     top: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    command: str | None = None,
 ) -> dict[str, Any]:
-    """The document `headscope.report/1`, JSON-ready; arguments and errors are those of `report`."""
+    """The document `headscope.report/1`, JSON-ready; arguments and errors are those of `report`.
+
+    `command` is what the page says it was made by; by default the running program and its arguments.
+    """
     model = load(model)
     step = progress or (lambda what, done, total: None)
     info = ModelInfo.of(model)
@@ -191,6 +196,7 @@ def report_document(
     asked = [int(one) for one in first[:: max(1, len(first) // TABLE_TOKENS)][:TABLE_TOKENS]]
     tables = token_tables(model, wanted[:TABLES], asked, circuit, seed=seed)
     step("writing", 1, 1)
+    provenance = Provenance.of(model, kernels=scan.provenance.kernels, seed=seed)
     return {
         "schema": SCHEMA,
         "model": encode(info),
@@ -204,7 +210,7 @@ def report_document(
         "emergence": [run_curves(run) for run in emergence],
         "behavior": [result.to_dict() for result in behavior],
         "results": [{"kind": kind_of(result).name, **result.to_dict()} for result in results],
-        "provenance": encode(Provenance.of(model, kernels=scan.provenance.kernels, seed=seed)),
+        "provenance": encode(provenance if command is None else replace(provenance, command=command)),
     }
 
 

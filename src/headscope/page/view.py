@@ -17,6 +17,7 @@ from headscope.evidence.circuit.result import Circuit
 from headscope.evidence.scan.result import Scan
 from headscope.evidence.verify.result import Verification
 from headscope.model.load import Source
+from headscope.page.call import python_call
 from headscope.page.html import framed, page_html
 from headscope.page.report import report_document
 
@@ -72,14 +73,14 @@ def view(
     """
     if height < 200:
         raise ArgumentError(f"height={height}; a frame needs at least 200 pixels. Leave it out for {HEIGHT}.")
-    document = report_document(
-        model,
-        scan=scan,
-        verification=verification,
-        circuit=circuit,
-        results=results,
-        n_prompts=n_prompts,
-        period=period,
-        seed=seed,
-    )
+    asked: dict[str, Any] = {
+        "scan": scan,
+        "verification": verification,
+        "circuit": circuit,
+        "results": results,
+        "n_prompts": n_prompts,
+        "period": period,
+        "seed": seed,
+    }
+    document = report_document(model, **asked, command=python_call("view", model, **asked))
     return PageView(document=document, height=height)

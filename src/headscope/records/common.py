@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -104,8 +105,17 @@ class Provenance:
             kernels=tuple(sorted(kernels)),
             seed=seed,
             versions={name: version(name) for name in packages} | {"python": platform.python_version()},
-            command=" ".join([Path(sys.argv[0]).name or "python", *sys.argv[1:]]),
+            command=program(),
         )
+
+
+def program() -> str:
+    """The running program and its arguments, as a shell reads them; of a notebook, that it is one."""
+    path = Path(sys.argv[0])
+    if path.stem == "ipykernel_launcher":
+        return "a notebook"  # its arguments name a file of the machine, and nothing that was asked
+    name = "headscope" if path.parts[-2:] == ("headscope", "__main__.py") else path.name
+    return shlex.join([name if name not in ("", "-c") else "python", *sys.argv[1:]])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,24 +126,27 @@ class Estimate:
     """Mean over prompts."""
     ci95: tuple[float, float] | None
     """Over prompts, by `headscope.stats.mean_intervals`; for shares of yes-or-no answers, Wilson's; for ratios,
-    Fieller's; for differences of a loss never narrower than `headscope.stats.LOSS_RESOLUTION` on either side."""
+    Fieller's. Differences of a loss, and what heads take of an effect, are resolved to a stated number of nats: their
+    intervals are never narrower on either side."""
 
     @classmethod
-    def of(cls, samples: Float[np.ndarray, " prompt"]) -> Estimate:
-        """From one value per prompt; differences of paired values give a paired interval."""
+    def of(cls, samples: Float[np.ndarray, " prompt"], *, resolution: float = 0.0) -> Estimate:
+        """From one value per prompt; differences of paired values give a paired interval.
+
+        Args:
+            samples: The values.
+            resolution: No end is nearer to the mean than this: what one prompt in many may do, and none of these did.
+        """
         mean, ci95 = mean_intervals(samples)
-        return cls(mean=float(mean), ci95=None if ci95 is None else (float(ci95[0]), float(ci95[1])))
+        if ci95 is None:
+            return cls(mean=float(mean), ci95=None)
+        low, high = float(ci95[0]), float(ci95[1])
+        return cls(mean=float(mean), ci95=(min(low, float(mean) - resolution), max(high, float(mean) + resolution)))
 
     @classmethod
     def of_loss(cls, samples: Float[np.ndarray, " prompt"]) -> Estimate:
-        """Of differences of a loss in nats: no end lies nearer to the mean than `headscope.stats.LOSS_RESOLUTION`."""
-        found = cls.of(samples)
-        if found.ci95 is None:
-            return found
-        low, high = found.ci95
-        return cls(
-            mean=found.mean, ci95=(min(low, found.mean - LOSS_RESOLUTION), max(high, found.mean + LOSS_RESOLUTION))
-        )
+        """Of differences of a loss in nats, resolved to `headscope.stats.LOSS_RESOLUTION`."""
+        return cls.of(samples, resolution=LOSS_RESOLUTION)
 
     @classmethod
     def share(cls, samples: Float[np.ndarray, " prompt"]) -> Estimate:

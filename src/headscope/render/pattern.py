@@ -130,7 +130,7 @@ def show_pattern(
         "attentionHeadNames": [str(head) for head in chosen],
         "maxValue": 1,
         "minValue": -1,
-        "tokens": _labels(model, tokens),
+        "tokens": token_labels(model, tokens),
     }
     return PatternView(html=_view(script, "AttentionHeads", props), heads=chosen, n_tokens=len(tokens))
 
@@ -169,7 +169,7 @@ def pattern_picture(
         targets = role.targets(tokens)
         places = list(zip(targets.query.tolist(), targets.key.tolist(), strict=True))
     found = _patterns(model, tokens, chosen)
-    labels = _labels(model, tokens)
+    labels = token_labels(model, tokens)
     panels = [_Panel(str(head), found[head], labels, places, None if role is None else role.name) for head in chosen]
     return Picture(
         svg=_svg(panels),
@@ -195,7 +195,8 @@ def _visible(one: str) -> str:
     return one
 
 
-def _labels(model: Model, tokens: Tokens) -> list[str]:
+def token_labels(model: Model, tokens: Tokens) -> list[str]:
+    """Each token on one line, or its id where there is no tokenizer."""
     if model.tokenizer is None:
         return [str(one) for one in tokens.tolist()]
     return [token_label(str(model.tokenizer.decode([one]))) for one in tokens.tolist()]
@@ -244,7 +245,8 @@ def _view(code: str, element: str, props: dict[str, Any]) -> str:
     # Run once on a page, however many views it has: a second run would complain, at length, of the first.
     once = f"globalThis.headscopeCircuitsVis{crc32(code.encode()):08x}"
     return (
-        f'<div id="{place}" style="margin:15px 0;max-width:900px;background:{LIGHT.paper};color:{LIGHT.ink}"></div>\n'
+        f'<div id="{place}" style="margin:15px 0;max-width:900px;overflow:auto;background:{LIGHT.paper};'
+        f'color:{LIGHT.ink}"></div>\n'
         f'<script type="module">\n{once} ??= (() => {{\n{code}\nreturn CircuitsVis; }})();\n'
         f'{once}.render("{place}", {once}.{element}, {data});\n</script>'
     )

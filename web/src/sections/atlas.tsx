@@ -343,7 +343,7 @@ function Scatter({ heads, theme }: { heads: Heads; theme: Theme }): JSX.Element 
   const score = `score: ${atlas.roles[0]?.name ?? ""}`;
   const [across, setAcross] = useState(names.includes(score) ? score : (names[0] ?? ""));
   const [up, setUp] = useState(names.includes("loss without it") ? "loss without it" : (names[1] ?? across));
-  const [block, width] = useWidth(560);
+  const [block, width, known] = useWidth(560);
   const dots = atlas.heads.flatMap((one) => {
     const [x, y] = [measures.get(across)?.get(name(one)), measures.get(up)?.get(name(one))];
     return x === undefined || y === undefined
@@ -365,6 +365,7 @@ function Scatter({ heads, theme }: { heads: Heads; theme: Theme }): JSX.Element 
       </p>
       <div ref={block}>
         <Drawn
+          ready={known}
           deps={[dots, width, theme]}
           make={() =>
             Plot.plot({

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from headscope.evidence.behavior.findings import DrawnSet, Induction, Other, SetFinding
 from headscope.evidence.behavior.findings import Kind as DrawKind
-from headscope.evidence.behavior.measure import ContrastRunner, Index
+from headscope.evidence.behavior.measure import ContrastRunner, Index, of_effect
 from headscope.evidence.copying import TokenSpace
 from headscope.heads import HeadId
 from headscope.interventions.ablation import Ablator
@@ -66,11 +66,11 @@ class Disproof:
         _, *after = found["prompt"]
         draws = [
             DrawnSet(
-                kind=kind, heads=drawn, removed=Estimate.of(gone), flips=flips(runner, left, pairs, runner.known[pairs])
+                kind=kind, heads=drawn, removed=of_effect(gone), flips=flips(runner, left, pairs, runner.known[pairs])
             )
             for (kind, drawn), gone, left in zip(sets, removed, after, strict=True)
         ]
-        return draws, Estimate.of(own)
+        return draws, of_effect(own)
 
     def _drawn(self, kind: DrawKind, head_set: tuple[HeadId, ...]) -> tuple[HeadId, ...] | None:
         """As many other heads; None where there are not enough of the kind."""
@@ -106,7 +106,7 @@ class Disproof:
             worlds = [frozenset(found), *(frozenset(rest[one] for one in draw) for draw in draws)]
             rows = runner.by_fact(runner.patched(pairs, worlds, "induction heads"), pairs)
             effect = runner.mean_effect(pairs)
-            patched = Estimate.of(rows[0])
+            patched = of_effect(rows[0])
             if effect > 0:
                 share, others_share = float(rows[0].mean()) / effect, float(rows[1:].mean()) / effect
         return Induction(
@@ -126,7 +126,7 @@ class Disproof:
             pairs = np.sort(self.random.permutation(everyone)[:HELD_OUT_PAIRS])
             found = runner.ablated(self.ablator, pairs, [frozenset(head_set.heads)], "the other contrast")
             row, effect = runner.by_fact(runner.removed(found, pairs)[0], pairs), runner.mean_effect(pairs)
-            removed, share = Estimate.of(row), float(row.mean()) / effect if effect > 0 else None
+            removed, share = of_effect(row), float(row.mean()) / effect if effect > 0 else None
         return Other(name=name, score=runner.score(everyone), removed=removed, share=share)
 
 

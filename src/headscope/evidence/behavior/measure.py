@@ -30,6 +30,15 @@ from headscope.records.common import Estimate
 Index = Int[np.ndarray, " _chosen"]
 BACKWARD = 2
 """Forward passes that a backward pass costs."""
+RESOLUTION = 0.03
+"""Nats. A head that takes 1.4 nats of the effect in one fact of 48 moves the mean by so much, and 48 facts miss it in
+0.36 of all draws, (47 / 48)^48: no interval of what is gone claims to know it better. Small beside an effect that turns
+answers."""
+
+
+def of_effect(samples: Float[np.ndarray, " fact"]) -> Estimate:
+    """The mean over facts of what is gone of the effect, to no more than `RESOLUTION`."""
+    return Estimate.of(samples, resolution=RESOLUTION)
 
 
 class ForwardCounter:

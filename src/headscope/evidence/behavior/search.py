@@ -45,7 +45,7 @@ from headscope.evidence.behavior.findings import (
     Score,
     SetFinding,
 )
-from headscope.evidence.behavior.measure import ContrastRunner, ForwardCounter, Index
+from headscope.evidence.behavior.measure import ContrastRunner, ForwardCounter, Index, of_effect
 from headscope.evidence.behavior.result import BehaviorResult
 from headscope.evidence.behavior.sets import BUILT_IN, contrasts_of
 from headscope.evidence.copying import TokenSpace
@@ -57,7 +57,7 @@ from headscope.probes import Probe, repeated_tokens
 from headscope.probes.pairs import Contrast, read_pairs
 from headscope.probes.pairs import Kind as PromptKind
 from headscope.probes.repeated import fitting_period
-from headscope.records.common import Estimate, ModelInfo, Provenance
+from headscope.records.common import ModelInfo, Provenance
 from headscope.stats import benjamini_hochberg, p_values
 
 TOP = 8
@@ -348,9 +348,9 @@ class _Search:
             HeadFinding(
                 head=head,
                 triage=estimates,
-                removed=Estimate.of(tested.removed[one]),
+                removed=of_effect(tested.removed[one]),
                 q_value=float(tested.q_removed[one]),
-                patched=Estimate.of(tested.patched[one]),
+                patched=of_effect(tested.patched[one]),
                 patched_q_value=float(tested.q_patched[one]),
                 share=tested.share(one),
                 attention=self.runner.estimate(attention[head], self.held_out),
@@ -384,13 +384,13 @@ class _Search:
         known = runner.known[pairs]
         return SetFinding(
             heads=head_set,
-            removed=Estimate.of(tested.removed[-1]),
+            removed=of_effect(tested.removed[-1]),
             q_value=float(tested.q_removed[-1]),
-            patched=Estimate.of(tested.patched[-1]),
+            patched=of_effect(tested.patched[-1]),
             patched_q_value=float(tested.q_patched[-1]),
             share=tested.share(-1),
             neutral_share=neutral_share,
-            paraphrase_removed=runner.estimate(removed[said], some) if enough else None,
+            paraphrase_removed=of_effect(runner.by_fact(removed[said], some)) if enough else None,
             paraphrase_share=float(runner.by_fact(removed[said], some).mean()) / there
             if enough and there > 0
             else None,

@@ -21,13 +21,19 @@ the lower ends of all scores and to the upper ends too, and the intervals report
 Coverage is measured in tests/tracking/test_change.py.
 
 Scatter may be larger inside the rise than on its levels. The checkpoints inside, where between 2% and 98% of the rise
-is done, say how large: their variance is modelled as that of the levels plus c 4 p (1 - p), p the share done, and the
-intervals reported also enclose the usual ones of least squares under that variance (sandwich), with t of as many
-degrees of freedom as there are checkpoints inside, less two. The step's does not reach past the checkpoints next to
-those; where fewer than three are inside, it is all between.
+is done, say how large: their variance is modelled as that of the levels plus c 4 p (1 - p), p the share done, and c is
+what makes the residuals inside as large as expected of them, M = 1 - J J+ being what the fit leaves of each scatter:
 
-A curve may rise twice: where it has three levels, each 0.2 above the one before, and both halves have a rise of their
-own by all that is asked of one. Both are named; `found` is the larger.
+    E[sum over i inside of r_i^2] = sum over i inside, and j, of M_ij^2 (levels + c 4 p_j (1 - p_j))
+
+Where c > 0 the intervals reported also enclose the usual ones of least squares under that variance (sandwich), with t
+of the degrees of freedom that such a sum of squares has (Satterthwaite's; a dozen checkpoints inside count as some
+seven). The step's does not reach past the checkpoints next to those; where fewer than three are inside, it is all
+between.
+
+A curve may rise twice: where it has three levels, each 0.2 above the one before, both halves have a rise of their own
+by all that is asked of one, and two rises leave so much less than one that the F test gives p < 0.0001. That is strict
+because three checkpoints of a wide rise can stand on one level by chance. Both are named; `found` is the larger.
 
 "No phase change" is a result and has its reason: see `phase_change`.
 
@@ -58,6 +64,8 @@ LEAST_RISE = 0.2
 """Of a score in [0, 1]: a smaller rise is no phase change."""
 LEAST_SHARE = 0.8
 """Of the curve's variance that one rise must explain."""
+TWO_RISES_P = 1e-4
+"""Of the F test by which two rises are named where one could do."""
 MOST_OUTSIDE = 0.25
 """Of the fitted rise, before the first checkpoint or after the last."""
 STEPS, SCALES, ROUNDS = 65, 41, 3
@@ -127,13 +135,13 @@ def phase_change(steps: Numbers, scores: Numbers, ci95: Sequence[tuple[float, fl
         raise ArgumentError("the steps do not ascend from 0 up; sort the checkpoints by their step, each once.")
     if (why := _no_rise(x, y)) is not None:
         return Change(found=None, reason=why)
-    if (two := _two_rises(x, y)) is not None:
-        rises = [_change(x[part], y[part], ends[part], fit) for part, fit in two]
+    fit = _fit(x, y)
+    if (two := _two_rises(x, y, fit)) is not None:
+        rises = [_change(x[part], y[part], ends[part], half) for part, half in two]
         says = " and again ".join(
             f"from {one.low:.2f} to {one.high:.2f} about step {one.step.mean:.0f}" for one in rises
         )
         return Change(found=max(rises, key=lambda one: one.high - one.low), reason=f"it rises twice: {says}")
-    fit = _fit(x, y)
     if (why := _no_fit(x, y, fit)) is not None:
         return Change(found=None, reason=why)
     return Change(found=_change(x, y, ends, fit), reason=f"it rises from {fit.low:.2f} to {fit.high:.2f} and stays")
@@ -157,29 +165,31 @@ def _uneven(
 ) -> tuple[_Range, _Range]:
     """Intervals of step and width where the variance is another inside the rise than on the levels."""
     alone = (fit.step, fit.step), (fit.width, fit.width)
-    with np.errstate(divide="ignore"):
-        u = (np.log(x) if fit.log else x).clip(-1e300)
-    middle = math.log(fit.step) if fit.log else fit.step
-    p = _logistic(u, np.asarray(middle), np.asarray(fit.scale))
+    u, middle, p = fit.scaled(x), fit.middle, fit.done(x)
     rest, bell = y - fit.low - (fit.high - fit.low) * p, 4 * p * (1 - p)
     inside = np.abs(p - 0.5) < 0.48
-    n_inside, n_levels = int(inside.sum()), int((~inside).sum())
+    n_inside = int(inside.sum())
     if not n_inside:
         return alone
     places = np.flatnonzero(inside)
     first, last = float(x[max(0, places[0] - 1)]), float(x[min(len(x) - 1, places[-1] + 1)])
     if n_inside < 3:  # how much they scatter cannot be known
         return (first, last), (0.0, max(fit.width, last - first))
-    levels = float((rest[~inside] ** 2).sum()) / max(1, n_levels - 2)
-    own = float((rest[inside] ** 2).sum()) * n_inside / (n_inside - 2)
-    more = max(0.0, (own - n_inside * levels) / float(bell[inside].sum()))
     # With respect to the middle, the logarithm of the scale, and the two levels.
     slope = (fit.high - fit.low) * bell / 4
     away = np.where(slope > 0, ((u - middle) / fit.scale).clip(-500, 500), 0.0)
     jacobian = np.stack([-slope / fit.scale, -slope * away, 1 - p, p], axis=1)
     solve = np.linalg.pinv(jacobian)
+    left = np.eye(len(x)) - jacobian @ solve  # what the fit leaves of each checkpoint's scatter
+    levels = float((rest[~inside] ** 2).sum()) / max(1.0, float((left[~inside] ** 2).sum()))
+    of_bell = left[inside] * np.sqrt(bell)
+    expected = float((of_bell**2).sum())
+    more = (float((rest[inside] ** 2).sum()) - levels * float((left[inside] ** 2).sum())) / max(expected, 1e-12)
+    if more <= 0:
+        return alone
     spread = np.sqrt((solve**2 * (levels + more * bell)).sum(1))
-    reach = t_quantile(n_inside - 2) * spread
+    degrees = expected**2 / float(((of_bell @ of_bell.T) ** 2).sum())
+    reach = t_quantile(max(1.0, degrees)) * spread
     near, far = middle - reach[0], middle + reach[0]
     if fit.log:
         near, far = math.exp(near), math.exp(min(far, math.log(x[-1])))
@@ -189,7 +199,7 @@ def _uneven(
 
 
 def _two_rises(
-    x: Float[np.ndarray, " checkpoint"], y: Float[np.ndarray, " checkpoint"]
+    x: Float[np.ndarray, " checkpoint"], y: Float[np.ndarray, " checkpoint"], one: _Fit
 ) -> tuple[tuple[slice, _Fit], tuple[slice, _Fit]] | None:
     """The parts of a curve that each have a rise of their own, and those; None where there are not two."""
     between = _middle_level(y)
@@ -204,7 +214,21 @@ def _two_rises(
         return None
     if fits[0].step + fits[0].width / 2 >= fits[1].step - fits[1].width / 2:
         return None
+    if _two_p(x, y, one, fits) >= TWO_RISES_P:
+        return None
     return (parts[0], fits[0]), (parts[1], fits[1])
+
+
+def _two_p(
+    x: Float[np.ndarray, " checkpoint"], y: Float[np.ndarray, " checkpoint"], one: _Fit, two: Sequence[_Fit]
+) -> float:
+    """P of the F test that two rises leave no less than one: seven numbers are fitted in place of four."""
+    from scipy.special import fdtrc
+
+    levels = np.stack([np.ones_like(x), *(fit.done(x) for fit in two)], axis=1)
+    rounding, degrees = len(x) * ROUNDING**2, len(x) - 7
+    rest = rounding + float(((y - levels @ np.linalg.lstsq(levels, y)[0]) ** 2).sum())
+    return float(fdtrc(3, degrees, max(0.0, rounding + one.rss - rest) / 3 / (rest / degrees)))
 
 
 def _middle_level(y: Float[np.ndarray, " checkpoint"]) -> tuple[int, int] | None:
@@ -256,6 +280,20 @@ class _Fit:
     """Share of the rise before the first checkpoint, and after the last."""
     low: float
     high: float
+
+    @property
+    def middle(self) -> float:
+        """The step on the fit's scale of training."""
+        return math.log(self.step) if self.log else self.step
+
+    def scaled(self, x: Float[np.ndarray, " checkpoint"]) -> Float[np.ndarray, " checkpoint"]:
+        """Steps on the fit's scale of training; step 0 of the logarithmic one is before any rise."""
+        with np.errstate(divide="ignore"):
+            return (np.log(x) if self.log else x).clip(-1e300)
+
+    def done(self, x: Float[np.ndarray, " checkpoint"]) -> Float[np.ndarray, " checkpoint"]:
+        """Share of the rise that is done at each step."""
+        return _logistic(self.scaled(x), np.asarray(self.middle), np.asarray(self.scale))
 
 
 def _fit(x: Float[np.ndarray, " checkpoint"], y: Float[np.ndarray, " checkpoint"]) -> _Fit:
