@@ -137,8 +137,8 @@ def token_ids(model: Model, text: str) -> tuple[int, ...]:
     """
     if model.tokenizer is None:
         raise NotAsked(
-            "the model has no tokenizer, so its words are not known; put one into its folder, or load it with tokenizer= "
-            "in Python"
+            "the model has no tokenizer, so its words are not known; put one into its folder, or load it with "
+            "tokenizer= in Python"
         )
     with tokenizing(model.id):
         return tuple(map(int, model.tokenizer(text, add_special_tokens=False)["input_ids"]))
