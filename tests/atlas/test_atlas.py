@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 import torch
 from pytest import approx
-from transformers import GPT2Config, GPT2LMHeadModel
+from safetensors.numpy import save
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 import headscope as hs
 from headscope.cli.main import app
 from headscope.errors import ArgumentError, ShapeError
 from headscope.evidence.atlas import measure
+from headscope.evidence.atlas.ioi import TEXT
 from headscope.evidence.atlas.outcome import RULE, judge
 from headscope.evidence.atlas.result import Effect, RoleFinding
 from headscope.evidence.atlas.roles import roles
 from headscope.evidence.atlas.runner import RoleRunner
+from headscope.evidence.atlas.words import NAMES, ORDERED, UNORDERED
 from headscope.heads import HeadId
 from headscope.interventions.ablation import losses
 from headscope.interventions.knockout import Knockout
@@ -128,6 +133,85 @@ def test_a_damaged_part_is_measured_again(built, tmp_path):
     for path in (tmp_path / "jobs").iterdir():
         path.write_bytes(path.read_bytes()[:40])
     assert hs.atlas(built.model, "previous_token", quick=True, n_prompts=N, keep=tmp_path).findings == first.findings
+
+
+@pytest.mark.parametrize("content", [b"{}", b"[]", b'{"role": 3}'])
+def test_a_part_that_is_no_finding_is_measured_again(built, tmp_path, content):
+    asked = {"roles": ["previous_token", "current_token"], "quick": True, "n_prompts": N, "keep": tmp_path}
+    first = hs.atlas(built.model, **asked)
+    (part,) = tmp_path.glob("jobs/*-role-previous_token-quick.json")
+    part.write_bytes(content)
+    assert hs.atlas(built.model, **asked).findings == first.findings
+    # Another role's, and one that lacks a head.
+    (other,) = tmp_path.glob("jobs/*-role-current_token-quick.json")
+    part.write_bytes(other.read_bytes())
+    document = json.loads(other.read_text())
+    other.write_text(json.dumps(document | {"findings": document["findings"][1:]}))
+    assert hs.atlas(built.model, **asked).findings == first.findings
+    # Arrays of another reading.
+    (shared,) = tmp_path.glob("jobs/*-repeats.safetensors")
+    shared.write_bytes(save({"other": np.zeros(3)}))
+    part.unlink()
+    assert hs.atlas(built.model, **asked).findings == first.findings
+
+
+def test_what_was_kept_for_another_tokenizer_or_config_is_not_taken(tmp_path):
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=80, n_positions=128, n_embd=8, n_layer=1, n_head=2)).eval()
+    asked = {"roles": ["previous_token", "delimiter"], "quick": True, "n_prompts": 4, "keep": tmp_path}
+    assert "no tokenizer" in hs.atlas(model, **asked).not_asked["delimiter"]
+    for ids in ({",": 5}, {",": 6}):  # the second cuts the same texts to another id
+        loaded = hs.load(
+            model, tokenizer=word_tokenizer({f"w{one}": one for one in range(80) if one not in ids.values()} | ids)
+        )
+        found = hs.atlas(loaded, **asked)
+        assert found.not_asked == {}
+        assert next(one for one in found.roles if one.name == "delimiter").probe["ids"] == list(ids.values())
+    keys = {path.name.split("-")[0] for path in (tmp_path / "jobs").iterdir()}
+    model.config.layer_norm_epsilon = 0.5
+    hs.atlas(model, **asked)
+    assert len({path.name.split("-")[0] for path in (tmp_path / "jobs").iterdir()}) == len(keys) + 1 == 4
+
+
+def word_tokenizer(ids):
+    cut = Tokenizer(models.WordLevel(ids, unk_token="w0"))
+    cut.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=cut, unk_token="w0")
+
+
+def test_tokens_that_the_model_lacks_are_words_that_it_lacks():
+    """A tokenizer with more ids than the model has embeddings: 40 of its words are 80 to 119."""
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=80, n_positions=128, n_embd=8, n_layer=1, n_head=2)).eval()
+    names = [
+        *ORDERED["days"],
+        *NAMES,
+        *UNORDERED[:10],
+        ",",
+        *TEXT.format(first="", second="", place="", giver="", thing="").split(),
+    ]
+    ids = {f"w{one}": one for one in range(80)} | {name: 80 + at for at, name in enumerate(dict.fromkeys(names))}
+    found = hs.atlas(
+        hs.load(model, tokenizer=word_tokenizer(ids)),
+        ["delimiter", "successor", "name_mover", "current_token"],
+        quick=True,
+        n_prompts=4,
+    )
+    assert set(found.not_asked) == {"delimiter", "successor", "name_mover"}
+
+
+@pytest.mark.parametrize("size", [{"n_positions": 28}, {"vocab_size": 20}], ids=["context", "vocabulary"])
+def test_where_no_repeated_prompt_fits_other_roles_are_asked(size):
+    model = GPT2LMHeadModel(
+        GPT2Config(**{"vocab_size": 80, "n_positions": 64, "n_embd": 8, "n_layer": 1, "n_head": 2} | size)
+    ).eval()
+    found = hs.atlas(model, ["induction", "sink", "function_vector"], n_prompts=4)
+    assert [one.name for one in found.roles] == ["function_vector"]
+    assert {one.status for one in found.heads} == {"not_tested"}
+    assert hs.Atlas.from_dict(found.to_dict()) == found
+    # The reason is that of the shortest prompts that were tried, and is said once for all roles that share it.
+    assert "period=12" in found.not_asked["sink"] or "period of 1" in found.not_asked["sink"]
+    with pytest.raises(ArgumentError, match="induction, sink: no repeated prompt") as refused:
+        hs.atlas(model, ["induction", "sink"], n_prompts=4)
+    assert "shorter period" not in str(refused.value)
 
 
 def test_progress_rises_to_the_end(built):
@@ -254,6 +338,13 @@ def test_a_fingerprint_is_of_the_weights_alone(built):
         weight[0, 0] = before
     assert changed != same
     assert fingerprint(model) == same
+    # A head that is taken out counts wherever it stands: here the columns of the last.
+    with torch.no_grad():
+        kept = weight[-4:].clone()
+        weight[-4:] = 0
+        without = fingerprint(model)
+        weight[-4:] = kept
+    assert without != same
 
 
 def test_the_estimate_counts_only_what_is_missing(built):

@@ -24,7 +24,7 @@ Status = Literal["unexplained", "held", "idle", "not_tested"]
     unexplained   removing it changes the loss on repeated tokens, and it holds no role that says what it does
     held          it holds a role
     idle          it holds none, and no effect of removing it was found, which does not show that there is none
-    not_tested    no intervention was made
+    not_tested    it holds none, and removing it was not tried: the atlas is quick, or no repeated prompt fits
 """
 
 
@@ -149,7 +149,7 @@ class Atlas(SavedDocument):
     provenance: Provenance
     """How to repeat it."""
     timing: Timing
-    """What it cost, over all runs that it took."""
+    """What it cost, over all runs that it took; tokens by the estimate that is made before."""
     known: tuple[KnownHead, ...] = ()
     """What was published of this model's heads, and whether this atlas agrees; empty where no list is of it."""
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from headscope.evidence.atlas.outcome import HELD, RULE, OutcomeRule, sign
 from headscope.evidence.atlas.result import Effect, HeadSummary, RoleFinding, Status
-from headscope.evidence.atlas.role import Role
+from headscope.evidence.atlas.role import NotAsked, Role
 from headscope.evidence.atlas.runner import RoleRunner
 from headscope.heads import HeadId
 from headscope.records.common import Estimate
@@ -102,8 +102,11 @@ def _size(one: HeadSummary) -> float:
 
 
 def _removed(runner: RoleRunner) -> dict[HeadId, Effect]:
-    """What mean ablation of each head does to the held-out second copies."""
-    values = runner.removals["mean second_copy"]
+    """What mean ablation of each head does to the held-out second copies; empty where no such prompt fits the model."""
+    try:
+        values = runner.removals["mean second_copy"]
+    except NotAsked:
+        return {}
     p = p_values(values)
     q = benjamini_hochberg(p)
     return {
