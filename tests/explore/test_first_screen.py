@@ -10,7 +10,7 @@ from headscope.explore.reading import Reader
 from headscope.explore.starting import starts
 from tests.explore.test_live import show  # noqa: F401  # the fixture that opens the page
 
-WIDTHS = [(1280, True), (390, False)]
+WIDTHS = [(1280, True), (390, False), (820, True)]
 
 
 @pytest.mark.parametrize(("width", "dark"), WIDTHS)

@@ -12,9 +12,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import expect
 
 import headscope.page.example as example_module
 from headscope.page.html import page_html
+from tests.widths import EVERYWHERE, turned
 
 HOSTILE = [
     "</script><script>window.hurt = 1</script>",
@@ -48,16 +50,17 @@ def test_the_page_opens_from_disk_without_a_sound(show, made):
     opened.assert_quiet()
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [1280, 820])
-def test_nothing_is_wider_than_the_window(show, made, width, dark):
-    opened = show(made, width=width, dark=dark)
-    assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
-    ink, paper = opened.page.evaluate(
-        "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
-    )
-    brightness = [sum(map(int, re.findall(r"\d+", one)[:3])) for one in (ink, paper)]
-    assert (brightness[0] > brightness[1]) == dark
+def test_nothing_is_wider_than_the_window(show, made):
+    opened = show(made)
+    page = opened.page
+    for width, scheme in EVERYWHERE:
+        turned(page, width, scheme)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        ink, paper = page.evaluate(
+            "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+        )
+        brightness = [sum(map(int, re.findall(r"\d+", one)[:3])) for one in (ink, paper)]
+        assert (brightness[0] > brightness[1]) == (scheme == "dark")
     opened.assert_quiet()
 
 
@@ -245,6 +248,7 @@ def test_hostile_tokens_and_names_are_text(show, document):
     assert page.locator("img, iframe, object, embed, b, script:not([type])").count() == 1  # the bundle
     # The token of 10,000 characters does not tear the page apart.
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+    expect(page.locator(".choose select option")).to_have_count(len(document["scan"]["heads"]))
     for head in page.locator(".choose select option").all_inner_texts():
         page.select_option(".choose select", head)
     for button in ("Loss of each token, on one prompt", "Who tells them where to look"):
@@ -344,11 +348,15 @@ def test_a_large_page_opens(show):
     from benchmarks.page import synthetic
 
     opened = show(synthetic())
+    # The list of heads is filled after the first screen, and still names the head that the card is of.
+    opened.page.wait_for_function("document.querySelectorAll('.choose option').length === 1024")
+    assert opened.page.locator(".choose select").input_value() == opened.page.locator("#card-title").inner_text()
     assert opened.page.locator("#head-map rect[data-head]").count() == 1024
     assert "for all but" in opened.page.locator("#made").inner_text()
     opened.page.check("input[value=induction]", force=True)
     opened.page.locator("#head-map rect[data-head]").nth(1000).click()
     assert opened.page.locator("#card-title").inner_text() == "L31H8"
+    assert opened.page.locator(".choose select").input_value() == "L31H8"
     opened.assert_quiet()
 
 

@@ -1,4 +1,4 @@
-/* Behaviours: what was concluded and why, how strong it is, which heads carry it, and what that is held against. */
+/* Behaviours: what was concluded and why, how strong it is, which heads carry it, and the controls. */
 
 import type { JSX } from "preact";
 import type { Theme } from "./colours";

@@ -1,7 +1,7 @@
 /* One head: its verdict and why, what it attends to, what breaks without it, what it copies, and who feeds it. */
 
 import type { JSX } from "preact";
-import { useEffect, useMemo, useState } from "preact/hooks";
+import { useEffect, useState } from "preact/hooks";
 import { NOT_ASKED, route, setText, together } from "./circuit";
 import { onTop, rgb, type Theme, verdictColour } from "./colours";
 import type { Cursor, Way } from "./cursor";
@@ -56,7 +56,7 @@ export function Card(props: {
         {verdict && <Verdict verdict={heads.meaning(verdict.verdict)} theme={theme} />}
         <label class="choose">
           <span>Another head</span>
-          <select value={head} onChange={(event) => props.onOpen(event.currentTarget.value)}>
+          <select onChange={(event) => props.onOpen(event.currentTarget.value)}>
             <Options names={heads.names} chosen={head} />
           </select>
         </label>
@@ -140,7 +140,7 @@ export function Card(props: {
                 to above all others for {percent(copying.top1)} of tokens.
               </p>
             ) : (
-              <p class="soft">Not known: the model's weights cannot be told apart by head.</p>
+              <p class="soft">Not known: the model's weights cannot be assigned to heads.</p>
             )}
           </section>
           <section>
@@ -167,7 +167,7 @@ export function Card(props: {
                 )}
                 {receiver.restored && receiver.unexplained !== null && (
                   <li>
-                    put into a prompt without it, they restore {interval(receiver.restored, 2)}; unexplained{" "}
+                    patched into the corrupt prompt, they restore {interval(receiver.restored, 2)}; unexplained{" "}
                     {signed(receiver.unexplained, 2)}
                   </li>
                 )}
@@ -201,8 +201,15 @@ function Options({ names, chosen }: { names: string[]; chosen: string }): JSX.El
     const timer = setTimeout(() => setAll(true));
     return () => clearTimeout(timer);
   }, []);
-  const options = useMemo(() => names.map((one) => <option value={one}>{one}</option>), [names]);
-  return <>{all ? options : <option value={chosen}>{chosen}</option>}</>;
+  return (
+    <>
+      {(all ? names : [chosen]).map((one) => (
+        <option value={one} selected={one === chosen}>
+          {one}
+        </option>
+      ))}
+    </>
+  );
 }
 
 function TokenTable(props: { title: string; first: string; then: string; rows: TokenRow[] }): JSX.Element {

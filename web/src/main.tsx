@@ -190,7 +190,7 @@ function Waiting({ step }: { step: Step | null }): JSX.Element {
   const share = step && step.total > 0 ? step.done / step.total : 0;
   return (
     <p class="soft" role="status">
-      It is being made and will stand here: {step?.what ?? "starting"} {percent(share)}{" "}
+      It is being made, and will be shown here: {step?.what ?? "starting"} {percent(share)}{" "}
       <progress value={share} aria-label="How far it has come" />
     </p>
   );
