@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 import torch
 from pytest import approx
-from transformers import GPT2Config, GPT2LMHeadModel
+from safetensors.numpy import save
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 import headscope as hs
 from headscope.cli.main import app
 from headscope.errors import ArgumentError, ShapeError
-from headscope.evidence.atlas import measure
+from headscope.evidence.atlas import measure, summary
+from headscope.evidence.atlas.ioi import TEXT
 from headscope.evidence.atlas.outcome import RULE, judge
 from headscope.evidence.atlas.result import Effect, RoleFinding
 from headscope.evidence.atlas.roles import roles
 from headscope.evidence.atlas.runner import RoleRunner
+from headscope.evidence.atlas.words import NAMES, ORDERED, UNORDERED
 from headscope.heads import HeadId
 from headscope.interventions.ablation import losses
 from headscope.interventions.knockout import Knockout
@@ -67,6 +72,39 @@ def test_a_head_that_matters_is_unexplained_where_its_role_is_not_asked(built):
     (previous,) = built.heads("previous_token")
     assert [one.head for one in atlas.unexplained] == [previous]
     assert atlas.heads[0].status == "unexplained"
+
+
+def test_a_head_whose_role_was_left_untested_is_not_unexplained(built, monkeypatch):
+    """As the thirteenth of a role: it has the score, and that no role explains what it does is not shown."""
+    (head,), (previous,) = built.heads("induction"), built.heads("previous_token")
+    monkeypatch.setitem(roles(), "induction", dataclasses.replace(roles()["induction"], tested=0))
+    atlas = hs.atlas(built.model, ["induction", "current_token"], n_prompts=N)
+    assert [one.head for one in atlas.unexplained] == [previous]
+    (left,) = (one for one in atlas.heads if one.head == head)
+    assert left.status == "not_tested"
+    assert left.removed.estimate.mean > 1
+
+
+def test_the_share_of_an_effect_that_zero_ablation_does_not_have_is_not_given(found, built):
+    """Zero lowers the loss by 0.2 where the mean raises it by 1: no share of the 1 is that of the 0.2."""
+    (head,) = built.heads("induction")
+    runner = RoleRunner(hs.load(built.model), n_prompts=N)
+    mine = [one for one in found.findings if one.head == head and one.role == "induction"]
+    mean = runner.removal(head, "mean second_copy")
+    known = {head: Effect(estimate=Estimate.of(mean), p_value=0.0, q_value=0.0)}
+    shares = []
+    for zero in (None, -0.2 * mean, 0.0005 * mean):
+        if zero is not None:
+            runner.removals["zero second_copy"][:, runner.heads.index(head)] = zero
+        shares.append(summary._unexplained(runner, {head: mine}, roles(), known, RULE))
+    assert [list(one) for one in shares] == [[head], [], []]
+
+
+def test_a_score_that_is_not_shown_says_so(found):
+    one = next(one for one in found.findings if one.role == "previous_token" and one.outcome == "primary")
+    (judged,) = summary.judged([dataclasses.replace(one, p_score=0.2)], roles())
+    assert (judged.outcome, judged.has_score) == ("null", False)
+    assert judged.reasons == ("the score is not shown to be above chance (q 0.2)",)
 
 
 def test_all_of_a_perfect_heads_effect_is_explained_by_its_role(built, found):
@@ -128,6 +166,85 @@ def test_a_damaged_part_is_measured_again(built, tmp_path):
     for path in (tmp_path / "jobs").iterdir():
         path.write_bytes(path.read_bytes()[:40])
     assert hs.atlas(built.model, "previous_token", quick=True, n_prompts=N, keep=tmp_path).findings == first.findings
+
+
+@pytest.mark.parametrize("content", [b"{}", b"[]", b'{"role": 3}'])
+def test_a_part_that_is_no_finding_is_measured_again(built, tmp_path, content):
+    asked = {"roles": ["previous_token", "current_token"], "quick": True, "n_prompts": N, "keep": tmp_path}
+    first = hs.atlas(built.model, **asked)
+    (part,) = tmp_path.glob("jobs/*-role-previous_token-quick.json")
+    part.write_bytes(content)
+    assert hs.atlas(built.model, **asked).findings == first.findings
+    # Another role's, and one that lacks a head.
+    (other,) = tmp_path.glob("jobs/*-role-current_token-quick.json")
+    part.write_bytes(other.read_bytes())
+    document = json.loads(other.read_text())
+    other.write_text(json.dumps(document | {"findings": document["findings"][1:]}))
+    assert hs.atlas(built.model, **asked).findings == first.findings
+    # Arrays of another reading.
+    (shared,) = tmp_path.glob("jobs/*-repeats.safetensors")
+    shared.write_bytes(save({"other": np.zeros(3)}))
+    part.unlink()
+    assert hs.atlas(built.model, **asked).findings == first.findings
+
+
+def test_what_was_kept_for_another_tokenizer_or_config_is_not_taken(tmp_path):
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=80, n_positions=128, n_embd=8, n_layer=1, n_head=2)).eval()
+    asked = {"roles": ["previous_token", "delimiter"], "quick": True, "n_prompts": 4, "keep": tmp_path}
+    assert "no tokenizer" in hs.atlas(model, **asked).not_asked["delimiter"]
+    for ids in ({",": 5}, {",": 6}):  # the second cuts the same texts to another id
+        loaded = hs.load(
+            model, tokenizer=word_tokenizer({f"w{one}": one for one in range(80) if one not in ids.values()} | ids)
+        )
+        found = hs.atlas(loaded, **asked)
+        assert found.not_asked == {}
+        assert next(one for one in found.roles if one.name == "delimiter").probe["ids"] == list(ids.values())
+    keys = {path.name.split("-")[0] for path in (tmp_path / "jobs").iterdir()}
+    model.config.layer_norm_epsilon = 0.5
+    hs.atlas(model, **asked)
+    assert len({path.name.split("-")[0] for path in (tmp_path / "jobs").iterdir()}) == len(keys) + 1 == 4
+
+
+def word_tokenizer(ids):
+    cut = Tokenizer(models.WordLevel(ids, unk_token="w0"))
+    cut.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=cut, unk_token="w0")
+
+
+def test_tokens_that_the_model_lacks_are_words_that_it_lacks():
+    """A tokenizer with more ids than the model has embeddings: 40 of its words are 80 to 119."""
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=80, n_positions=128, n_embd=8, n_layer=1, n_head=2)).eval()
+    names = [
+        *ORDERED["days"],
+        *NAMES,
+        *UNORDERED[:10],
+        ",",
+        *TEXT.format(first="", second="", place="", giver="", thing="").split(),
+    ]
+    ids = {f"w{one}": one for one in range(80)} | {name: 80 + at for at, name in enumerate(dict.fromkeys(names))}
+    found = hs.atlas(
+        hs.load(model, tokenizer=word_tokenizer(ids)),
+        ["delimiter", "successor", "name_mover", "current_token"],
+        quick=True,
+        n_prompts=4,
+    )
+    assert set(found.not_asked) == {"delimiter", "successor", "name_mover"}
+
+
+@pytest.mark.parametrize("size", [{"n_positions": 28}, {"vocab_size": 20}], ids=["context", "vocabulary"])
+def test_where_no_repeated_prompt_fits_other_roles_are_asked(size):
+    model = GPT2LMHeadModel(
+        GPT2Config(**{"vocab_size": 80, "n_positions": 64, "n_embd": 8, "n_layer": 1, "n_head": 2} | size)
+    ).eval()
+    found = hs.atlas(model, ["induction", "sink", "function_vector"], n_prompts=4)
+    assert [one.name for one in found.roles] == ["function_vector"]
+    assert {one.status for one in found.heads} == {"not_tested"}
+    assert hs.Atlas.from_dict(found.to_dict()) == found
+    # The reason is that of the shortest prompts that were tried, and is said once for all roles that share it.
+    assert "period=12" in found.not_asked["sink"] or "period of 1" in found.not_asked["sink"]
+    with pytest.raises(ArgumentError, match="induction, sink: no repeated prompt") as refused:
+        hs.atlas(model, ["induction", "sink"], n_prompts=4)
+    assert "shorter period" not in str(refused.value)
 
 
 def test_progress_rises_to_the_end(built):
@@ -254,6 +371,16 @@ def test_a_fingerprint_is_of_the_weights_alone(built):
         weight[0, 0] = before
     assert changed != same
     assert fingerprint(model) == same
+
+
+def test_every_number_of_a_weight_counts():
+    """Of 64 x 64 numbers, 64 evenly spread ones are the first column: what stands in others would go unseen."""
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=64, n_embd=64, n_layer=1, n_head=4)).eval()
+    loaded = hs.load(model)
+    before = fingerprint(loaded)
+    with torch.no_grad():
+        model.transformer.h[0].attn.c_proj.weight[:, 16:32] = 0
+    assert fingerprint(loaded) != before
 
 
 def test_the_estimate_counts_only_what_is_missing(built):

@@ -62,7 +62,9 @@ def test_a_model_of_the_shape_is_known_by_its_embedding_whatever_it_is_called():
         same = ModelInfo.of(hs.load(model)).embedding_corner
         assert matching("mine", GPT2, same) == ("weights", (small,)), dtype
         assert matching("mine", GPT2 | {"n_layers": 1}, same) == (None, ())
-        assert matching("gpt2", GPT2, trained_again)[0] == "id"
+        # A model of this name and shape with another embedding was trained again.
+        assert matching("gpt2", GPT2, trained_again)[0] == "shape"
+        assert matching("gpt2", GPT2, same)[0] == "id"
     one_off = ((small.embedding_corner[0][0] + 0.002, *small.embedding_corner[0][1:]), *small.embedding_corner[1:])
     assert matching("mine", GPT2, one_off)[0] == "shape"
 
@@ -182,13 +184,25 @@ def test_a_model_without_a_list_shows_none(built):
         hs.known("me/none")
 
 
-def test_a_small_model_that_says_it_is_gpt2_gets_its_list():
-    config = GPT2Config(n_layer=12, n_head=12, n_embd=24, n_inner=8, vocab_size=80, bos_token_id=0, eos_token_id=0)
-    loaded = hs.load(GPT2LMHeadModel(config).eval())
-    assert known_as(ModelInfo.of(loaded)) == {}
-    named = ModelInfo.of(dataclasses.replace(loaded, id="gpt2"))
-    assert known_as(named)[HeadId(10, 7)] == "negative name mover, copy suppression"
-    assert known_as(named)[HeadId(9, 1)] == "successor?"
+def test_a_small_model_that_is_called_gpt2_does_not_get_its_list():
+    """As where a folder of the hub's name holds another model: there is no head 10.7 in two layers."""
+    config = GPT2Config(n_layer=2, n_head=2, n_embd=24, n_inner=8, vocab_size=80, bos_token_id=0, eos_token_id=0)
+    small = ModelInfo.of(dataclasses.replace(hs.load(GPT2LMHeadModel(config).eval()), id="gpt2"))
+    assert known_as(small) == {}
+    for name in lists.DECIDE:
+        other = "llama" if name == "family" else GPT2[name] + 1
+        assert matching("gpt2", GPT2 | {name: other}) == (None, ()), name
+    whole = dataclasses.replace(small, embedding_corner=None, **GPT2)
+    assert known_as(whole)[HeadId(10, 7)] == "negative name mover, copy suppression"
+    assert known_as(whole)[HeadId(9, 1)] == "successor?"
+    # A larger embedding, for tokens of one's own, leaves the heads as they are.
+    assert matching("gpt2", GPT2 | {"n_embeddings": 50258})[0] == "id"
+
+
+def test_a_head_that_a_model_lacks_is_not_said_to_be_a_role_that_was_not_asked(atlas):
+    entry = KnownHead(head=HeadId(40, 0), model="toy", role="sink", called="sink", source="x")
+    (row,) = compared([entry], atlas.findings, {})
+    assert (row.agreement, row.why) == ("not_tested", "the atlas has no head L40H0")
 
 
 def test_a_folder_is_known_by_its_config_alone(tmp_path):

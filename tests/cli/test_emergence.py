@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
+import huggingface_hub
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -65,22 +63,18 @@ def test_what_cannot_be_followed_is_one_line(headscope, run, tmp_path):
         assert ran.err.count("\n") == 1
 
 
-def test_revisions_in_the_hubs_cache_are_followed_offline(run, tmp_path):
-    # In a process of its own: where the cache lies is read when the hub's client is imported.
-    folder = tmp_path / "home" / "hub" / "models--lab--tiny"
+def test_revisions_in_the_hubs_cache_are_followed_offline(headscope, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    folder = tmp_path / "models--lab--tiny"
     for number, step in enumerate(range(0, 60, 10)):
         commit = f"{number:040x}"
         (folder / "snapshots").mkdir(parents=True, exist_ok=True)
         (folder / "snapshots" / commit).symlink_to(run / f"step{step}", target_is_directory=True)
         (folder / "refs").mkdir(exist_ok=True)
         (folder / "refs" / f"step{step}").write_text(commit)
-    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = "from headscope.cli.main import main; main()"
-    arguments = ["emergence", "lab/tiny", "--revision", "step[0-2]*", "--json"]
-    done = subprocess.run(
-        [sys.executable, "-c", command, *arguments], env=environment, capture_output=True, text=True, check=True
-    )
-    document = json.loads(done.stdout)
+    ran = headscope("emergence", "lab/tiny", "--revision", "step[0-2]*", "--json")
+    assert (ran.code, ran.err) == (0, "")
+    document = json.loads(ran.out)
     assert [point["name"] for point in document["points"]] == ["step0", "step10", "step20"]
     assert [point["snapshot"]["model"]["revision"] for point in document["points"]] == [f"{n:040x}" for n in range(3)]
-    assert done.stderr == ""

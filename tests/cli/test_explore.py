@@ -4,31 +4,19 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 from urllib.parse import urlsplit
 
 import pytest
 
 from headscope.explore import server as module
-
-
-def start(*arguments):
-    return subprocess.Popen(
-        [sys.executable, "-c", "from headscope.cli.main import main; main()", "explore", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+from tests import forked
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_it_serves_until_ctrl_c_or_sigterm(signum):
-    running = start("demo", "--json", "--seed", "3")
+    running = forked.headscope("explore", "demo", "--json", "--seed", "3")
     try:
         said = json.loads(running.stdout.readline())
         assert (said["schema"], said["model"]) == ("headscope.explore/1", "demo")
@@ -47,8 +35,7 @@ def test_it_serves_until_ctrl_c_or_sigterm(signum):
         out, err = running.communicate(timeout=60)
         assert (running.returncode, out, err) == (0, "", "")
     finally:
-        running.kill()
-        running.wait()
+        running.close()
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ TYPED = "The quick brown fox jumps. The quick brown fox ju"
 
 def report(model, *, seed, behavior, progress):
     """A report of the right shape, without its minutes of work."""
-    return synthetic(2, 6, 48)
+    return synthetic(2, 6, 16)
 
 
 @dataclass
@@ -73,15 +73,19 @@ class Opened:
 
 @pytest.fixture
 def show(browser: Browser, running: Any) -> Iterator[Callable[..., Opened]]:
-    """Serve and open: `show(width=820, dark=True, state="&text=...")`."""
-    contexts = []
+    """Serve and open: `show(width=820, dark=True, state="&text=...")`; the report comes last, if none is named."""
+    contexts, closing = [], threading.Event()
+
+    def later(model: Any, **options: Any) -> Any:
+        closing.wait()
+        return report(model, **options)
 
     def run(
         *,
         width: int = 1280,
         dark: bool = False,
         state: str = "",
-        report: Any = report,
+        report: Any = later,
         reader: Reader | None = None,
         against: Against | None = None,
         token: str | None = None,
@@ -113,6 +117,7 @@ def show(browser: Browser, running: Any) -> Iterator[Callable[..., Opened]]:
         return opened
 
     yield run
+    closing.set()
     for context in contexts:
         context.close()
 
@@ -257,7 +262,7 @@ def test_the_report_stands_beneath_and_shares_its_head(show):
     assert page.locator("#head-map").count() == 0  # a prompt is read before the report is there
     gate.set()
     page.wait_for_selector("#head-map svg")
-    assert page.locator(".finding .quoted p").inner_text() == synthetic(2, 6, 48)["finding"]["sentence"]
+    assert page.locator(".finding .quoted p").inner_text() == synthetic(2, 6, 16)["finding"]["sentence"]
     assert page.locator("nav a").all_inner_texts()[0] == "Your prompt"
     # The head of the prompt is the head of the card, and the address keeps the state when the page is moved about in.
     page.locator("#head-map rect[data-head=L0H4]").click()
@@ -289,9 +294,9 @@ def test_a_report_that_cannot_be_made_leaves_the_prompt(show):
 
 
 def test_nothing_is_wider_than_the_window(show):
-    opened = show(state="&text=" + "+window" * 80 + "&off=L1H1&at=30+6")
-    opened.page.wait_for_selector("#looks table")
-    opened.page.wait_for_selector("#loss-change")
+    opened = show(report=report, state="&text=" + "+window" * 80 + "&off=L1H1&at=30+6")
+    for part in ("#looks table", "#loss-change", "#made h2"):
+        opened.page.wait_for_selector(part)
     for width, scheme in EVERYWHERE:
         turned(opened.page, width, scheme)
         assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
@@ -310,32 +315,35 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
-def test_hostile_prompts_are_text(show, reader, text):
+def test_hostile_prompts_are_text(show, reader):
     class Whole:
-        """Each prompt is one token, whose text it is."""
+        """Each prompt is one token, whose text it is; the other tokens are hostile too."""
 
         bos_token_id, all_special_ids = 0, (0,)
-        __call__ = staticmethod(lambda one, **options: {"input_ids": [0, 5, 5]})
         __len__ = staticmethod(lambda: 1024)
-        decode = staticmethod(lambda ids: text)
+        decode = staticmethod(lambda ids: HOSTILE[ids[0] % len(HOSTILE)])
         convert_ids_to_tokens = staticmethod(lambda ids: ["x"] * len(ids))
+
+        def __call__(self, text, **options):
+            token = len(HOSTILE) + HOSTILE.index(text) if text in HOSTILE else 5
+            return {"input_ids": [0, token, token]}
 
     opened = show(reader=Reader(dataclasses.replace(reader.model, tokenizer=Whole())), wait=False)
     page = opened.page
     page.wait_for_selector("#writes table")
-    opened.type(text)
-    page.locator(".tokens .chip").nth(1).click()
-    page.locator(".tokens .chip").nth(2).click()
-    page.wait_for_selector("#looks table")
-    opened.settle()
-    assert page.evaluate("window.hurt") is None
-    assert page.locator("img, iframe, object, embed, b, script:not([type])").count() == 1  # the bundle
-    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
-    ElementTree.fromstring(opened.saved("What comes next, by probability: save as SVG"))
-    if not text.startswith("\x00"):  # a control character is shown by its picture
-        visible = page.locator(".tokens .chip").nth(1).inner_text()
-        assert visible.startswith(text[0] if text[0] != "\u202e" else "\u27e8U+202E\u27e9")
+    for text in HOSTILE:
+        opened.type(text)
+        page.locator(".tokens .chip").nth(1).click()
+        page.locator(".tokens .chip").nth(2).click()
+        page.wait_for_selector("#looks table")
+        opened.settle()
+        assert page.evaluate("window.hurt") is None
+        assert page.locator("img, iframe, object, embed, b, script:not([type])").count() == 1  # the bundle
+        assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+        ElementTree.fromstring(opened.saved("What comes next, by probability: save as SVG"))
+        if not text.startswith("\x00"):  # a control character is shown by its picture
+            visible = page.locator(".tokens .chip").nth(1).inner_text()
+            assert visible.startswith(text[0] if text[0] != "\u202e" else "\u27e8U+202E\u27e9")
     opened.assert_quiet()
 
 
@@ -389,7 +397,7 @@ def test_the_policy_blocks_scripts_and_other_servers(show, running):
 
 
 def test_another_page_can_neither_ask_nor_embed(show, browser):
-    opened = show()
+    opened = show(wait=False)
     context = browser.new_context()
     page = context.new_page()
     home = f"http://127.0.0.1:{opened.port}/"
@@ -413,9 +421,9 @@ def test_another_page_can_neither_ask_nor_embed(show, browser):
 
 
 def test_a_second_model_reads_the_same_prompt_beside_the_first(show, reader):
-    opened = show(against=Against(reader, reader))
+    opened = show(against=Against(reader, reader), report=report)
     page = opened.page
-    opened.type(TYPED)
+    opened.type("the cat sat. the cat")
     part = page.locator("#against")
     part.locator("canvas").nth(1).wait_for()
     assert float(part.locator("strong").inner_text().replace("\u2212", "-")) == 0
@@ -427,8 +435,8 @@ def test_a_second_model_reads_the_same_prompt_beside_the_first(show, reader):
     page.wait_for_selector("#against >> text=L0H2 of")
     # No rule of accessibility is broken with all of that open, a head off, two tokens chosen, the report beneath.
     page.get_by_role("button", name="Switch L0H2 off").click()
-    page.locator(".tokens .chip").nth(16).click()
-    page.locator(".tokens .chip").nth(33).click()
+    page.locator(".tokens .chip").nth(1).click()
+    page.locator(".tokens .chip").nth(4).click()
     for selector in ("#loss-change", "#looks table", "#made h2"):
         page.wait_for_selector(selector)
     opened.settle()

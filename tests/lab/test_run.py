@@ -8,10 +8,10 @@ import math
 import os
 import random
 import resource
-import subprocess
+import signal
 import sys
+import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,10 +23,11 @@ from headscope.errors import ArgumentError, HeadscopeError, NonFiniteError
 from headscope.heads import HeadId
 from headscope.records.codec import encode
 from headscope.training import recipes
-from headscope.training.config import train_config
+from headscope.training.config import build_model, train_config
 from headscope.training.loop import Recipe
 from headscope.training.recipes import RECIPES, Phase, Preset, Until
 from headscope.training.run import Figures, Row, Strongest, held_from, is_done, run
+from tests import forked
 
 BATCH = {"n_prompts": 4, "n_tokens": 20, "period": (3, 6), "gap": (0, 2)}
 TINY = Preset(
@@ -104,67 +105,60 @@ def test_a_logged_loss_is_the_mean_since_the_row_before(tiny, tmp_path):
     assert row.loss_nats["chains"] == losses[6]["chains"]
 
 
-KILLED = """
-import json, os, random, signal, sys, tempfile
-sys.path.insert(0, {tests!r})
-import torch
-torch.set_num_threads(1)
-from pathlib import Path
-import test_run
-from headscope.training.config import build_model, train_config
-from headscope.training.recipes import RECIPES
-from headscope.training.run import run
+TOUCHING = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "os.chmod"}
 
-RECIPES["tiny"] = test_run.TINY
-config = train_config(recipe="tiny", checkpoint_every=4, device="cpu")
-TOUCHING = {{"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "os.chmod"}}
 
-def go(folder, *, die_after=None, die_at_step=None):
-    '''Train in a child, which kills itself before the file operation, or after the step, of that number.'''
+def in_a_child(config, folder, *, die_after=None, die_at_step=None):
+    """Train in a child, which kills itself before the file operation, or after the step, of that number."""
     pid = os.fork()
     if pid == 0:
         seen = 0
+
         def hook(event, arguments):
             nonlocal seen
             if event in TOUCHING and str(folder) in str(arguments[0]):
                 seen += 1
                 if seen == die_after:
                     os.kill(os.getpid(), signal.SIGKILL)
-        sys.addaudithook(hook)
+
         def on_step(step, losses):
             if step == die_at_step:
                 os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(hook)
         try:
-            run(config, folder, measure=test_run.look, on_step=on_step)
+            run(config, folder, measure=look, on_step=on_step)
         finally:
-            (folder.parent / f"{{folder.name}}.events").write_text(str(seen))
+            (folder.parent / f"{folder.name}.events").write_text(str(seen))
             os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
-with tempfile.TemporaryDirectory() as scratch:
-    build_model(config).save_pretrained(scratch)  # transformers prepares itself at the first, here for all children
 
-root = Path(sys.argv[1])
-assert go(root / "whole") == 0
-events = int((root / "whole.events").read_text())
-draw = random.Random(0)
-for n in draw.sample(range(1, events + 1), 12):
-    assert go(root / f"event-{{n}}", die_after=n) == -signal.SIGKILL
-    # Killed again while it cleans up and goes on.
-    go(root / f"event-{{n}}", die_after=draw.randrange(1, 12))
-    assert go(root / f"event-{{n}}") == 0
-for n in draw.sample(range(1, 13), 4):
-    assert go(root / f"step-{{n}}", die_at_step=n) == -signal.SIGKILL
-    assert go(root / f"step-{{n}}") == 0
-print(events)
-"""
+def killed_at_any_moment(root):
+    torch.set_num_threads(1)
+    RECIPES["tiny"] = TINY
+    config = train_config(recipe="tiny", checkpoint_every=4, device="cpu")
+    with tempfile.TemporaryDirectory() as scratch:
+        build_model(config).save_pretrained(scratch)  # transformers prepares itself at the first, here for all children
+    assert in_a_child(config, root / "whole") == 0
+    events = int((root / "whole.events").read_text())
+    draw = random.Random(0)
+    for n in draw.sample(range(1, events + 1), 12):
+        assert in_a_child(config, root / f"event-{n}", die_after=n) == -signal.SIGKILL
+        # Killed again while it cleans up and goes on.
+        in_a_child(config, root / f"event-{n}", die_after=draw.randrange(1, 12))
+        assert in_a_child(config, root / f"event-{n}") == 0
+    for n in draw.sample(range(1, 13), 4):
+        assert in_a_child(config, root / f"step-{n}", die_at_step=n) == -signal.SIGKILL
+        assert in_a_child(config, root / f"step-{n}") == 0
+    print(events)
 
 
 def test_a_run_killed_at_any_moment_goes_on_to_the_same_weights(tmp_path):
-    script = KILLED.format(tests=str(Path(__file__).parent))
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 60, "the files that a run touches go through calls that the hook does not see"
+    process = forked.Forked(killed_at_any_moment, tmp_path)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert int(out) > 60, "the files that a run touches go through calls that the hook does not see"
     whole = tmp_path / "whole"
     log = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
     killed = [path for path in tmp_path.iterdir() if path.is_dir() and path != whole]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 import time
 
 import pandas as pd
@@ -20,6 +18,7 @@ from headscope.errors import ArgumentError, ModelNotFound
 from headscope.evidence.circuit import measure as circuit
 from headscope.sweeps import plan, run
 from headscope.sweeps.tables import ABOUT
+from tests import forked
 
 SCAN = {"scan": {"n_prompts": 4, "period": 8}}
 SMALL = SCAN | {
@@ -249,8 +248,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(save_models, assert_same,
 def test_two_sweeps_at_once_share_one_store(save_models, assert_same, tmp_path):
     folders, shared = save_models(10), tmp_path / "shared"
     arguments = [*map(str, folders), "--store", str(shared), "--n-prompts", "4", "--period", "8", "--json"]
-    program = "from headscope.cli.main import main; main()"
-    other = subprocess.Popen([sys.executable, "-c", program, "sweep", *arguments], stdout=subprocess.PIPE)
+    other = forked.headscope("sweep", *arguments)
 
     def meet(done, total):
         # Both are in the middle: after our first job we wait for the other's.

@@ -21,12 +21,11 @@ import numpy as np
 
 from headscope.evidence.atlas.role import NotAsked, Sample, Scored, Tokens
 from headscope.evidence.atlas.runner import RoleRunner
-from headscope.evidence.atlas.words import NAMES
+from headscope.evidence.atlas.words import NAMES, all_known, token_ids
 from headscope.heads import HeadId
 from headscope.interventions.choices import Choices
 from headscope.interventions.knockout import Places
 from headscope.model.model import Model
-from headscope.model.tokenizer import tokenizing
 from headscope.probes.probe import Probe
 
 TEXT = "When {first} and {second} went to the {place}, {giver} gave a {thing} to"
@@ -181,20 +180,19 @@ class _Cut:
     """The template in the model's tokens, and the words that change exactly one of them."""
 
     def __init__(self, model: Model) -> None:
-        if model.tokenizer is None:
-            raise NotAsked("the model has no tokenizer, so its names are not known; load it with tokenizer=")
-        self._model, self._tokenizer = model, model.tokenizer
+        self._model = model
         start = model.bos_token_id
         self._start = [] if start is None else [start]
-        unknown = getattr(model.tokenizer, "unk_token_id", None)
         self._slots = {"first": "Mary", "second": "John", "place": "store", "giver": "Tom", "thing": "drink"}
         self.template = self._ids({})
         slots = {name: self._slot(name) for name in self._slots}
-        if any(at is None for at in slots.values()):
+        if any(at is None for at in slots.values()) or max(self.template) >= model.n_predicted:
             raise NotAsked("its tokenizer does not cut the names of its prompts into one token each")
         self._at = {name: int(at) for name, at in slots.items() if at is not None}
         self.at = (self._at["first"], self._at["second"], self._at["giver"])
-        self.names = [ids[0] for word in NAMES if len(ids := self._same_everywhere(word)) == 1 and ids[0] != unknown]
+        self.names = [
+            ids[0] for word in NAMES if len(ids := self._same_everywhere(word)) == 1 and all_known(model, ids)
+        ]
         self.names = list(dict.fromkeys(self.names))
         self.places = self._words("place", PLACES)
         self.things = self._words("thing", THINGS)
@@ -207,9 +205,7 @@ class _Cut:
         return made
 
     def _ids(self, words: Mapping[str, str]) -> list[int]:
-        with tokenizing(self._model.id):
-            text = TEXT.format(**self._slots | dict(words))
-            return [*self._start, *map(int, self._tokenizer(text, add_special_tokens=False)["input_ids"])]
+        return [*self._start, *token_ids(self._model, TEXT.format(**self._slots | dict(words)))]
 
     def _slot(self, name: str) -> int | None:
         """Where a word stands: the one token that differs with another word of its kind."""
@@ -224,7 +220,9 @@ class _Cut:
         """The token of a word in a slot; None where it is not one, or changes others."""
         ids = self._ids({name: word})
         differs = [at for at, (one, two) in enumerate(zip(ids, self.template, strict=False)) if one != two]
-        fits = len(ids) == len(self.template) and set(differs) <= {self._at[name]}
+        fits = (
+            len(ids) == len(self.template) and set(differs) <= {self._at[name]} and max(ids) < self._model.n_predicted
+        )
         return ids[self._at[name]] if fits else None
 
     def _same_everywhere(self, word: str) -> list[int]:

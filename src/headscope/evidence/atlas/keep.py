@@ -3,8 +3,9 @@
     FOLDER/jobs/KEY-NAME.safetensors    arrays of a shared reading
     FOLDER/jobs/KEY-NAME.json           a finished role
 
-KEY is a digest of the model's fingerprint, the settings and the program's version: what was measured for another model,
-seed or version is not taken. Files are written whole; a damaged one is measured again.
+KEY is a digest of the model's fingerprint, of what else it is read by, like its config and tokenizer, the settings and
+the program's version: what was measured for another model, tokenizer, seed or version is not taken. Files are written
+whole and say what they are; one that is damaged, or something else by its own account, is measured again.
 """
 
 from __future__ import annotations
@@ -50,19 +51,21 @@ class Keep:
 
     def arrays(self, name: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """What is kept under a name, or what `compute` gives, which is kept."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load, save
+        from safetensors import SafetensorError, safe_open
+        from safetensors.numpy import save
 
-        path = self._path(f"{name}.safetensors")
+        path, label = self._path(f"{name}.safetensors"), {"key": self.key, "name": name}
         if path is not None and path.is_file():
             try:
-                return load(path.read_bytes())
+                with safe_open(path, "np") as kept:
+                    if kept.metadata() == label:
+                        return {one: kept.get_tensor(one) for one in kept.keys()}  # noqa: SIM118
             except (SafetensorError, OSError):
                 pass  # damaged: measured again
-        found = {key: np.ascontiguousarray(one) for key, one in compute().items()}
+        found = {one: np.ascontiguousarray(values) for one, values in compute().items()}
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, save(found))
+            write_whole(path, save(found, metadata=label))
         return found
 
     def document(self, name: str) -> dict[str, Any] | None:

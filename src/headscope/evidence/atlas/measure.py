@@ -33,13 +33,13 @@ from headscope.evidence.atlas.outcome import RULE, OutcomeRule
 from headscope.evidence.atlas.result import Atlas, Effect, RoleFinding, RoleMeaning
 from headscope.evidence.atlas.role import NotAsked, Role, Sample, Scored
 from headscope.evidence.atlas.roles import named
-from headscope.evidence.atlas.runner import N_PROMPTS, RoleRunner
+from headscope.evidence.atlas.runner import N_PROMPTS, RoleRunner, heads_of
 from headscope.evidence.atlas.summary import judged, summaries
 from headscope.evidence.known.agreement import compared
 from headscope.evidence.known.lists import known_heads
 from headscope.evidence.scan.result import Timing
 from headscope.heads import HeadId
-from headscope.model.fingerprint import fingerprint
+from headscope.model.fingerprint import fingerprint, reading
 from headscope.model.load import Model, load
 from headscope.records.codec import decode, encode
 from headscope.records.common import Estimate, ModelInfo, Provenance
@@ -67,7 +67,7 @@ class RolePart:
     findings: tuple[RoleFinding, ...]
     """One for each head, in order; none where it could not be asked."""
     wall_s: float
-    """Seconds that it took."""
+    """Seconds that it took; of the first of a run, with what all roles share."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,28 +118,35 @@ def atlas(
     started = time.perf_counter()
     digits = fingerprint(model)
     settings = {"n_prompts": n_prompts, "seed": seed}
-    kept = Keep.at(keep, fingerprint=digits, version=version("headscope"), dtype=str(model.dtype), **settings)
+    kept = Keep.at(
+        keep, fingerprint=digits, version=version("headscope"), dtype=str(model.dtype), **reading(model), **settings
+    )
     parts: dict[str, RolePart] = {}
     for role in chosen:
-        document = kept.document(_job(role, quick))
-        if document is not None:
-            parts[role.name] = _read(document)
+        part = _kept(kept, role, model, quick)
+        if part is not None:
+            parts[role.name] = part
     missing = [role for role in chosen if role.name not in parts]
     plan = _plan(model, missing, quick=quick, n_prompts=n_prompts)
     if planned is not None:
         planned(plan)
     report = _Progress(plan, progress)
     runner = RoleRunner(model, n_prompts=n_prompts, seed=seed, keep=kept, report=report.within)
-    if not quick:
+    began = time.perf_counter()
+    if missing and not quick:
         report.begin("ablating every head", _removal_passes(model, n_prompts))
         _try(lambda: runner.removals)
     for role in missing:
         report.begin(role.name, role.score_passes + (0.0 if quick else role.test_passes * role.tested))
-        parts[role.name] = _measured(role, runner, quick=quick)
+        parts[role.name] = _measured(role, runner, quick=quick, started=began)
+        began = time.perf_counter()
         kept.write(_job(role, quick), encode(parts[role.name]))
     asked = [role for role in chosen if parts[role.name].not_asked is None]
     if not asked:
-        reasons = "; ".join(f"{name}: {part.not_asked}" for name, part in parts.items())
+        of: dict[str | None, list[str]] = {}
+        for name, part in parts.items():
+            of.setdefault(part.not_asked, []).append(name)
+        reasons = "; ".join(f"{', '.join(names)}: {why}" for why, names in of.items())
         raise ArgumentError(f"no role can be asked of {model.id} ({reasons}); name other roles or another model.")
     findings = judged([one for role in asked for one in parts[role.name].findings], {one.name: one for one in asked})
     report.begin("summing up", 0.0)
@@ -160,7 +167,7 @@ def atlas(
         provenance=Provenance.of(model, kernels=model.check.kernels, seed=seed),
         timing=Timing(
             wall_s=max(time.perf_counter() - started, sum(part.wall_s for part in parts.values())),
-            tokens=round(plan.passes * PASS_TOKENS),
+            tokens=round(_passes(model, chosen, quick=quick, n_prompts=n_prompts) * PASS_TOKENS),
         ),
         known=compared(known_heads(info), findings, not_asked),
     )
@@ -170,8 +177,18 @@ def _job(role: Role, quick: bool) -> str:
     return f"role-{role.name}" + ("-quick" if quick else "")
 
 
-def _read(document: dict[str, Any]) -> RolePart:
-    return decode(RolePart, document)
+def _kept(kept: Keep, role: Role, model: Model, quick: bool) -> RolePart | None:
+    """What was found for a role before; None where nothing is kept, or it is damaged or of another role or model."""
+    document = kept.document(_job(role, quick))
+    if document is None:
+        return None
+    try:
+        part = decode(RolePart, document)
+    except ArgumentError:
+        return None
+    heads = [one.head for one in part.findings]
+    whole = heads == ([] if part.not_asked is not None else list(heads_of(model)))
+    return part if whole and {part.role, *(one.role for one in part.findings)} == {role.name} else None
 
 
 def _try(read: Callable[[], Any]) -> None:
@@ -182,8 +199,7 @@ def _try(read: Callable[[], Any]) -> None:
         return
 
 
-def _measured(role: Role, runner: RoleRunner, *, quick: bool) -> RolePart:
-    started = time.perf_counter()
+def _measured(role: Role, runner: RoleRunner, *, quick: bool, started: float) -> RolePart:
     try:
         if quick and role.score_intervenes:
             raise NotAsked("its score takes interventions, which a quick atlas does not make")
@@ -267,10 +283,14 @@ def _removal_passes(model: Model, n_prompts: int) -> float:
     return sum(model.check.heads.values()) * n_prompts * 140 / PASS_TOKENS
 
 
-def _plan(model: Model, missing: Sequence[Role], *, quick: bool, n_prompts: int) -> Plan:
+def _passes(model: Model, roles: Sequence[Role], *, quick: bool, n_prompts: int) -> float:
     share = n_prompts / N_PROMPTS
-    passes = sum(role.score_passes + (0.0 if quick else role.test_passes * role.tested) for role in missing) * share
-    passes += 0.0 if quick or not missing else _removal_passes(model, n_prompts)
+    passes = sum(role.score_passes + (0.0 if quick else role.test_passes * role.tested) for role in roles) * share
+    return passes + (0.0 if quick or not roles else _removal_passes(model, n_prompts))
+
+
+def _plan(model: Model, missing: Sequence[Role], *, quick: bool, n_prompts: int) -> Plan:
+    passes = _passes(model, missing, quick=quick, n_prompts=n_prompts)
     return Plan(passes=passes, wall_s=passes * _pass_s(model) if missing else 0.0, roles=len(missing))
 
 

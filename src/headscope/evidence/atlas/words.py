@@ -122,17 +122,32 @@ def _cut(model: Model, words: Sequence[str], size: int) -> list[dict[str, tuple[
     Raises:
         NotAsked: the model has no tokenizer.
     """
-    if model.tokenizer is None:
-        raise NotAsked("the model has no tokenizer, so its words are not known; load it with tokenizer=")
-    unknown = getattr(model.tokenizer, "unk_token_id", None)
     forms = []
     for form in (" {}", "{}"):
-        with tokenizing(model.id):
-            read = {word: model.tokenizer(form.format(word), add_special_tokens=False)["input_ids"] for word in words}
-        forms.append(
-            {word: tuple(map(int, ids)) for word, ids in read.items() if len(ids) == size and unknown not in ids}
-        )
+        read = {word: token_ids(model, form.format(word)) for word in words}
+        forms.append({word: ids for word, ids in read.items() if len(ids) == size and all_known(model, ids)})
     return forms
+
+
+def token_ids(model: Model, text: str) -> tuple[int, ...]:
+    """A text's tokens, special ones left out.
+
+    Raises:
+        NotAsked: the model has no tokenizer.
+    """
+    if model.tokenizer is None:
+        raise NotAsked(
+            "the model has no tokenizer, so its words are not known; put one into its folder, or load it with "
+            "tokenizer= in Python"
+        )
+    with tokenizing(model.id):
+        return tuple(map(int, model.tokenizer(text, add_special_tokens=False)["input_ids"]))
+
+
+def all_known(model: Model, ids: Sequence[int]) -> bool:
+    """Whether the tokenizer has these tokens, and the model reads and predicts them: tokenizers may have more ids."""
+    unknown = getattr(model.tokenizer, "unk_token_id", None)
+    return all(one != unknown and 0 <= one < model.n_predicted for one in ids)
 
 
 def _longest_run(ids: Sequence[int | None]) -> tuple[int, ...]:

@@ -33,10 +33,13 @@ def compared(
         not_asked: Roles that could not be asked, and why.
     """
     of = {(one.head, one.role): one for one in findings}
+    asked = {one.role for one in findings}
     made: list[KnownHead] = []
     for one in heads:
         finding = of.get((one.head, one.role))
-        if finding is None:
+        if finding is None and one.role in asked:
+            made.append(replace(one, why=f"the atlas has no head {one.head}"))
+        elif finding is None:
             made.append(replace(one, why=not_asked.get(one.role, f"{one.role} was not asked")))
         else:
             agreement, why = _judged(one, finding)

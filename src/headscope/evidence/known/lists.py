@@ -1,9 +1,9 @@
 """Published heads: which models have a list, and how a model is recognised.
 
-A model is recognised by its hub id, or else by the numbers of its config: family, layers, heads, key-value heads,
-width and embeddings. Models trained again or further have the same numbers and other heads, so a match by shape alone
-is shown as such. Where a list has some of its model's embedding, as public notebooks print it, a model of that shape
-and with these numbers is that model, whatever it is called.
+A model is recognised by its hub id, if nothing that is known of it says otherwise, or else by the numbers of its
+config: family, layers, heads, key-value heads, width and embeddings. Models trained again or further have the same
+numbers and other heads, so a match by shape alone is shown as such. Where a list has some of its model's embedding, as
+public notebooks print it, a model of that shape and with these numbers is that model, whatever it is called.
 
 The lists are in `lists.toml`, each entry with its source; nothing in them was measured here.
 """
@@ -27,6 +27,9 @@ Agreement = Literal["agrees", "differs", "not_tested"]
 Matched = Literal["id", "weights", "shape"]
 SHAPE = ("family", "n_layers", "n_heads", "n_kv_heads", "d_model", "n_embeddings")
 """The numbers of a config that are compared."""
+DECIDE = ("family", "n_layers", "n_heads", "d_model")
+"""Those by which a model that is called as a list's model shows that it is another, in a folder of that name. The
+embedding is none of them: it may have been made larger."""
 ROUNDED = 5e-5
 """What four decimals leave open."""
 HALF = 2.0**-8
@@ -125,10 +128,16 @@ def matching(
         shape: Numbers of its config, `SHAPE`; key-value heads may be missing or None, the others must be there.
         embedding_corner: Some of its embedding, where it is known.
     """
-    by_id = tuple(one for one in known_models() if id.lower() in [name.lower() for name in one.ids])
+    given = {name: value for name, value in shape.items() if value is not None}
+    by_id = tuple(
+        one
+        for one in known_models()
+        if id.lower() in [name.lower() for name in one.ids]
+        and not any(one.shape[name] != given.get(name, one.shape[name]) for name in DECIDE)
+        and (one.embedding_corner is None or embedding_corner is None or _equal(one.embedding_corner, embedding_corner))
+    )
     if by_id:
         return "id", by_id
-    given = {name: value for name, value in shape.items() if value is not None}
     if not set(SHAPE) - {"n_kv_heads"} <= set(given):
         return None, ()
     by_shape = tuple(one for one in known_models() if all(one.shape[name] == value for name, value in given.items()))

@@ -21,11 +21,11 @@ from headscope.evidence.atlas.outcome import RULE, Judged, OutcomeRule, judge, s
 from headscope.evidence.atlas.result import RoleFinding
 from headscope.evidence.atlas.role import NotAsked, Role, Sample, Scored, Tokens
 from headscope.evidence.atlas.runner import METHODS, RoleRunner, chance_of
+from headscope.evidence.atlas.words import all_known, token_ids
 from headscope.heads import HeadId
 from headscope.interventions.ablation import AblatedHeads, Ablator, losses
 from headscope.interventions.knockout import Knockout, reads_values
 from headscope.model.model import Model
-from headscope.model.tokenizer import tokenizing
 from headscope.probes.probe import Probe
 
 TEXTS = (",", ".", ";", "\n")
@@ -38,12 +38,8 @@ def delimiters(model: Model) -> tuple[int, ...]:
     Raises:
         NotAsked: the model has no tokenizer, or none of them is one token.
     """
-    if model.tokenizer is None:
-        raise NotAsked("the model has no tokenizer, so its delimiters are not known; load it with tokenizer=")
-    with tokenizing(model.id):
-        read = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
-    unknown = getattr(model.tokenizer, "unk_token_id", None)
-    found = tuple(dict.fromkeys(int(ids[0]) for ids in read if len(ids) == 1 and ids[0] != unknown))
+    read = [token_ids(model, text) for text in TEXTS]
+    found = tuple(dict.fromkeys(ids[0] for ids in read if len(ids) == 1 and all_known(model, ids)))
     if not found:
         raise NotAsked("its tokenizer has no token for a comma, full stop, semicolon or line break alone")
     return found

@@ -38,12 +38,12 @@ from torch import Tensor
 from headscope.errors import TokenError
 from headscope.evidence.atlas.role import NotAsked, Role, Sample, Scored, Tokens
 from headscope.evidence.atlas.runner import RoleRunner
+from headscope.evidence.atlas.words import all_known, token_ids
 from headscope.heads import HeadId
 from headscope.interventions.ablation import AblatedHeads, losses
 from headscope.interventions.choices import Choices
 from headscope.interventions.patch import LastPatch
 from headscope.model.attention import Attention
-from headscope.model.tokenizer import tokenizing
 from headscope.probes.probe import Probe
 from headscope.probes.repeated import random_tokens
 
@@ -123,13 +123,10 @@ def _choices(asked: Sequence[tuple[np.ndarray, int]]) -> Choices:
 
 def _arrow(runner: RoleRunner) -> int | None:
     """What stands between a list and its answer."""
-    tokenizer = runner.model.tokenizer
-    if tokenizer is None:
+    if runner.model.tokenizer is None:
         return None
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    with tokenizing(runner.model.id):
-        read = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in ARROWS]
-    return next((int(ids[0]) for ids in read if len(ids) == 1 and ids[0] != unknown), None)
+    read = [token_ids(runner.model, text) for text in ARROWS]
+    return next((ids[0] for ids in read if len(ids) == 1 and all_known(runner.model, ids)), None)
 
 
 def _mean_z(runner: RoleRunner, prompts: Sequence[Tokens]) -> dict[tuple[int, int], Tensor]:
