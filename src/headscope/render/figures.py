@@ -131,7 +131,7 @@ def diagram_figure(nodes: Sequence[Node], arrows: Sequence[Arrow], *, width_in: 
             middle = (low + high) / 2
             curve = paths.Path([(x0, low), (x0, middle), (x1, middle), (x1, high)], [1, 4, 4, 4])
             wide = 0.6 + 2.4 * arrow.weight
-            style = {"arrowstyle": "-|>", "mutation_scale": 7 + wide, "shrinkA": 0, "shrinkB": 0}
+            style: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": 7 + wide, "shrinkA": 0, "shrinkB": 0}
             axes.add_patch(patches.FancyArrowPatch(path=curve, color=LIGHT.clean, linewidth=wide, **style))
             if arrow.label and len(arrows) <= LABELLED:
                 back = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
@@ -150,7 +150,7 @@ def diagram_figure(nodes: Sequence[Node], arrows: Sequence[Arrow], *, width_in: 
 
 
 def _aside(arrow: Arrow, arrows: Sequence[Arrow], at: Mapping[str, tuple[float, int]]) -> float:
-    """How far from the middle of its head an arrow ends, so that no two end in one place: from the left come the left."""
+    """How far from its head's middle an arrow ends: no two in one place, those from the left on the left."""
     sources = sorted((at[one.source][0], one.source) for one in arrows if one.target == arrow.target)
     place = [source for _, source in sources].index(arrow.source)
     return (place - (len(sources) - 1) / 2) * min(0.4, 0.8 / len(sources))
