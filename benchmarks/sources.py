@@ -37,7 +37,7 @@ import headscope as hs
 from benchmarks.nanogpt import NanoGPT
 from benchmarks.packed import Packed, quantised
 from benchmarks.tiny import tiny_causal_lm, tiny_seeing
-from benchmarks.written import HEADS, Written
+from benchmarks.written import HEADS, D, Written
 from headscope.errors import HeadscopeError
 from headscope.model.load import Model, load
 
@@ -266,13 +266,12 @@ def _written(choices: dict[str, Any]) -> Kind:
         model.logits(IDS)
         return list(model.patterns)
 
-    linear = choices in ({}, {"order": "d h"})
     return Kind(
         source=model,
         reference=Reference(
             patterns=patterns,
             without=lambda layer, head: model.logits(IDS, (layer, head)),
-            k_composition=(lambda: _own_k(model)) if linear else None,
+            k_composition=(lambda: _own_k(model)) if {*choices} <= {"order", "project", "attend", "out"} else None,
         ),
     )
 
@@ -281,16 +280,28 @@ def _own_k(model: Any) -> np.ndarray:
     """|W_V W_O W_K W_Q^T| / (|W_V W_O| |W_K W_Q^T|) of each head before with each head after, from the parameters."""
     scores = np.full((2 * HEADS, 2 * HEADS), np.nan)
     first, second = (block.attention for block in model.blocks)
-    d = first.d_head
-    for sender in range(HEADS):
-        rows = torch.arange(d) + sender * d if first.choices.order == "h d" else torch.arange(d) * HEADS + sender
-        own = slice(sender * d, (sender + 1) * d)
-        ov = first.v.weight[own].double().T @ first.o.weight[:, rows].double().T
-        for receiver in range(HEADS):
-            other = slice(receiver * d, (receiver + 1) * d)
-            kq = second.k.weight[other].double().T @ second.q.weight[other].double()
+    senders, receivers = _by_head(first), _by_head(second)
+    for sender, (_, _, w_v, w_o) in enumerate(zip(*senders, strict=True)):
+        for receiver, (w_q, w_k, _, _) in enumerate(zip(*receivers, strict=True)):
+            ov, kq = w_v @ w_o, w_k @ w_q.T
             scores[sender, HEADS + receiver] = float((ov @ kq).norm() / (ov.norm() * kq.norm()))
     return scores
+
+
+def _by_head(attention: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """W_Q, W_K, W_V [head d_model d] and W_O [head d d_model] as the module's own parameters."""
+    d, choices = attention.d_head, attention.choices
+    match choices.project:
+        case "separate":
+            projections = [one.weight.T.reshape(D, HEADS, d) for one in (attention.q, attention.k, attention.v)]
+        case "fused":
+            projections = [one.T.reshape(D, HEADS, d) for one in attention.qkv.weight.split(D)]
+        case _:
+            projections = [one.transpose(0, 1) for one in (attention.w_q, attention.w_k, attention.w_v)]
+    w_o = attention.o.weight.T if choices.out == "linear" else attention.w_o
+    w_o = w_o.view(HEADS, d, D) if choices.order == "h d" else w_o.view(d, HEADS, D).transpose(0, 1)
+    w_q, w_k, w_v = (one.transpose(0, 1).double().detach() for one in projections)
+    return w_q, w_k, w_v, w_o.double().detach()
 
 
 # What is tried

@@ -4,7 +4,7 @@
 
 Serves `demo` as `headscope explore` does, opens the page in Chromium without a window, light and dark, and takes the
 picture of its upper part; the report is that server's own, written to a file and opened from there. Colours are reduced
-to 128, which keeps each file below 150 kB.
+to 128, which keeps each file below 150 kB. The figures are those that `plot()` gives, at the width of two columns.
 
 Cost: about a minute.
 """
@@ -34,7 +34,10 @@ from headscope.page.report import write_page
 from scripts.browser import find
 
 FOLDER = Path(__file__).parents[1] / "docs" / "pictures"
-PICTURES = ("explore-light.png", "explore-dark.png", "report-light.png", "report-dark.png")
+PAGES = ("explore-light.png", "explore-dark.png", "report-light.png", "report-dark.png")
+FIGURES = ("figure-scan.png", "figure-verify.png", "figure-circuit.png")
+PICTURES = (*PAGES, *FIGURES)
+WIDTH_IN, DPI = 6.75, 160
 WIDTH, HEIGHT = 1280, 900
 COLOURS = 128
 
@@ -56,6 +59,7 @@ def main() -> None:
         finally:
             server.should_exit = True
             thread.join()
+    draw()
 
 
 def report(port: int, token: str) -> dict[str, Any]:
@@ -77,14 +81,33 @@ def take(addresses: dict[str, str]) -> None:
     FOLDER.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find(), args=["--no-sandbox"])
-        for name in PICTURES:
+        for name in PAGES:
             kind, theme = name.removesuffix(".png").split("-")
             shot = picture(browser, kind, theme, addresses[kind])
-            path = FOLDER / name
-            image = Image.open(io.BytesIO(shot)).convert("RGB")
-            image.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
-            print(f"{path.relative_to(FOLDER.parents[1])} {path.stat().st_size / 1000:.0f} kB")
+            keep(name, shot)
         browser.close()
+
+
+def draw() -> None:
+    """The figures that results draw of themselves."""
+    model = hs.load("demo")
+    judged = hs.verify(model)
+    results = {"scan": hs.scan(model), "verify": judged, "circuit": hs.trace_circuit(model, verification=judged)}
+    for name in FIGURES:
+        kind = name.removesuffix(".png").split("-")[1]
+        drawn = io.BytesIO()
+        results[kind].plot(width_in=WIDTH_IN).savefig(drawn, format="png", dpi=DPI)
+        keep(name, drawn.getvalue(), colours=None)  # a dot of few pixels would lose its colour to its neighbours
+
+
+def keep(name: str, shot: bytes, *, colours: int | None = COLOURS) -> None:
+    """Write a picture, with fewer colours where it has many."""
+    path = FOLDER / name
+    image = Image.open(io.BytesIO(shot)).convert("RGB")
+    if colours is not None:
+        image = image.quantize(colours, dither=Image.Dither.NONE)
+    image.save(path, optimize=True)
+    print(f"{path.relative_to(FOLDER.parents[1])} {path.stat().st_size / 1000:.0f} kB")
 
 
 def picture(browser: Browser, kind: str, theme: Any, address: str) -> bytes:

@@ -67,8 +67,18 @@ def test_effects_stand_in_order_with_their_intervals():
 
 def test_arrows_are_as_wide_as_what_they_carry():
     figure = diagram_figure(NODES, [ARROW, Arrow(source="L0H4", target="L1H1", weight=1.0, note="")])
-    widths = [one.arrow_patch.get_linewidth() for one in figure.axes[0].texts if getattr(one, "arrow_patch", None)]
+    widths = [one.get_linewidth() for one in figure.axes[0].patches]
     assert widths == approx([0.6 + 2.4 * 0.5, 0.6 + 2.4])
+
+
+def test_arrows_into_one_head_end_beside_each_other_each_under_its_share():
+    sides = [Node(label=f"L0H{one}", layer=0, note="") for one in (0, 1)]
+    head = Node(label="L1H0", layer=1, note="")
+    arrows = [Arrow(source=one.label, target="L1H0", weight=0.5, note="", label=one.label[-1]) for one in sides]
+    axes = diagram_figure([*sides, head], arrows).axes[0]
+    ends = {one.get_text(): one.get_position()[0] for one in axes.texts if one.get_text() in "01"}
+    # the head stands in the middle of two places, 2 * 0.5 / 1 = 1; two arrows are 0.8 / 2 = 0.4 apart
+    assert (ends["0"], ends["1"]) == (approx(0.8), approx(1.2))
 
 
 def test_an_empty_circuit_says_so():

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import headscope as hs
 from headscope.cli.main import app
 from headscope.errors import ArgumentError, ShapeError
-from headscope.evidence.atlas import measure
+from headscope.evidence.atlas import measure, summary
 from headscope.evidence.atlas.ioi import TEXT
 from headscope.evidence.atlas.outcome import RULE, judge
 from headscope.evidence.atlas.result import Effect, RoleFinding
@@ -72,6 +72,39 @@ def test_a_head_that_matters_is_unexplained_where_its_role_is_not_asked(built):
     (previous,) = built.heads("previous_token")
     assert [one.head for one in atlas.unexplained] == [previous]
     assert atlas.heads[0].status == "unexplained"
+
+
+def test_a_head_whose_role_was_left_untested_is_not_unexplained(built, monkeypatch):
+    """As the thirteenth of a role: it has the score, and that no role explains what it does is not shown."""
+    (head,), (previous,) = built.heads("induction"), built.heads("previous_token")
+    monkeypatch.setitem(roles(), "induction", dataclasses.replace(roles()["induction"], tested=0))
+    atlas = hs.atlas(built.model, ["induction", "current_token"], n_prompts=N)
+    assert [one.head for one in atlas.unexplained] == [previous]
+    (left,) = (one for one in atlas.heads if one.head == head)
+    assert left.status == "not_tested"
+    assert left.removed.estimate.mean > 1
+
+
+def test_the_share_of_an_effect_that_zero_ablation_does_not_have_is_not_given(found, built):
+    """Zero lowers the loss by 0.2 where the mean raises it by 1: no share of the 1 is that of the 0.2."""
+    (head,) = built.heads("induction")
+    runner = RoleRunner(hs.load(built.model), n_prompts=N)
+    mine = [one for one in found.findings if one.head == head and one.role == "induction"]
+    mean = runner.removal(head, "mean second_copy")
+    known = {head: Effect(estimate=Estimate.of(mean), p_value=0.0, q_value=0.0)}
+    shares = []
+    for zero in (None, -0.2 * mean, 0.0005 * mean):
+        if zero is not None:
+            runner.removals["zero second_copy"][:, runner.heads.index(head)] = zero
+        shares.append(summary._unexplained(runner, {head: mine}, roles(), known, RULE))
+    assert [list(one) for one in shares] == [[head], [], []]
+
+
+def test_a_score_that_is_not_shown_says_so(found):
+    one = next(one for one in found.findings if one.role == "previous_token" and one.outcome == "primary")
+    (judged,) = summary.judged([dataclasses.replace(one, p_score=0.2)], roles())
+    assert (judged.outcome, judged.has_score) == ("null", False)
+    assert judged.reasons == ("the score is not shown to be above chance (q 0.2)",)
 
 
 def test_all_of_a_perfect_heads_effect_is_explained_by_its_role(built, found):
@@ -338,13 +371,16 @@ def test_a_fingerprint_is_of_the_weights_alone(built):
         weight[0, 0] = before
     assert changed != same
     assert fingerprint(model) == same
-    # A head that is taken out counts wherever it stands: here the columns of the last.
+
+
+def test_every_number_of_a_weight_counts():
+    """Of 64 x 64 numbers, 64 evenly spread ones are the first column: what stands in others would go unseen."""
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=64, n_embd=64, n_layer=1, n_head=4)).eval()
+    loaded = hs.load(model)
+    before = fingerprint(loaded)
     with torch.no_grad():
-        kept = weight[-4:].clone()
-        weight[-4:] = 0
-        without = fingerprint(model)
-        weight[-4:] = kept
-    assert without != same
+        model.transformer.h[0].attn.c_proj.weight[:, 16:32] = 0
+    assert fingerprint(loaded) != before
 
 
 def test_the_estimate_counts_only_what_is_missing(built):

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2Model, OPTConfig, OPTForCausalLM
 
 from benchmarks.tiny import tiny_causal_lm
+from benchmarks.written import Written
 from headscope.errors import UnsupportedModel
 from headscope.model.load import load
 from headscope.model.weights import layer_weights, vocabulary
@@ -330,3 +331,53 @@ def test_vocabulary_refuses_what_is_no_map_of_the_stream():
         vocabulary(load(OPTForCausalLM(projected).eval()))
     with pytest.raises(UnsupportedModel, match="embedding is normalised or otherwise changed before the first layer"):
         vocabulary(load(tiny_causal_lm("modernbert-decoder")))
+
+
+# Projections that are parameters, not linear layers
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"out": "F.linear"},
+        {"out": "matmul", "n_kv": 2, "attend": "sdpa"},
+        {"out": "einsum", "positions": "rotary"},
+        {"out": "matmul", "order": "d h"},
+        {"out": "linear", "block": "parallel"},
+    ],
+    ids=str,
+)
+def test_projections_that_are_parameters_are_asked_by_unit_vectors(choices):
+    torch.manual_seed(0)
+    written = Written(project="parameters", **choices).eval()
+    assert layer_weights(load(Written().eval()))[0].w_q.shape == (4, 24, 6)
+    for layer, found in layer_weights(load(written)).items():
+        own = written.blocks[layer].attention
+        w_o = own.o.weight.T if choices["out"] == "linear" else own.w_o
+        by_head = w_o.view(6, 4, 24).transpose(0, 1) if choices.get("order") == "d h" else w_o.view(4, 6, 24)
+        close(found.w_q, own.w_q)
+        close(found.w_o, by_head)
+        for given, wanted in ((found.w_k, own.w_k), (found.w_v, own.w_v)):
+            # Where key-value heads are repeated before the product, there is one for each query head.
+            close(given, wanted.repeat_interleave(len(given) // len(wanted), dim=0))
+        assert found.rotary == (choices.get("positions") == "rotary")
+        assert not any(float(bias.abs().max()) > 1e-6 for bias in (found.b_q, found.b_k, found.b_v))
+        close_up_to_a_factor(found.norm.gain, written.blocks[layer].norm_1.weight)
+
+
+def test_what_only_passes_the_heads_results_on_is_not_what_they_write():
+    # 4 heads of 6 are as wide as the stream: an identity on their results has the shape of an output too.
+    torch.manual_seed(0)
+    written = Written(project="parameters", out="matmul").eval()
+    for block in written.blocks:
+        attention = block.attention
+        attention.idle, output = nn.Identity(), attention.output
+        attention.output = lambda z, idle=attention.idle, output=output: output(idle(z))
+    for layer, found in layer_weights(load(written)).items():
+        close(found.w_o, written.blocks[layer].attention.w_o.view(4, 6, 24))
+
+
+@pytest.mark.parametrize("choices", [{"twist": "gate"}, {"block": "post"}], ids=str)
+def test_parameters_that_do_not_read_a_module_of_the_block_affinely_are_refused(choices):
+    with pytest.raises(UnsupportedModel, match="are not outputs of linear layers|gated or normalised|changed"):
+        layer_weights(load(Written(project="parameters", out="matmul", **choices).eval()))

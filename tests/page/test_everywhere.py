@@ -10,6 +10,7 @@ The parts themselves are tested one by one at 1,280 px beside this file; the liv
 from __future__ import annotations
 
 import pytest
+from playwright.sync_api import expect
 
 from benchmarks.page import synthetic
 from headscope.heads import HeadId
@@ -42,6 +43,7 @@ def test_every_part_works_at_every_width_and_in_both_colours(show, small):
         head.click()
         name = head.inner_text()
         assert page.locator("#card-title").inner_text() == name, where
+        expect(page.locator("#card-title")).to_be_focused()
         # 5: the address says which head that is.
         page.wait_for_function(f"location.hash.includes('head={name}')")
         # 2: every pattern has a picture in the theme's colours, two stand side by side, and one cursor moves both.

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.page import synthetic
 from headscope.page.html import bundle, inlined, page_html, plain
 
 WEB = Path(__file__).parents[2] / "web"
@@ -122,3 +123,10 @@ def test_every_package_of_the_page_is_pinned():
     held = {name.removeprefix("node_modules/"): one for name, one in lock["packages"].items() if name}
     assert {name: held[name]["version"] for name in package["devDependencies"]} == package["devDependencies"]
     assert all("integrity" in one for one in held.values())
+
+
+@pytest.mark.parametrize(("size", "most"), [((12, 12, 128), 3_000_000), ((32, 32, 128), 10_000_000)])
+def test_a_page_can_be_mailed(size, most):
+    document = synthetic(*size)
+    assert len(page_html(document, title="x").encode()) < most
+    assert document["example"]["patterns"], "with the patterns that there is room for"

@@ -6,7 +6,7 @@ import re
 import struct
 from pathlib import Path
 
-from scripts.pictures import FOLDER, HEIGHT, PICTURES, WIDTH
+from scripts.pictures import DPI, FOLDER, HEIGHT, PAGES, PICTURES, WIDTH, WIDTH_IN
 
 ROOT = Path(__file__).parents[2]
 MOST_BYTES = 150_000
@@ -31,5 +31,10 @@ def test_every_picture_is_sharp_and_small():
     for name in PICTURES:
         held = (FOLDER / name).read_bytes()
         assert held.startswith(b"\x89PNG\r\n\x1a\n")
-        assert struct.unpack(">II", held[16:24]) == (WIDTH, HEIGHT)
+        width, height = struct.unpack(">II", held[16:24])
+        if name in PAGES:
+            assert (width, height) == (WIDTH, HEIGHT)
+        else:
+            assert width == WIDTH_IN * DPI
+            assert height < width
         assert len(held) < MOST_BYTES, name

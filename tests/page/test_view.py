@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from playwright.sync_api import expect
 
 import headscope as hs
 from headscope.errors import ArgumentError
@@ -24,7 +25,9 @@ def test_a_cell_shows_patterns_roles_and_a_heads_card(browser, made):
     frame.locator("#made h2").wait_for()
     assert frame.locator("canvas.pattern").count() >= 1
     frame.locator("#head-map rect[data-head=L0H4]").click()
-    frame.locator("#card-title").get_by_text("L0H4").wait_for()  # also where the address cannot hold the state
+    title = frame.locator("#card-title")
+    title.get_by_text("L0H4").wait_for()  # also where the address cannot hold the state
+    expect(title).to_be_focused()  # the frame has scrolled to it: what is clicked next stays where it is
     frame.locator("input[value=previous_token]").check(force=True)
     assert "previous token" in frame.locator("#head-map h3").inner_text()
     frame.get_by_label("Find a head").fill("L1H2")

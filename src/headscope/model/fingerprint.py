@@ -27,7 +27,7 @@ def fingerprint(model: Opened) -> str:
         if not isinstance(weight, torch.Tensor) or weight.is_meta:
             continue
         found.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        found.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        found.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
@@ -48,8 +48,8 @@ def _tokenizer_digits(tokenizer: Any) -> str | None:
     """The same for tokenizers with the same rules, or the same vocabulary where the rules are hidden; None for none."""
     if tokenizer is None:
         return None
-    rules = getattr(tokenizer, "backend_tokenizer", None)
-    if hasattr(rules, "to_str"):
+    rules: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if rules is not None:
         text = rules.to_str()
     else:
         vocabulary = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}

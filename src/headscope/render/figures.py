@@ -8,7 +8,7 @@ are settings of matplotlib that are read while a file is written, so the figure 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,8 @@ _STYLE: dict[str, Any] = {
 _FILES: Any = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}
 LABELLED = 24
 """Arrows that still have their share beside them."""
+BOX, BELOW = 0.17, 0.17
+"""Rows from a head's middle to where its arrows end, and from there to the share on each."""
 
 
 def maps_figure(panels: Sequence[Panel], *, columns: int = 3, width_in: float | None = None) -> Figure:
@@ -82,8 +84,11 @@ def intervals_figure(rows: Sequence[Row], *, title: str, axis: str, width_in: fl
             ink = row.colour or LIGHT.clean
             if row.ci95 is not None:
                 axes.plot(row.ci95, (place, place), color=ink, linewidth=1.5, solid_capstyle="butt")
-            face = "white" if row.control else ink
-            axes.plot(row.mean, place, "o", markersize=4.5, markerfacecolor=face, markeredgecolor=ink)
+            # A grey rim, so that the palest verdict is seen on paper too; a control is hollow.
+            face, rim, wide = ("white", ink, 1.0) if row.control else (ink, LIGHT.soft, 0.5)
+            axes.plot(
+                row.mean, place, "o", markersize=4.5, markerfacecolor=face, markeredgecolor=rim, markeredgewidth=wide
+            )
             axes.annotate(
                 row.word, (1, place), (6, 0), xycoords=axes.get_yaxis_transform(), textcoords="offset points",
                 va="center", color=LIGHT.soft,
@@ -100,14 +105,17 @@ def intervals_figure(rows: Sequence[Row], *, title: str, axis: str, width_in: fl
 def diagram_figure(nodes: Sequence[Node], arrows: Sequence[Arrow], *, width_in: float | None = None) -> Figure:
     """Heads in rows by layer, the last on top, and arrows as wide as what they carry, with that beside them."""
     pyplot, *_ = _matplotlib()
+    from matplotlib import patches
+    from matplotlib import path as paths
+
     layers = sorted({node.layer for node in nodes})
     widest = max((sum(node.layer == layer for node in nodes) for layer in layers), default=1)
-    at: dict[str, tuple[float, float]] = {}
+    at: dict[str, tuple[float, int]] = {}
     for row, layer in enumerate(layers):
         those = [node for node in nodes if node.layer == layer]
         at |= {node.label: (widest * (column + 0.5) / len(those), row) for column, node in enumerate(those)}
     with pyplot.rc_context(_STYLE):
-        size = (width_in or max(3.2, 1.15 * widest + 0.7), max(1.2, 1.1 * len(layers)))
+        size = (width_in or max(3.2, 1.15 * widest + 0.7), max(1.2, 1.4 * len(layers)))
         figure, axes = pyplot.subplots(figsize=size, FigureClass=_paper())
         figure.subplots_adjust(left=0, right=1, bottom=0, top=1)
         axes.set(xlim=(-0.35, widest), ylim=(-0.5, max(1, len(layers)) - 0.5))
@@ -118,12 +126,16 @@ def diagram_figure(nodes: Sequence[Node], arrows: Sequence[Arrow], *, width_in: 
             axes.text(-0.3, row, f"layer {layer}", color=LIGHT.soft, va="center")
         for arrow in sorted(arrows, key=lambda arrow: arrow.weight):
             (x0, y0), (x1, y1) = at[arrow.source], at[arrow.target]
-            style = {"arrowstyle": "-|>", "color": LIGHT.clean, "linewidth": 0.6 + 2.4 * arrow.weight, "alpha": 0.85}
-            axes.annotate("", (x1, y1 - 0.22), (x0, y0 + 0.22), arrowprops={**style, "shrinkA": 0, "shrinkB": 0})
+            x1 += _aside(arrow, arrows, at)
+            low, high = y0 + BOX, y1 - BOX
+            middle = (low + high) / 2
+            curve = paths.Path([(x0, low), (x0, middle), (x1, middle), (x1, high)], [1, 4, 4, 4])
+            wide = 0.6 + 2.4 * arrow.weight
+            style: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": 7 + wide, "shrinkA": 0, "shrinkB": 0}
+            axes.add_patch(patches.FancyArrowPatch(path=curve, color=LIGHT.clean, linewidth=wide, **style))
             if arrow.label and len(arrows) <= LABELLED:
-                place = (x0 + 0.62 * (x1 - x0), y0 + 0.22 + 0.62 * (y1 - y0 - 0.44))
                 back = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
-                axes.text(*place, arrow.label, fontsize=7, ha="center", va="center", bbox=back)
+                axes.text(x1, high - BELOW, arrow.label, fontsize=7, ha="center", va="center", bbox=back)
         for node in nodes:
             x, y = at[node.label]
             box = {
@@ -135,6 +147,13 @@ def diagram_figure(nodes: Sequence[Node], arrows: Sequence[Arrow], *, width_in: 
             text = f"{node.label}\n{node.note}" if node.note else node.label
             axes.text(x, y, text, ha="center", va="center", bbox=box)
     return _own(pyplot, figure)
+
+
+def _aside(arrow: Arrow, arrows: Sequence[Arrow], at: Mapping[str, tuple[float, int]]) -> float:
+    """How far from its head's middle an arrow ends: no two in one place, those from the left on the left."""
+    sources = sorted((at[one.source][0], one.source) for one in arrows if one.target == arrow.target)
+    place = [source for _, source in sources].index(arrow.source)
+    return (place - (len(sources) - 1) / 2) * min(0.4, 0.8 / len(sources))
 
 
 def _matplotlib() -> tuple[Any, Any, Any]:

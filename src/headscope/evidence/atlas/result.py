@@ -24,7 +24,8 @@ Status = Literal["unexplained", "held", "idle", "not_tested"]
     unexplained   removing it changes the loss on repeated tokens, and it holds no role that says what it does
     held          it holds a role
     idle          it holds none, and no effect of removing it was found, which does not show that there is none
-    not_tested    it holds none, and removing it was not tried: the atlas is quick, or no repeated prompt fits
+    not_tested    it holds none, but has the score of a role for which other heads were tested; or removing it was not
+                  tried, since the atlas is quick or no repeated prompt fits
 """
 
 
@@ -120,7 +121,8 @@ class HeadSummary:
     """Change of the loss on repeated tokens, second copy, under mean ablation; None where it was not tried."""
     unexplained: float | None
     """Share of that effect, under zero ablation, that stays when the head still reads everything but the targets of the
-    roles it holds: 0 if these explain all of it. None where it holds no role with targets there, or has no effect."""
+    roles it holds: 0 if these explain all of it. None where it holds no role with targets there, or where zero ablation
+    has no effect like the mean ablation's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

@@ -3,7 +3,8 @@
     unexplained share = 1 - (loss when the head no longer reads its roles' targets - clean) / (loss without it - clean)
 
 both by zero, on the held-out second copies, over prompts together. It can be below 0 (the rest of what it reads works
-against its roles) or above 1.
+against its roles) or above 1. It is not known where zero ablation has no effect, or not in the direction of the mean
+ablation by which the head matters: then it would be the share of nothing, or of something else.
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ def judged(
     for at, one in enumerate(findings):
         tests = {name: replace(test, q_value=q_tests[at, name]) for name, test in one.tests.items()}
         q = float(scores[at])
-        one = replace(
-            one, q_score=q, tests=tests, has_score=one.has_score and (q <= rule.false_discovery or not one.by_score)
-        )
+        unsure = one.has_score and one.by_score and q > rule.false_discovery
+        one = replace(one, q_score=q, tests=tests, has_score=one.has_score and not unsure)
         found = roles[one.role].judge(one, rule)
+        if unsure:
+            beside = "chance" if one.control is None else "its control"
+            found = replace(found, reasons=(f"the score is not shown to be above {beside} (q {q:.2g})",))
         made.append(replace(one, outcome=found.outcome, variant=found.variant or one.variant, reasons=found.reasons))
     order = {name: at for at, name in enumerate(roles)}
     return tuple(sorted(made, key=lambda one: (one.head, order[one.role])))
@@ -62,20 +65,20 @@ def summaries(
         )
         for head, mine in of.items()
     }
-    effects = {head: removed.get(head) for head in of}
-    unexplained = _unexplained(
-        runner, {head: held for head, held in held_by.items() if held and sign(effects[head], rule)}, known
-    )
+    matter = {head: held for head, held in held_by.items() if held and sign(removed.get(head), rule)}
+    unexplained = _unexplained(runner, matter, known, removed, rule)
     made = []
     for head, mine in of.items():
-        held, test = held_by[head], effects[head]
+        held, test = held_by[head], removed.get(head)
         status: Status = "not_tested"
         explained = any(known[one.role].explains for one in held)
-        if test is not None and sign(test, rule) and not explained:
+        # A role whose score the head has, and for which it was not among those that are tested, may explain it.
+        open_role = any(one.has_score and one.outcome is None and known[one.role].explains for one in mine)
+        if test is not None and sign(test, rule) and not explained and not open_role:
             status = "unexplained"
         elif held:
             status = "held"
-        elif test is not None:
+        elif test is not None and not open_role:
             status = "idle"
         made.append(
             HeadSummary(
@@ -88,7 +91,7 @@ def summaries(
                 unexplained=unexplained.get(head),
             )
         )
-    rank = {"unexplained": 0, "held": 1, "idle": 2, "not_tested": 2}
+    rank = {"unexplained": 0, "held": 1, "not_tested": 2, "idle": 3}
     return tuple(sorted(made, key=lambda one: (rank[one.status], -_size(one), one.head)))
 
 
@@ -116,15 +119,21 @@ def _removed(runner: RoleRunner) -> dict[HeadId, Effect]:
 
 
 def _unexplained(
-    runner: RoleRunner, held_by: Mapping[HeadId, Sequence[RoleFinding]], roles: Mapping[str, Role]
+    runner: RoleRunner,
+    held_by: Mapping[HeadId, Sequence[RoleFinding]],
+    roles: Mapping[str, Role],
+    effects: Mapping[HeadId, Effect],
+    rule: OutcomeRule,
 ) -> dict[HeadId, float]:
     """By head; see this module's text. Heads whose roles have no targets on repeated tokens are left out."""
     places = {}
     whole = {}
     for head, held in held_by.items():
         targets = [(find, one) for one in held if (find := roles[one.role].targets) is not None]
-        whole[head] = float(runner.removal(head, "zero second_copy").mean())
-        if targets and whole[head] != 0.0:
+        zero = runner.removal(head, "zero second_copy")
+        whole[head] = float(zero.mean())
+        shown = abs(whole[head]) >= rule.effect_nats and float(p_values(zero)) <= rule.false_discovery
+        if targets and shown and whole[head] * effects[head].estimate.mean > 0:
             places[head] = [
                 np.unique(np.concatenate([find(prompt, one) for find, one in targets]), axis=0)
                 for prompt in runner.held_out.prompts

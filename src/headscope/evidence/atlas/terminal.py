@@ -25,7 +25,8 @@ def print_atlas(found: Atlas, *, top: int = 30) -> None:
     n_prompts = found.settings["n_prompts"]
     console.print(
         Text(
-            f"{len(found.roles)} roles of {len(found.heads)} heads, {n_prompts} prompts each; {kind}; "
+            f"{_count(len(found.roles), 'role')} of {_count(len(found.heads), 'head')}, {n_prompts} prompts each; "
+            f"{kind}; "
             f"{found.timing.wall_s:.1f} s",
             style="dim",
         )
@@ -50,11 +51,18 @@ def print_atlas(found: Atlas, *, top: int = 30) -> None:
         console.print(Text(f"{len(shown) - top} more heads; --json has all.", style="dim"))
     if not shown:
         console.print("No head has a role's score, and none is unexplained.")
+    elif found.unexplained:
+        asked = "role that was" if len(found.roles) == 1 else f"of the {len(found.roles)} roles that were"
+        console.print(Text(f"unexplained: removing it changes the loss, and it holds no {asked} asked.", style="dim"))
     for name, why in found.not_asked.items():
         console.print(Text(f"not asked: {name} ({why})", style="dim"))
     if found.known:
         console.print()
         print_known(found.known, console)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def _add(table: Table, head: HeadSummary, findings: list[RoleFinding], published: str) -> None:

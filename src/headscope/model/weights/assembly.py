@@ -22,15 +22,17 @@ on the stream itself, after the addition (BERT), are not in these numbers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from headscope.errors import UnsupportedModel
 from headscope.model.load import Model
 from headscope.model.scope import evaluating
-from headscope.model.weights.norms import Norm, input_norm, output_norm
+from headscope.model.weights.asked import asked_weights
+from headscope.model.weights.layer import LayerWeights
+from headscope.model.weights.norms import input_norm, output_norm
 from headscope.model.weights.recording import (
     N_POSITIONS,
     N_PROMPTS,
@@ -51,45 +53,6 @@ from headscope.model.weights.recording import (
 from headscope.model.weights.tracing import Trace, read_gains, tell_factors, trace_columns
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class LayerWeights:
-    """One layer's attention weights, head by head; float32 or wider, copies."""
-
-    layer: int
-    """Index of the decoder layer."""
-    w_q: Float[Tensor, "head d_model d_qk"]
-    """Queries. What factor the family applies to q before the dot product is inside, also the gain under `qk_norm`."""
-    w_k: Float[Tensor, "kv_head d_model d_qk"]
-    """Keys, likewise; in the same basis as `w_q`."""
-    w_v: Float[Tensor, "kv_head d_model d_v"]
-    """Values."""
-    w_o: Float[Tensor, "head d_v d_model"]
-    """From each head's result to the output projection's output."""
-    b_q: Float[Tensor, "head d_qk"]
-    """Zero where the family has none, as the other biases."""
-    b_k: Float[Tensor, "kv_head d_qk"]
-    """Bias of the keys."""
-    b_v: Float[Tensor, "kv_head d_v"]
-    """Bias of the values."""
-    b_o: Float[Tensor, " d_model"]
-    """Bias of the output projection; it belongs to the layer."""
-    scale: float
-    """Factor of `q . k`, as `AttentionSpec.scale`."""
-    norm: Norm | None
-    """Through which the projections read the residual stream; None where they read it raw."""
-    out_norm: Norm | None
-    """Applied to the projection's output before it is added to the stream; None where there is none."""
-    qk_norm: bool
-    """Whether q and k are normalised after their projection: then `x @ w + b` has their direction alone. The norm's
-    gain and centring are inside `w_q` and `w_k`; a bias that it adds afterwards is left out."""
-    rotary: bool
-    """Whether q or k depend on the position after the projection."""
-
-    def kv_head(self, head: int) -> int:
-        """The KV head that a query head uses: head * n_kv // n_heads."""
-        return head * self.w_k.shape[0] // self.w_q.shape[0]
-
-
 def layer_weights(model: Model) -> dict[int, LayerWeights]:
     """The weights of every layer that has attention, by layer.
 
@@ -105,10 +68,15 @@ def layer_weights(model: Model) -> dict[int, LayerWeights]:
             from another layer); or what was found does not reproduce them.
     """
     with torch.no_grad(), evaluating(model.module):
-        traces = trace_columns(model)
-        tell_factors(model, traces)
-        read_gains(model, traces)
-        return _assemble(model, traces)
+        try:
+            traces = trace_columns(model)
+            tell_factors(model, traces)
+            read_gains(model, traces)
+            return _assemble(model, traces)
+        except UnsupportedModel:
+            if isinstance(model.module, PreTrainedModel) or (asked := asked_weights(model)) is None:
+                raise
+            return asked
 
 
 def _assemble(model: Model, traces: dict[int, Trace]) -> dict[int, LayerWeights]:
