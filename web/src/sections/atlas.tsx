@@ -344,12 +344,17 @@ function Scatter({ heads, theme }: { heads: Heads; theme: Theme }): JSX.Element 
   const [across, setAcross] = useState(names.includes(score) ? score : (names[0] ?? ""));
   const [up, setUp] = useState(names.includes("loss without it") ? "loss without it" : (names[1] ?? across));
   const [block, width, known] = useWidth(560);
-  const dots = atlas.heads.flatMap((one) => {
-    const [x, y] = [measures.get(across)?.get(name(one)), measures.get(up)?.get(name(one))];
-    return x === undefined || y === undefined
-      ? []
-      : [{ x, y, head: name(one), colour: heads.shown(one)?.colour ?? theme.soft, says: heads.says(one) }];
-  });
+  // Drawn again only for what it shows, not for each card that is opened.
+  const dots = useMemo(
+    () =>
+      atlas.heads.flatMap((one) => {
+        const [x, y] = [measures.get(across)?.get(name(one)), measures.get(up)?.get(name(one))];
+        return x === undefined || y === undefined
+          ? []
+          : [{ x, y, head: name(one), colour: heads.shown(one)?.colour ?? theme.soft, says: heads.says(one) }];
+      }),
+    [heads, measures, across, up, theme],
+  );
   const options = names.map((one): [string, string] => [one, words(one)]);
   return (
     <Figure
