@@ -65,6 +65,7 @@ class Setting:
             "ONEDNN_MAX_CPU_ISA": onednn,
             "MKL_ENABLE_INSTRUCTIONS": mkl,
             "OMP_NUM_THREADS": threads,
+            "OMP_WAIT_POLICY": "PASSIVE",  # what waits for another thread leaves it the core
             "HEADSCOPE_TEST_THREADS": threads,
         }
 
