@@ -35,7 +35,7 @@ from benchmarks.planted import planted
 from benchmarks.timing import interleaved, medians, ratio
 from headscope.probes.copies import copies
 
-BARS = {"ratio_exhaustive": 0.60, "ratio_race": 0.15}
+BARS = {"ratio_exhaustive": 0.57, "ratio_race": 0.15}
 TOP = 10
 
 

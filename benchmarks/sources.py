@@ -86,6 +86,7 @@ def kinds() -> dict[str, Callable[[Path], Kind]]:
         "`TransformerBridge`": _bridge,
         "nnsight's `NNsight`": _nnsight,
         "`DataParallel`": lambda folder: _around(nn.DataParallel),
+        "`DistributedDataParallel`": lambda folder: _around(_distributed),
         "`torch.compile`": lambda folder: _around(lambda hf: torch.compile(hf, backend="eager")),
         "a module that holds one model": lambda folder: _around(_Holder),
         "weights of int8, as torchao keeps them": _int8,
@@ -134,6 +135,13 @@ def _plain(hf: Any, body: str = "model.layers", out: str = "self_attn.o_proj") -
     return Reference(
         patterns=lambda: list(run(own, output_attentions=True).attentions), without=without, twin=copy.deepcopy(own)
     )
+
+
+def _distributed(hf: Any) -> Any:
+    """As a process of a group of one."""
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    return nn.parallel.DistributedDataParallel(hf)
 
 
 def _around(wrap: Callable[[Any], Any]) -> Kind:

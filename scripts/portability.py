@@ -1,7 +1,7 @@
 """Run the tests of numbers as other processors and other numbers of threads would compute them.
 
     python -m scripts.portability          every setting that this processor has, on all tests of numbers
-    python -m scripts.portability --few    two settings on a few files, as CI runs them
+    python -m scripts.portability --few    two settings on a few tests, as CI runs them
 
 A setting limits the instructions that torch's own kernels, oneDNN and MKL may use (`ATEN_CPU_CAPABILITY`,
 `ONEDNN_MAX_CPU_ISA`, `MKL_ENABLE_INSTRUCTIONS`) and fixes the number of threads. One after the other, since threads of
@@ -35,7 +35,13 @@ NUMBERS = (
     "test_course.py",
     "test_docs.py",
 )
-FEW = ("evidence/test_attention.py", "evidence/test_verify.py", "model/test_kernels.py")
+FEW = (
+    "evidence/test_attention.py",
+    "evidence/test_verify.py::test_every_head_of_a_handbuilt_model_is_called_what_it_is",
+    "evidence/test_verify.py::test_the_demos_induction_heads_are_those_of_its_second_layer_but_one",
+    "evidence/test_verify.py::test_effects_are_those_of_ablate_on_the_held_out_prompts",
+    "model/test_kernels.py",
+)
 LIMITS = {"default": ("SSE41", "SSE4_2"), "avx2": ("AVX2", "AVX2"), "avx512": ("AVX512_CORE", "AVX512")}
 """By torch's name of the instructions: oneDNN's and MKL's."""
 
@@ -84,7 +90,7 @@ def run(setting: Setting, files: Sequence[str]) -> subprocess.CompletedProcess[s
 def main(arguments: list[str] | None = None) -> int:
     """Run them all; 1 where one failed."""
     parser = argparse.ArgumentParser(prog="python -m scripts.portability", description="Tests on other processors.")
-    parser.add_argument("--few", action="store_true", help="two settings on a few files")
+    parser.add_argument("--few", action="store_true", help="two settings on a few tests")
     few = parser.parse_args(arguments).few
     import torch
 

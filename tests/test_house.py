@@ -138,23 +138,30 @@ def test_a_kind_of_evidence_is_a_folder_and_its_section(copied):
     assert run(copied, code) == "toy True {'seed': 'int64'} [{'seed': 0}]"
 
 
-def test_a_role_of_the_atlas_is_one_file(copied):
-    assert len(ADDITIONS["role"]) == 1
+@pytest.fixture(scope="module")
+def role_and_source(copied):
+    """Of one process, since each that runs a model takes seconds to start."""
     code = (
         "import headscope as hs\n"
+        "from headscope.model.sources import Options, find\n"
         "from headscope.planted.handbuilt import handbuilt\n"
         "built = handbuilt(decoys=['positional'], offset=3, vocab_size=64, n_positions=96)\n"
         "atlas = hs.atlas(built.model, 'toy', quick=True, n_prompts=4)\n"
         "heads = [one.head for one in atlas.findings if one.has_score]\n"
-        "print([role.name for role in atlas.roles], heads == built.heads('positional'))"
+        "print([role.name for role in atlas.roles], heads == built.heads('positional'))\n"
+        "print(find('a toy', Options()).name)"
     )
-    assert run(copied, code) == "['toy'] True"
+    return run(copied, code).splitlines()
 
 
-def test_a_source_of_models_is_one_file(copied):
+def test_a_role_of_the_atlas_is_one_file(role_and_source):
+    assert len(ADDITIONS["role"]) == 1
+    assert role_and_source[0] == "['toy'] True"
+
+
+def test_a_source_of_models_is_one_file(role_and_source):
     assert len(ADDITIONS["source"]) == 1
-    code = "from headscope.model.sources import Options, find; print(find('a toy', Options()).name)"
-    assert run(copied, code) == "toy"
+    assert role_and_source[1] == "toy"
 
 
 def test_the_map_of_the_code_is_the_one_in_the_docs():
