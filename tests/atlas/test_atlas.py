@@ -392,7 +392,9 @@ def test_every_number_of_a_weight_counts():
     assert fingerprint(loaded) != before
 
 
-@pytest.mark.parametrize(("wall_s", "told"), [(2.4, "about 2 s: 1 role, 3 forward"), (150.0, "about 2 min: 1 role, 3 ")])
+@pytest.mark.parametrize(
+    ("wall_s", "told"), [(2.4, "about 2 s: 1 role, 3 forward"), (150.0, "about 2 min: 1 role, 3 ")]
+)
 def test_a_short_estimate_is_in_seconds(built, tmp_path, monkeypatch, wall_s, told):
     built.model.save_pretrained(tmp_path)
     plan = measure.Plan(passes=3.0, wall_s=wall_s, roles=1)
