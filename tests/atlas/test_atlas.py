@@ -23,6 +23,7 @@ from headscope.evidence.atlas.outcome import RULE, judge
 from headscope.evidence.atlas.result import Effect, RoleFinding
 from headscope.evidence.atlas.roles import roles
 from headscope.evidence.atlas.runner import RoleRunner
+from headscope.evidence.atlas.terminal import print_atlas
 from headscope.evidence.atlas.words import NAMES, ORDERED, UNORDERED
 from headscope.heads import HeadId
 from headscope.interventions.ablation import losses
@@ -67,11 +68,19 @@ def test_backups_are_secondary_whatever_the_seed(seed):
     assert outcomes(atlas, "previous_token") == {previous: "primary"}
 
 
-def test_a_head_that_matters_is_unexplained_where_its_role_is_not_asked(built):
+def test_a_head_that_matters_is_unexplained_where_its_role_is_not_asked(built, capsys):
     atlas = hs.atlas(built.model, "induction", n_prompts=N)
     (previous,) = built.heads("previous_token")
     assert [one.head for one in atlas.unexplained] == [previous]
     assert atlas.heads[0].status == "unexplained"
+    print_atlas(atlas)
+    assert "it holds not the one role that was asked." in capsys.readouterr().out
+
+
+def test_roles_that_lack_the_same_are_said_in_one_line(found, capsys):
+    print_atlas(dataclasses.replace(found, not_asked={"sink": "no room", "delimiter": "no comma", "local": "no room"}))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("not asked")]
+    assert lines == ["not asked: sink, local (no room)", "not asked: delimiter (no comma)"]
 
 
 def test_a_head_whose_role_was_left_untested_is_not_unexplained(built, monkeypatch):
@@ -381,6 +390,17 @@ def test_every_number_of_a_weight_counts():
     with torch.no_grad():
         model.transformer.h[0].attn.c_proj.weight[:, 16:32] = 0
     assert fingerprint(loaded) != before
+
+
+@pytest.mark.parametrize(
+    ("wall_s", "told"), [(2.4, "about 2 s: 1 role, 3 forward"), (150.0, "about 2 min: 1 role, 3 ")]
+)
+def test_a_short_estimate_is_in_seconds(built, tmp_path, monkeypatch, wall_s, told):
+    built.model.save_pretrained(tmp_path)
+    plan = measure.Plan(passes=3.0, wall_s=wall_s, roles=1)
+    monkeypatch.setattr(measure, "_plan", lambda *_, **__: plan)
+    asked = ["atlas", str(tmp_path), "--quick", "--roles", "previous_token", "--n-prompts", "4"]
+    assert told in CliRunner().invoke(app, asked).stderr
 
 
 def test_the_estimate_counts_only_what_is_missing(built):

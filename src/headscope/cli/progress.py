@@ -47,7 +47,7 @@ class _Bar:
         self._shown = True
         share = done / max(1, total)
         filled = round(24 * share)
-        left = f"  {_told(elapsed / share - elapsed)} left" if share else ""
+        left = f"  {told(elapsed / share - elapsed)} left" if share else ""
         line = f"{label} {'█' * filled}{'░' * (24 - filled)} {share:4.0%}{left}"
         print(f"\r\x1b[K{visible(line)}", end="", file=sys.stderr, flush=True)
 
@@ -66,7 +66,8 @@ def bar(label: str, *, patience_s: float = PATIENCE_S) -> Generator[Callable[[in
         drawn.clear()
 
 
-def _told(seconds: float) -> str:
+def told(seconds: float) -> str:
+    """Seconds in the largest unit of which there are two."""
     for size, word in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {word}"

@@ -35,7 +35,9 @@ def read_document(path: str | Path, name: str) -> dict[str, Any]:
     try:
         document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
     except (OSError, RecursionError, ValueError) as error:
-        raise ArgumentError(f"{str(file)!r} cannot be read as a {kind}: {brief(error)}") from error
+        raise ArgumentError(
+            f"{str(file)!r} cannot be read as {'an' if kind[:1] in 'aeiou' else 'a'} {kind}: {brief(error)}"
+        ) from error
     return document if isinstance(document, dict) else {}
 
 

@@ -40,14 +40,15 @@ def atlas(
     """
     check_out(out)
     loaded = opening.opened()
-    from headscope.cli.progress import PATIENCE_S, bars
+    from headscope.cli.progress import PATIENCE_S, bars, told
     from headscope.evidence.atlas.measure import Plan
     from headscope.evidence.atlas.measure import atlas as run
 
     def planned(plan: Plan) -> None:
         if plan.wall_s > PATIENCE_S:
-            cost = f"{plan.roles} roles, {plan.passes:.0f} forward passes of 4,096 tokens"
-            say(f"about {plan.wall_s / 60:.1f} min: {cost}", err=True)
+            asked = f"{plan.roles} role" + ("" if plan.roles == 1 else "s")
+            cost = f"{asked}, {plan.passes:.0f} forward passes of 4,096 tokens"
+            say(f"about {told(plan.wall_s)}: {cost}", err=True)
 
     def measure() -> Atlas:
         with bars() as progress:

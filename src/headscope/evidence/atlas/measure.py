@@ -30,7 +30,7 @@ import torch
 from headscope.errors import ArgumentError
 from headscope.evidence.atlas.keep import Keep
 from headscope.evidence.atlas.outcome import RULE, OutcomeRule
-from headscope.evidence.atlas.result import Atlas, Effect, RoleFinding, RoleMeaning
+from headscope.evidence.atlas.result import Atlas, Effect, RoleFinding, RoleMeaning, by_reason
 from headscope.evidence.atlas.role import NotAsked, Role, Sample, Scored
 from headscope.evidence.atlas.roles import named
 from headscope.evidence.atlas.runner import N_PROMPTS, RoleRunner, heads_of
@@ -143,11 +143,9 @@ def atlas(
         kept.write(_job(role, quick), encode(parts[role.name]))
     asked = [role for role in chosen if parts[role.name].not_asked is None]
     if not asked:
-        of: dict[str | None, list[str]] = {}
-        for name, part in parts.items():
-            of.setdefault(part.not_asked, []).append(name)
-        reasons = "; ".join(f"{', '.join(names)}: {why}" for why, names in of.items())
-        raise ArgumentError(f"no role can be asked of {model.id} ({reasons}); name other roles or another model.")
+        reasons = by_reason({name: part.not_asked or "" for name, part in parts.items()})
+        said = "; ".join(f"{', '.join(names)}: {why}" for why, names in reasons.items())
+        raise ArgumentError(f"no role can be asked of {model.id} ({said}); name other roles or another model.")
     findings = judged([one for role in asked for one in parts[role.name].findings], {one.name: one for one in asked})
     report.begin("summing up", 0.0)
     heads = summaries(runner, findings, asked, quick=quick)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -195,6 +195,14 @@ class Atlas(SavedDocument):
         held = sum(one.status == "held" for one in self.heads)
         kind = "quick: no outcomes" if self.quick else f"{held} with a role, {len(self.unexplained)} unexplained"
         return f"Atlas({self.model.id}: {len(self.heads)} heads, {len(self.roles)} roles; {kind})"
+
+
+def by_reason(not_asked: Mapping[str, str]) -> dict[str, list[str]]:
+    """Roles that could not be asked, by why not: several often lack the same."""
+    found: dict[str, list[str]] = {}
+    for name, why in not_asked.items():
+        found.setdefault(why, []).append(name)
+    return found
 
 
 COLUMNS = (

@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from headscope.evidence.atlas.outcome import HELD
-from headscope.evidence.atlas.result import Atlas, HeadSummary, RoleFinding
+from headscope.evidence.atlas.result import Atlas, HeadSummary, RoleFinding, by_reason
 from headscope.evidence.known.lists import known_as
 from headscope.evidence.known.terminal import print_known
 from headscope.evidence.scan.terminal import print_model
@@ -52,10 +52,11 @@ def print_atlas(found: Atlas, *, top: int = 30) -> None:
     if not shown:
         console.print("No head has a role's score, and none is unexplained.")
     elif found.unexplained:
-        asked = "role that was" if len(found.roles) == 1 else f"of the {len(found.roles)} roles that were"
-        console.print(Text(f"unexplained: removing it changes the loss, and it holds no {asked} asked.", style="dim"))
-    for name, why in found.not_asked.items():
-        console.print(Text(f"not asked: {name} ({why})", style="dim"))
+        n_roles = len(found.roles)
+        asked = "not the one role that was asked" if n_roles == 1 else f"none of the {n_roles} roles that were asked"
+        console.print(Text(f"unexplained: removing it changes the loss, and it holds {asked}.", style="dim"))
+    for why, names in by_reason(found.not_asked).items():
+        console.print(Text(f"not asked: {', '.join(names)} ({why})", style="dim"))
     if found.known:
         console.print()
         print_known(found.known, console)
