@@ -31,10 +31,10 @@ settings.load_profile("headscope")
 
 
 @pytest.fixture(autouse=True)
-def _seeded(request: pytest.FixtureRequest) -> None:
-    """Each test starts from the same global seeds, in whatever order they run; and its calls have their checks."""
+def _seeded() -> None:
+    """Each test starts from the same global seeds, in whatever order they run; and each has its signatures checked."""
     torch.manual_seed(0)
-    tests.typed.begin(request.node.nodeid.partition("::")[0])
+    tests.typed.begin()
 
 
 @pytest.fixture
