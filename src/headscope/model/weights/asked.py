@@ -72,7 +72,8 @@ def asked_weights(model: Model) -> dict[int, LayerWeights] | None:
 
 def _layer(model: Model, layer: int, block: nn.Module, record: Record) -> LayerWeights | None:
     (start, seen), inside = record.seen[layer], set(block.modules())
-    before, behind = ([call for call in calls if call.module in inside] for calls in _parted(record.calls, start))
+    before = [call for call in record.calls[:start] if call.module in inside]
+    behind = [call for call in record.calls[start:] if call.module in inside]
     read = _read(model, layer, before, seen)
     wrote = None if read is None else _wrote(model, layer, behind, seen["z"], read.x.output.shape[-1])
     if read is None or wrote is None:
@@ -169,10 +170,6 @@ def _wrote(
         if bool(o.matrix.any()) and o.apart(z.flatten(2), output) <= tolerance_of(model):
             return next(call.output for call in reversed(behind) if call.module is module), o
     return None
-
-
-def _parted(calls: list[Call], at: int) -> tuple[list[Call], list[Call]]:
-    return calls[:at], calls[at:]
 
 
 def _tokens(model: Model, n_prompts: int) -> Tensor:
