@@ -140,7 +140,8 @@ def _plain(hf: Any, body: str = "model.layers", out: str = "self_attn.o_proj") -
 def _distributed(hf: Any) -> Any:
     """As a process of a group of one."""
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+        store = torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     return nn.parallel.DistributedDataParallel(hf)
 
 
