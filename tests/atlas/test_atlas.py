@@ -139,6 +139,20 @@ def test_the_document_makes_the_round_trip(found, tmp_path):
         hs.Atlas.from_dict({"schema": "headscope.scan/1"})
 
 
+@pytest.mark.parametrize("damage", ["a head is gone", "a finding is gone", "a finding is there twice", "a head twice"])
+def test_a_document_that_lacks_or_repeats_a_head_is_refused(found, damage):
+    document = found.to_dict()
+    heads, findings = document["heads"], document["findings"]
+    changed = {
+        "a head is gone": {"heads": heads[1:]},
+        "a finding is gone": {"findings": findings[1:]},
+        "a finding is there twice": {"findings": [*findings, findings[0]]},
+        "a head twice": {"heads": [*heads, heads[0]]},
+    }[damage]
+    with pytest.raises(ArgumentError, match=r"the document is damaged \((Atlas.findings does not hold )?L\d"):
+        hs.Atlas.from_dict(document | changed)
+
+
 def test_a_run_that_was_cut_off_goes_on(built, tmp_path, monkeypatch):
     settings = {"roles": ["induction", "previous_token"], "n_prompts": N, "keep": tmp_path}
     previous = roles()["previous_token"]

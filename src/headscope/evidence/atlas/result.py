@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -154,6 +155,21 @@ class Atlas(SavedDocument):
     """What it cost, over all runs that it took; tokens by the estimate that is made before."""
     known: tuple[KnownHead, ...] = ()
     """What was published of this model's heads, and whether this atlas agrees; empty where no list is of it."""
+
+    def listed(self) -> Iterable[HeadId]:
+        """See `Document.listed`."""
+        return (one.head for one in self.heads)
+
+    def refuse_damage(self) -> None:
+        """Each head has one finding for each role that was asked."""
+        wanted = {(one.head, role.name) for one in self.heads for role in self.roles}
+        found = Counter((one.head, one.role) for one in self.findings)
+        wrong = [pair for pair in wanted | found.keys() if found[pair] != (pair in wanted)]
+        if wrong:
+            head, role = min(wrong)
+            raise ArgumentError(
+                f"the document is damaged (Atlas.findings does not hold {head} once for {role}); write it again."
+            )
 
     def of(self, head: HeadId | str) -> list[RoleFinding]:
         """Every finding of one head, in the order of roles.
