@@ -1,13 +1,15 @@
 """The page's parts in use at every width and in both colours: one page, opened once, resized and recoloured.
 
     1 heads that matter come first      2 patterns, pins, one cursor     4 words explained
-    5 the address of a head             7 a null result                  8 axe-core's rules
+    5 a head's address, the archive     7 a null result                  8 axe-core's rules
 
 The parts themselves are tested one by one at 1,280 px beside this file; the live page's first screen (3) is in
 `tests/explore/test_first_screen.py`, paper (6) in `test_readers.py`, the command's options (9) in `tests/cli`.
 """
 
 from __future__ import annotations
+
+import zipfile
 
 import pytest
 from playwright.sync_api import expect
@@ -73,6 +75,10 @@ def test_every_part_works_at_every_width_and_in_both_colours(show, small):
         assert box["x"] >= 0, where
         assert box["x"] + box["width"] <= width, where
         page.keyboard.press("Escape")
+        # 5: everything comes in one archive, with how to cite it.
+        with page.expect_download() as waiting:
+            page.get_by_role("button", name="Download everything").click()
+        assert "cite.bib" in zipfile.ZipFile(waiting.value.path()).namelist(), where
     opened.assert_quiet()
 
 
