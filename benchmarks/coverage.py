@@ -41,7 +41,7 @@ from headscope.evidence.behavior.measure import ContrastRunner, ForwardCounter
 from headscope.evidence.behavior.sets import wrong_facts
 from headscope.evidence.circuit.measure import N_PROMPTS as TWINS
 from headscope.evidence.circuit.measure import PERIOD, SEARCH_PROMPTS
-from headscope.evidence.circuit.tracing import LOSS_RESOLUTION as EDGE_RESOLUTION
+from headscope.evidence.circuit.tracing import EDGE_LOSS_RESOLUTION
 from headscope.evidence.emergence.change import TENTHS, phase_change
 from headscope.evidence.scan.measure import RESOLUTION, prompt_scores
 from headscope.heads import HeadId
@@ -150,7 +150,7 @@ def scan_pool(model: hs.Model, prompts: int) -> list[Pool]:
 
 def every(model: hs.Model) -> list[frozenset[HeadId]]:
     """Each head alone."""
-    return [frozenset([HeadId(layer, head)]) for layer, n in model.check.heads.items() for head in range(n)]
+    return [frozenset([head]) for head in model.heads]
 
 
 def verify_pool(model: hs.Model, prompts: int) -> list[Pool]:
@@ -191,7 +191,7 @@ def circuit_pool(model: hs.Model, prompts: int) -> list[Pool]:
         restored = paths.replaced(paths.corrupt, head, {edge.input: together[edge.input] for edge in own})[0]
         gained, most = restored - corrupt[head], clean[head] - corrupt[head]
         found.setdefault("restored", []).append(gained - gained.mean() / most.mean() * most)
-    least = {"loss_nats": EDGE_RESOLUTION}
+    least = {"loss_nats": EDGE_LOSS_RESOLUTION}
     return [
         Pool(rows=np.stack(rows, axis=1), of=name, n=TWINS, least=least.get(name, 0.0)) for name, rows in found.items()
     ]

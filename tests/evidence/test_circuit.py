@@ -18,7 +18,7 @@ from headscope.errors import ArgumentError, TokenError, UnsupportedModel
 from headscope.evidence.circuit import measure as tracing
 from headscope.evidence.circuit.measure import trace_circuit
 from headscope.evidence.circuit.result import RULE, Circuit
-from headscope.evidence.circuit.tracing import LOSS_RESOLUTION
+from headscope.evidence.circuit.tracing import EDGE_LOSS_RESOLUTION
 from headscope.heads import HeadId
 from headscope.interventions.paths import Paths
 from headscope.planted.handbuilt import DECOYS, handbuilt
@@ -65,7 +65,7 @@ def assert_zero(estimate, within):
 def assert_no_loss(estimate, within):
     """Nothing but rounding is lost, and no interval of a loss is narrower than the resolution."""
     assert abs(estimate.mean) < within
-    assert estimate.ci95 == approx((-LOSS_RESOLUTION, LOSS_RESOLUTION), abs=within)
+    assert estimate.ci95 == approx((-EDGE_LOSS_RESOLUTION, EDGE_LOSS_RESOLUTION), abs=within)
 
 
 # ---- models whose circuit we know

@@ -365,6 +365,17 @@ def test_projections_that_are_parameters_are_asked_by_unit_vectors(choices):
         close_up_to_a_factor(found.norm.gain, written.blocks[layer].norm_1.weight)
 
 
+def test_unit_vectors_in_several_batches_give_the_same_weights(monkeypatch):
+    # 24 unit vectors and zero: one batch of 25, or four of 7, 7, 7 and 4.
+    torch.manual_seed(0)
+    model = load(Written(project="parameters", out="matmul").eval())
+    whole = layer_weights(model)
+    monkeypatch.setattr("headscope.model.weights.asked.BATCH", 7)
+    for layer, found in layer_weights(model).items():
+        for name in ("w_q", "w_k", "w_v", "w_o"):
+            close(getattr(found, name), getattr(whole[layer], name))
+
+
 def test_what_only_passes_the_heads_results_on_is_not_what_they_write():
     # 4 heads of 6 are as wide as the stream: an identity on their results has the shape of an output too.
     torch.manual_seed(0)

@@ -69,6 +69,11 @@ class Opened:
         return max(self.check.heads.values(), default=0)
 
     @property
+    def heads(self) -> tuple[HeadId, ...]:
+        """Every query head, by layer and number."""
+        return tuple(HeadId(layer, head) for layer, n in sorted(self.check.heads.items()) for head in range(n))
+
+    @property
     def n_kv_heads(self) -> int | None:
         """Key-value heads of a layer; None where the model's own code hides them."""
         return self.check.kv_heads

@@ -4,6 +4,7 @@ r"""Text of others (names of models, folders and families, tokens, answers to SQ
     say       print, through `shown`; every line that headscope prints goes through it
     console   rich's, whose text goes through `shown`
     room      how many characters a line of the terminal has; what is longer is wrapped between words
+    counted   a number of things, in the singular or the plural
     markup    what stands between the tags of an SVG, or in an attribute
 
 A terminal obeys what it is sent: an escape sequence in a model's name could set its title, hide lines, or answer as if
@@ -169,6 +170,11 @@ def _hung(text: Text, console: Console, characters: int) -> Text:
     wrapped = Text("\n").join(parts)
     wrapped.style, wrapped.no_wrap = text.style, True
     return wrapped
+
+
+def counted(number: int, what: str) -> str:
+    """Like `1 head` or `2 heads`."""
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def markup(text: object) -> str:

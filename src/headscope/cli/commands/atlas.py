@@ -10,7 +10,7 @@ import typer
 from headscope.cli import options
 from headscope.cli.files import check_out, save, saving
 from headscope.cli.following import suggest
-from headscope.render.plain import say
+from headscope.render.plain import counted, say
 
 if TYPE_CHECKING:
     from headscope.evidence.atlas.result import Atlas
@@ -46,8 +46,7 @@ def atlas(
 
     def planned(plan: Plan) -> None:
         if plan.wall_s > PATIENCE_S:
-            asked = f"{plan.roles} role" + ("" if plan.roles == 1 else "s")
-            cost = f"{asked}, {plan.passes:.0f} forward passes of 4,096 tokens"
+            cost = f"{counted(plan.roles, 'role')}, {plan.passes:.0f} forward passes of 4,096 tokens"
             say(f"about {told(plan.wall_s)}: {cost}", err=True)
 
     def measure() -> Atlas:

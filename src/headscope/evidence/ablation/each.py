@@ -235,9 +235,7 @@ class _Course:
         progress: Callable[[int, int], None] | None,
     ) -> None:
         self.ablator, self.prompts, self.queries = ablator, prompts, queries
-        self.heads = [
-            HeadId(layer, head) for layer, n in sorted(ablator.model.check.heads.items()) for head in range(n)
-        ]
+        self.heads = list(ablator.model.heads)
         self.n_ablations = 0
         self.left: frozenset[HeadId] | None = None
         """Heads that a race did not rule out; None where all were read alike."""

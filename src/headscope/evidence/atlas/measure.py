@@ -33,7 +33,7 @@ from headscope.evidence.atlas.outcome import RULE, OutcomeRule
 from headscope.evidence.atlas.result import Atlas, Effect, RoleFinding, RoleMeaning, by_reason
 from headscope.evidence.atlas.role import NotAsked, Role, Sample, Scored
 from headscope.evidence.atlas.roles import named
-from headscope.evidence.atlas.runner import N_PROMPTS, RoleRunner, heads_of
+from headscope.evidence.atlas.runner import N_PROMPTS, RoleRunner
 from headscope.evidence.atlas.summary import judged, summaries
 from headscope.evidence.known.agreement import compared
 from headscope.evidence.known.lists import known_heads
@@ -185,7 +185,7 @@ def _kept(kept: Keep, role: Role, model: Model, quick: bool) -> RolePart | None:
     except ArgumentError:
         return None
     heads = [one.head for one in part.findings]
-    whole = heads == ([] if part.not_asked is not None else list(heads_of(model)))
+    whole = heads == ([] if part.not_asked is not None else list(model.heads))
     return part if whole and {part.role, *(one.role for one in part.findings)} == {role.name} else None
 
 

@@ -76,7 +76,7 @@ class RoleRunner:
         self._shared: dict[str, dict[str, np.ndarray]] = {}
         self._by_head: dict[str, dict[HeadId, Any]] = {}
         self._report = report or (lambda what, done, total: None)
-        self.heads: tuple[HeadId, ...] = heads_of(model)
+        self.heads: tuple[HeadId, ...] = model.heads
 
     def kept(self, name: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """Arrays that several roles share, computed once and kept with the partial results."""
@@ -108,9 +108,8 @@ class RoleRunner:
             try:
                 return repeated_tokens(self.model, n_prompts=self.n_prompts, period=period, seed=self.seed)
             except ShapeError as error:
-                why = str(error).partition(";")[
-                    0
-                ]  # of the shortest; what follows is advice on an option of other commands
+                # Of the shortest, without the advice behind it, which names an option of other commands.
+                why = str(error).partition(";")[0]
         raise NotAsked(f"no repeated prompt fits the model: {why}")
 
     @cached_property
@@ -417,11 +416,6 @@ class RoleRunner:
         return {
             head: {kind: values[at] - values[0] for kind, values in rows.items()} for at, head in enumerate(places, 1)
         }
-
-
-def heads_of(model: Model) -> tuple[HeadId, ...]:
-    """Every head of a model, in order."""
-    return tuple(HeadId(layer, head) for layer, n in sorted(model.check.heads.items()) for head in range(n))
 
 
 def _pairs(targets: Any) -> Places:

@@ -11,6 +11,7 @@ from headscope.evidence.known.lists import known_as
 from headscope.evidence.known.terminal import print_known
 from headscope.evidence.scan.terminal import print_model
 from headscope.render.plain import console as terminal
+from headscope.render.plain import counted
 
 COLUMNS = 11
 """Of the table, without `known as`."""
@@ -25,7 +26,7 @@ def print_atlas(found: Atlas, *, top: int = 30) -> None:
     n_prompts = found.settings["n_prompts"]
     console.print(
         Text(
-            f"{_count(len(found.roles), 'role')} of {_count(len(found.heads), 'head')}, {n_prompts} prompts each; "
+            f"{counted(len(found.roles), 'role')} of {counted(len(found.heads), 'head')}, {n_prompts} prompts each; "
             f"{kind}; "
             f"{found.timing.wall_s:.1f} s",
             style="dim",
@@ -60,10 +61,6 @@ def print_atlas(found: Atlas, *, top: int = 30) -> None:
     if found.known:
         console.print()
         print_known(found.known, console)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def _add(table: Table, head: HeadSummary, findings: list[RoleFinding], published: str) -> None:

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 
 from headscope.evidence.behavior.findings import BehaviorControls, HeadFinding, Score, SetFinding
 from headscope.records.common import Estimate
+from headscope.render.plain import counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +184,7 @@ def _copies(evidence: Evidence, rule: ConclusionRule) -> tuple[bool, list[str]]:
         return False, [*reasons, "too few held-out pairs, or other heads, to hold the induction heads against"]
     share = induction.share or 0.0
     reasons.append(
-        f"patching the {_count(len(induction.heads), 'induction head')} removes {_share(share)} of it"
+        f"patching the {counted(len(induction.heads), 'induction head')} removes {_share(share)} of it"
         + ("" if induction.others_share is None else f", patching as many others {_share(induction.others_share)}")
     )
     others = induction.others_share
@@ -219,10 +220,6 @@ def _specific(head_set: SetFinding, controls: BehaviorControls, rule: Conclusion
 
 def _above(estimate: Estimate) -> bool:
     return (estimate.ci95[0] if estimate.ci95 is not None else estimate.mean) > 0
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def _share(share: float | None) -> str:

@@ -216,7 +216,7 @@ class _Search:
         self, runner: ContrastRunner, others: Sequence[ContrastRunner], names: Sequence[str], *, top: int, seed: int
     ) -> None:
         self.runner, self.model, self.others, self.names = runner, runner.model, others, names
-        self.heads = [HeadId(layer, one) for layer, n in sorted(self.model.check.heads.items()) for one in range(n)]
+        self.heads = list(self.model.heads)
         self.top = max(1, min(top, len(self.heads) // 2))
         self.largest = min(RULE.largest_set(len(self.heads)), self.top)
         self.random = np.random.default_rng(seed)

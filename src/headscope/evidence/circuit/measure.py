@@ -158,7 +158,7 @@ def _traced(
 ) -> dict[str, Any]:
     """Everything about the receivers that a circuit holds."""
     last = max(head.layer for head in paths.receivers)
-    senders = [HeadId(layer, one) for layer, n in sorted(model.check.heads.items()) if layer < last for one in range(n)]
+    senders = [head for head in model.heads if head.layer < last]
     asked = _asked(paths)
     tracing = _tracing(paths, corrupt_pairs(probe, seed=seed), asked, senders, report)
     edges = tracing.edges("before_key", verdicts)

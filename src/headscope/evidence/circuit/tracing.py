@@ -23,7 +23,7 @@ from headscope.stats import benjamini_hochberg, p_values, ratio_interval
 
 ROUTES: tuple[Input, ...] = ("k", "q")
 """Inputs through which a sender can move the stripe."""
-LOSS_RESOLUTION = 0.02
+EDGE_LOSS_RESOLUTION = 0.02
 """Nats. One query is asked in each prompt, and an edge may matter to few: a change of 2 nats in one prompt of a hundred
 moves the mean by so much, and 128 prompts miss it in 0.28 of all draws (0.99^128)."""
 
@@ -229,7 +229,9 @@ class Tracing:
         rows = self.paths.losses(self.paths.clean, changes) - self._clean_loss
         by_world = rows.reshape(len(worlds), len(INPUTS), -1)
         return {
-            world: {name: Estimate.of(row, resolution=LOSS_RESOLUTION) for name, row in zip(INPUTS, one, strict=True)}
+            world: {
+                name: Estimate.of(row, resolution=EDGE_LOSS_RESOLUTION) for name, row in zip(INPUTS, one, strict=True)
+            }
             for world, one in zip(worlds, by_world, strict=True)
         }
 

@@ -36,7 +36,7 @@ from headscope.evidence.emergence.live import bare, untouched
 from headscope.evidence.icl.measure import icl
 from headscope.evidence.scan.measure import scan
 from headscope.evidence.scan.result import HeadScore, Timing
-from headscope.heads import HeadId, ranking
+from headscope.heads import ranking
 from headscope.interventions.ablation import Ablator, losses
 from headscope.model.load import Model, Source, load
 from headscope.probes import Probe, repeated_tokens
@@ -216,15 +216,11 @@ class Tracker:
             missing["in_context"] = str(error)
         try:
             circuits = TokenSpace(self.model, seed=self.seed)
-            copying = tuple(circuits.copying([head]) for head in _heads(self.model))
+            copying = tuple(circuits.copying([head]) for head in self.model.heads)
             pairs = _strongest_senders(composition(self.model, ["k"]))
         except UnsupportedModel as error:
             missing |= dict.fromkeys(("copying", "composition"), str(error))
         return Full(in_context=in_context, copying=copying, composition=pairs)
-
-
-def _heads(model: Model) -> list[HeadId]:
-    return [HeadId(layer, head) for layer, n_heads in model.check.heads.items() for head in range(n_heads)]
 
 
 def _strongest_senders(found: Composition) -> tuple[Pair, ...]:

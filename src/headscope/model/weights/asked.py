@@ -117,9 +117,11 @@ def _read(model: Model, layer: int, before: list[Call], seen: dict[str, Tensor])
             continue
         answers, scales = dict[str, list[Tensor]](), list[float]()
 
-        def visit(attention: Attention, answers: dict[str, list[Tensor]] = answers) -> None:
+        def visit(
+            attention: Attention, answers: dict[str, list[Tensor]] = answers, scales: list[float] = scales
+        ) -> None:
             if attention.layer == layer and not attention.call and attention.scores is not None:
-                scales.append(attention.scores.rule.scale)  # noqa: B023
+                scales.append(attention.scores.rule.scale)
                 for name, values in queries_keys_values(model, attention).items():
                     answers.setdefault(name, []).append(values[:, 0].clone())
 
@@ -159,7 +161,7 @@ def _wrote(
 
         def after(module: nn.Module, given: Tensor, output: Tensor, last: dict[nn.Module, Tensor] = last) -> None:
             if module in calls:
-                last[module] = widened(output).view(-1, N_POSITIONS, d_model)[:, 0].clone()
+                last[module] = widened(output).reshape(-1, N_POSITIONS, d_model)[:, 0].clone()
 
         with watching(model.module, after):
             model.run(_tokens(model, len(rows)), visit)
