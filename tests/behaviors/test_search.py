@@ -16,12 +16,13 @@ from benchmarks.behavior import SHUFFLED_PAIRS, shuffled
 from headscope.errors import ArgumentError, TokenError
 from headscope.evidence.behavior import search
 from headscope.evidence.behavior.disproof import overlap_p
-from headscope.evidence.behavior.measure import ContrastRunner, ForwardCounter, by_group
+from headscope.evidence.behavior.measure import RESOLUTION, ContrastRunner, ForwardCounter, by_group, of_effect
 from headscope.evidence.behavior.search import _Search
 from headscope.heads import HeadId
 from headscope.planted.deferring import AblatedHeads
 from headscope.planted.handbuilt_rotary import handbuilt_rotary
 from headscope.probes.pairs import Contrast, Pair, read_pairs
+from headscope.records.common import Estimate
 
 PLANTED = HeadId(1, 0)
 
@@ -377,3 +378,12 @@ def test_of_a_diffuse_effect_the_larger_of_both_sets_is_kept():
     assert chosen_set(lambda gone: 0.2 * (7 in gone) + 0.45 * ({2, 5} <= gone))[0] == {2, 5}
     # All together take less than half: nothing is shrunk.
     assert len(chosen_set(lambda gone: 0.4 * ({2, 5} <= gone))[1]) == 8 + 1
+
+
+def test_what_none_of_the_facts_does_is_resolved_and_no_more_is_widened():
+    # 48 facts, none of which a head acts in: the mean is 0, and the interval is the resolution's, not of no width.
+    assert of_effect(np.zeros(48)).ci95 == (-RESOLUTION, RESOLUTION)
+    # Halves of 1 and 3 nats: 2 +- 2.01 * 1.01 / sqrt(48) = 2 +- 0.29, ten times the resolution.
+    spread = np.repeat([1.0, 3.0], 24)
+    assert of_effect(spread) == Estimate.of(spread)
+    assert Estimate.of(spread).ci95 == approx((1.71, 2.29), abs=0.01)
