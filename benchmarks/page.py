@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import time
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 BARS = {"bytes": 10_000_000, "open_s": 2.0, "longest_open_ms": 200.0, "longest_use_ms": 200.0}
 ROLES = ("induction", "induction_recent", "previous_token", "current_token", "first_token", "duplicate_token")
+PAUSE_S = 0.05
 WATCH = """
 window.longTasks = [];
 new PerformanceObserver((list) => { for (const one of list.getEntries()) window.longTasks.push(one.duration); })
@@ -252,8 +254,9 @@ class Window:
         self._sent += 1
         message = json.dumps({"id": self._sent, "method": method, "params": parameters})
         self._browser.send("Target.sendMessageToTarget", {"sessionId": self._session, "message": message})
-        while self._sent not in self._answers:  # the driver hands events out while it waits for an answer
-            self._browser.send("Target.getTargets")
+        while self._sent not in self._answers:
+            time.sleep(PAUSE_S)  # without it this loop and the driver would take the cores that the page is opened on
+            self._browser.send("Target.getTargets")  # the driver hands events out while it waits for an answer
         answer = self._answers.pop(self._sent)
         if "error" in answer:
             raise RuntimeError(f"{method}: {answer['error']['message']}")
