@@ -23,6 +23,7 @@ from headscope.planted.deferring import AblatedHeads
 from headscope.planted.handbuilt_rotary import handbuilt_rotary
 from headscope.probes.pairs import Contrast, Pair, read_pairs
 from headscope.records.common import Estimate
+from tests.running import seeds
 
 PLANTED = HeadId(1, 0)
 
@@ -168,11 +169,13 @@ def test_forwards_are_counted_as_they_run(planted, monkeypatch):
     assert result.cost.forwards == read
 
 
-def test_shuffled_labels_name_no_head(planted):
-    # 10 runs at 5% each: more than 3 happen once in 970 times. benchmarks/behavior.py has 100 runs.
+@pytest.mark.parametrize(("n_runs", "at_most"), [(3, 1), pytest.param(10, 3, marks=pytest.mark.soak)])
+def test_shuffled_labels_name_no_head(n_runs, at_most, planted):
+    # 3 runs at 5% each: more than 1 happen once in 138 times; of 10, more than 3 once in 970 times.
+    # benchmarks/behavior.py has 100 runs.
     model, facts = planted("deferring"), AblatedHeads.of(0).facts()
-    named = [hs.behavior(shuffled(facts, seed, n_pairs=60), model, seed=seed).named for seed in range(10)]
-    assert sum(map(bool, named)) <= 3
+    named = [hs.behavior(shuffled(facts, seed, n_pairs=60), model, seed=seed).named for seed in range(n_runs)]
+    assert sum(map(bool, named)) <= at_most
 
 
 def test_shuffling_changes_the_labels_and_nothing_else():
@@ -313,7 +316,7 @@ def test_too_few_facts_are_refused_however_many_pairs(planted):
         hs.behavior(Contrast(name="one fact", pairs=tuple(pairs)), planted("deferring"))
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", seeds(2))
 def test_repeats_of_eight_facts_localise_nothing_in_a_random_model(planted, seed):
     # The facts on which a random model happens to defer, each eight times: 64 pairs, 8 independent draws. Where each
     # pair counted, the same facts chose heads and confirmed them: `diffuse`.

@@ -24,6 +24,7 @@ from headscope.interventions.paths import Paths
 from headscope.planted.handbuilt import DECOYS, handbuilt
 from headscope.planted.handbuilt_rotary import handbuilt_rotary
 from headscope.probes.corrupt import corrupt_pairs
+from tests.running import seeds
 
 KINDS = ("plain", "rotary", "grouped")
 DEMO = ("L1H0", "L1H1", "L1H2", "L1H3", "L1H5")
@@ -71,7 +72,7 @@ def assert_no_loss(estimate, within):
 # ---- models whose circuit we know
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", seeds(6, here=2))
 def test_the_planted_edge_is_the_only_one(seed):
     truth, found = traced(seed)
     (sender,), (receiver,) = truth.heads("previous_token"), truth.heads("induction")

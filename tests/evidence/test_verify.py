@@ -21,6 +21,7 @@ import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
 from benchmarks.verdicts import random_model
 from headscope.errors import ArgumentError, ShapeError, TokenError, UnsupportedModel
+from headscope.evidence.verify import trial as trials
 from headscope.evidence.verify.result import Verification
 from headscope.evidence.verify.verdict import RULE, VERDICTS
 from headscope.planted.handbuilt import DECOYS, handbuilt
@@ -72,6 +73,29 @@ def test_no_pass_over_the_prompts_is_made_twice():
     race = 4 * (3 + 16 * 3 + 8 * 1)
     assert len(probe.prompts[0]) == 29
     assert rows == whole + race
+
+
+def test_heads_whose_removal_decides_are_restored_in_few_prompts_and_nothing_is_read_twice(monkeypatch):
+    # Stripes: an induction head; one that raises the loss where the first does nothing; one that does nothing at all.
+    # 12 held-out prompts; 8 are few.
+    built = handbuilt(vocab_size=128, n_positions=128, copying="one", decoys=("attends_only", "anti_induction"))
+    model = hs.load(built.model)
+    read = Counter()
+    own = trials.losses
+
+    def noted(ablator, prompts, queries, worlds, *, index, **options):
+        read.update((world, prompt) for world in worlds for prompt in index)
+        return own(ablator, prompts, queries, worlds, index=index, **options)
+
+    monkeypatch.setattr(trials, "losses", noted)
+    found = hs.verify(model, probe=short(model, n_prompts=12))
+    assert set(read.values()) == {1}, "no set of heads is ablated twice in a prompt"
+    stripes = {head for role in ("induction", "attends_only", "anti_induction") for head in built.heads(role)}
+    prompts = {head: sum(world == stripes - {head} for world, _ in read) for head in stripes}
+    expected = {"induction": 8, "anti_induction": 12, "attends_only": 12}
+    assert {found[head].verdict: n for head, n in prompts.items()} == expected
+    assert all(found[head].put_back is not None for head in stripes)
+    assert sum(world == frozenset(stripes) for world, _ in read) == 12, "all of them gone, for what is restored in all"
 
 
 # ---- models whose every head is known: 21 with all decoys, a third each with one, two redundant and two half copiers

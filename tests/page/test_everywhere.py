@@ -101,7 +101,7 @@ def test_a_null_result_is_one_everywhere(show, small):
     opened.assert_quiet()
 
 
-@pytest.mark.parametrize("width", [820, 390])
+@pytest.mark.parametrize("width", [390, pytest.param(820, marks=pytest.mark.soak)])
 def test_no_rule_of_axe_is_broken_where_it_is_narrow(show, small, width):
     # Contrast does not depend on the width: `test_readers.py` checks it, in both colours.
     opened = show(small, width=width)

@@ -31,7 +31,9 @@ def notes(page):
     return page.locator(".beside .note").all_inner_texts()
 
 
-@pytest.mark.parametrize(("width", "dark"), [(1280, False), (820, True), (390, False)])
+@pytest.mark.parametrize(
+    ("width", "dark"), [(1280, False), pytest.param(820, True, marks=pytest.mark.soak), (390, True)]
+)
 def test_heads_are_seen_found_and_put_side_by_side_under_one_cursor(show, small, width, dark):
     opened = show(small, width=width, dark=dark)
     page = opened.page

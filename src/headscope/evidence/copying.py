@@ -103,7 +103,7 @@ class TokenSpace:
         """How these heads copy together."""
         read, write = self.ov(heads)
         sample = self._sample.to(read.device)
-        raised = (self.embedding[sample] @ read) @ (write @ self.unembedding[sample].T)
+        raised = _product(self.embedding[sample] @ read, write @ self.unembedding[sample].T)
         n = len(sample)
         size = min(GROUP, n)
         shares = []
@@ -134,6 +134,13 @@ class TokenSpace:
                 total += self.unembedding[rows].T.to(total.dtype) @ self.embedding[rows].to(total.dtype)
             self._mixed = total
         return self._mixed
+
+
+def _product(left: Float[Tensor, "token rank"], right: Float[Tensor, "rank token"]) -> Float[Tensor, "token token"]:
+    """The product; zero where all of it is rounding, as of heads that cancel each other."""
+    product = left @ right
+    rounding = left.shape[1] * torch.finfo(left.dtype).eps * (left.abs() @ right.abs())
+    return product if bool((product.abs() > rounding).any()) else torch.zeros_like(product)
 
 
 def through(norm: Norm | None, weight: Float[Tensor, "d_model rank"]) -> Float[Tensor, "d_model rank"]:

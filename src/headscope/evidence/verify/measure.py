@@ -5,16 +5,19 @@
                      loss (`every_head`), all on the probe's prompts, but for those that the search finds below the
                      rule's least effect. From here on only held-out prompts count, drawn after them.
     3. one by one    each candidate ablated: loss of the second and of the first copy, and of natural text
-    4. behind others all heads with a stripe ablated, and all but one: what one does when the others cannot. For a head
-                     that does nothing alone or there, once more with the heads that have a part of a stripe ablated too
-    5. other heads   every other head of the layer, in a few prompts: is a stripe head's effect more than any head's?
+    4. other heads   every other head of the layer, in 4 prompts, in 8 where these leave it open: is a stripe head's
+                     effect more than any head's?
+    5. behind others all heads with a stripe ablated, and all but one: what one does when the others cannot. In 8
+                     prompts where what it does alone decides its verdict, else in all. For a head that does
+                     nothing alone or there, once more with the heads that have a part of a stripe ablated too
     6. copying       from the weights, for each head and for the set
     7. verdict       by the rule of `headscope.evidence.verify.verdict`
-    8. random heads  for the set: as many others, of its layers and of the size of W_V W_O, 5 draws
+    8. random heads  for the set: as many others, of its layers and of the size of W_V W_O, 5 draws, in 8 prompts; in
+                     all where the intervals of a draw and of the heads it is compared with meet
 
 Cost: the search, a third or less of one pass per head and prompt, and about half a pass for each set of ablated heads
-in steps 3, 4 and 8: 2 for a stripe head, at most 4, and 1 for another candidate. Step 5 takes 8 prompts for each other
-head of a layer that has a stripe head.
+in steps 3, 5 and 8, as far as they read all prompts, and 1 for each candidate. Step 4 takes 4 or 8 prompts for each
+other head of a layer that has a stripe head.
 
 It misleads where the probe does: these are random tokens, and a head may do the same on text for other reasons.
 """
@@ -23,6 +26,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,12 +43,14 @@ from headscope.evidence.verify.behind import Behind
 from headscope.evidence.verify.evidence import (
     RULE,
     Evidence,
+    Restored,
+    effect,
     has_partial_stripe,
     has_stripe,
 )
-from headscope.evidence.verify.others import matched, others_of, over_others, sizes_of
+from headscope.evidence.verify.others import matched, others_of, over_others, read_others, sizes_of
 from headscope.evidence.verify.result import Controls, Draw, HeadSet, HeadVerdict, Relation, Verification
-from headscope.evidence.verify.trial import NaturalText, Trial
+from headscope.evidence.verify.trial import FEW_PROMPTS, NaturalText, Trial
 from headscope.evidence.verify.verdict import judge
 from headscope.heads import HeadId
 from headscope.interventions.ablation import Ablator, Method
@@ -130,31 +136,41 @@ def verify(
     partial = [head for head in scores if head not in stripes and has_partial_stripe(scores[head])]
     others = others_of(stripes, [*stripes, *partial], list(scores))
     trial = Trial(ablator=ablator, probe=held_out, text=text, report=report)
-    behind = Behind(trial, candidates, stripes, partial)
-    trial.run_few(
-        [*(frozenset([head]) for pool in others.values() for head in pool), *(frozenset([head]) for head in others)]
-    )
+    each = [frozenset([head]) for head in candidates]
+    trial.run(each, natural=each)
+    read_others(trial, others)
     measured = {
         one.name: one.measure(model, probe if one.probe is None else one.probe(model, seed))
         for one in head_types.HEAD_TYPES
         if one.measure is not None
     }
-    verdicts = []
-    for head in judged:
-        first, over_first = _first_copy(trial, head) if head in behind.removed else (None, None)
-        evidence = Evidence(
+
+    def alone_evidence(head: HeadId, removed: Restored | None) -> Evidence:
+        """What is known of a head without restoring it."""
+        first, over_first = _first_copy(trial, head) if removed is not None else (None, None)
+        return Evidence(
             head=head,
             scores=scores[head],
             offset=best_offset.get(head),
             copying=alone[head],
-            removed=behind.removed.get(head),
+            removed=removed,
             first_copy=first,
             over_first_copy=over_first,
             over_random=over_others(trial, head, others.get(head, [])),
+            put_back=None,
+            measured={name: found[head] for name, found in measured.items() if head in found},
+        )
+
+    behind = Behind(
+        trial, candidates, stripes, partial, decided=lambda head, one: effect(alone_evidence(head, one), RULE)[0] != 0
+    )
+    verdicts = []
+    for head in judged:
+        evidence = replace(
+            alone_evidence(head, behind.removed.get(head)),
             put_back=behind.restored.get(head),
             behind=behind.ablated(head),
             interchangeable=behind.interchangeable(head),
-            measured={name: found[head] for name, found in measured.items() if head in found},
         )
         verdicts.append(_judged(evidence, effects.get(head), trial))
     meanings = {one.name: one for one in head_types.meanings()}
@@ -219,9 +235,21 @@ def _together(
     if not members:
         return [], []
     subsets, drawn = matched(members, stripes, model, sizes_of(circuits), np.random.default_rng(seed))
-    trial.run([frozenset(members), *map(frozenset, subsets), *map(frozenset, drawn)], natural=[frozenset(members)])
+    together = [frozenset(members)]
+    trial.run(together, natural=together)
+    pairs = [(frozenset(some), frozenset(others)) for some, others in zip(subsets, drawn, strict=True)]
+    trial.run([world for pair in pairs for world in pair], n=FEW_PROMPTS)
+    unclear = [pair for pair in pairs if not _apart(*(Estimate.of_loss(trial.delta(world)) for world in pair))]
+    trial.run([world for pair in unclear for world in pair])
     draws = [_draw(trial, some, others) for some, others in zip(subsets, drawn, strict=True)]
     return [_set(trial, members, circuits, alone)], draws
+
+
+def _apart(first: Estimate, second: Estimate) -> bool:
+    """Whether two intervals have nothing in common."""
+    if first.ci95 is None or second.ci95 is None:
+        return False
+    return first.ci95[0] > second.ci95[1] or second.ci95[0] > first.ci95[1]
 
 
 def _judged(evidence: Evidence, effect: HeadEffect | None, trial: Trial) -> HeadVerdict:
@@ -249,15 +277,15 @@ def _judged(evidence: Evidence, effect: HeadEffect | None, trial: Trial) -> Head
 
 def _first_copy(trial: Trial, head: HeadId) -> tuple[Estimate, Estimate]:
     """What removing a head does to the first copy's loss, and how much more it does to the second's."""
-    first = trial.delta({head}, "first_copy")
-    return Estimate.of_loss(first), Estimate.of_loss(trial.delta({head}) - first)
+    first = trial.delta([head], "first_copy")
+    return Estimate.of_loss(first), Estimate.of_loss(trial.over_first_copy([head]))
 
 
 def _set(
     trial: Trial, heads: Sequence[HeadId], circuits: TokenSpace | None, alone: dict[HeadId, Copying | None]
 ) -> HeadSet:
     together = trial.delta(heads)
-    singles = np.sum([trial.delta({head}) for head in heads], axis=0)
+    singles = np.sum([trial.delta([head]) for head in heads], axis=0)
     copying = None if circuits is None else circuits.copying(heads)
     best = max((one.top1 for head in heads if (one := alone[head]) is not None), default=0.0)
     beyond = Estimate.of_loss(together - singles)

@@ -1,8 +1,8 @@
-"""Losses of sets of ablated heads, each set measured once: on held-out prompts, and on natural text."""
+"""Losses of sets of ablated heads: on held-out prompts, and on natural text. No set is measured twice in a prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +18,10 @@ from headscope.probes.copies import check_repeats
 from headscope.probes.probe import Tokens
 from headscope.records.common import Estimate
 
-OTHERS_PROMPTS = 8
-"""Held-out prompts in which the other heads of a layer are ablated."""
+FIRST_PROMPTS = 4
+"""Held-out prompts in which the other heads of a layer are ablated first: the fewest whose spread says something."""
+FEW_PROMPTS = 8
+"""Held-out prompts that are enough for a set of heads on which no verdict hangs."""
 WINDOW = 128
 """Tokens in a window of natural text."""
 MAX_WINDOWS = 64
@@ -66,7 +68,7 @@ class NaturalText:
 
 
 class Trial:
-    """Losses of worlds on the held-out prompts, each world measured once."""
+    """Losses of worlds on the held-out prompts: of each in the first few, or in all. No prompt is read twice."""
 
     def __init__(
         self, *, ablator: Ablator, probe: Probe, text: NaturalText | None, report: Callable[[str, int, int], None]
@@ -78,8 +80,16 @@ class Trial:
             "first_copy": [one.first for one in split],
         }
         self._found: dict[tuple[str, AblatedHeads], np.ndarray] = {}
-        self._few: dict[AblatedHeads, np.ndarray] = {}
-        self.clean: dict[str, np.ndarray] = {}
+
+    @property
+    def n_prompts(self) -> int:
+        """Held-out prompts."""
+        return len(self._prompts)
+
+    @property
+    def clean(self) -> dict[str, np.ndarray]:
+        """The loss with every head, in each prompt, of each kind of token that was read."""
+        return {kind: rows for (kind, world), rows in self._found.items() if not world}
 
     def run(
         self,
@@ -87,9 +97,13 @@ class Trial:
         *,
         natural: Sequence[AblatedHeads] = (),
         base: AblatedHeads = frozenset(),
+        n: int | None = None,
     ) -> None:
-        """Measure what is not known yet, from the pass of `base`, which says what it costs alone."""
-        self._measure(self._ablator, self._prompts, self._queries, worlds, "second_copy", "ablating", base)
+        """Measure what is not known yet, from the pass of `base`, which says what it costs alone.
+
+        `n` asks for the first prompts only; the others follow if these worlds are asked for without it.
+        """
+        self._measure(self._ablator, self._prompts[:n], self._queries, worlds, "second_copy", "ablating", base)
         if self._text is not None:
             text = self._text
             self._measure(text.ablator, text.prompts, text.queries, natural, "natural", "reading text")
@@ -104,45 +118,40 @@ class Trial:
         label: str,
         base: AblatedHeads = frozenset(),
     ) -> None:
-        missing = [world for world in dict.fromkeys([frozenset(), *worlds]) if (kind, world) not in self._found]
-        if not missing:
-            return
-        done, total = 0, len(missing) * len(prompts)
+        missing: dict[int, list[AblatedHeads]] = {}
+        for world in dict.fromkeys([frozenset(), *worlds]):
+            known = len(self._found.get((kind, world), ()))
+            if known < len(prompts):
+                missing.setdefault(known, []).append(world)
+        done, total = 0, sum(len(some) * (len(prompts) - known) for known, some in missing.items())
 
         def progress(pairs: int) -> None:
             nonlocal done
             done += pairs
             self._report(label, min(done, total), total)
 
-        found: Losses = losses(ablator, prompts, queries, missing, base=base, progress=progress)
-        for name, rows in found.items():
-            self._found |= {(name, world): row for world, row in zip(missing, rows, strict=True)}
-            self.clean[name] = self._found[name, frozenset()]
+        for known, some in missing.items():
+            unread = range(known, len(prompts))
+            if not base and frozenset() not in some:
+                # Nobody asks for the clean pass: the world that starts last is the one from which the others start.
+                base = max(some, key=lambda world: min(head.layer for head in world))
+            found: Losses = losses(ablator, prompts, queries, some, index=unread, base=base, progress=progress)
+            for name, rows in found.items():
+                for world, row in zip(some, rows, strict=True):
+                    before = self._found.get((name, world), np.empty(0))
+                    self._found[name, world] = np.concatenate([before, row])
 
-    def run_few(self, worlds: Sequence[AblatedHeads]) -> None:
-        """Second minus first copy's change in each of a few prompts."""
-        index = range(min(OTHERS_PROMPTS, len(self._prompts)))
-        worlds = [world for world in dict.fromkeys(worlds) if world not in self._few]
-        for world in [world for world in worlds if ("second_copy", world) in self._found]:
-            self._few[world] = (self.delta(list(world)) - self.delta(list(world), "first_copy"))[: len(index)]
-        missing = [world for world in worlds if world not in self._few]
-        if not missing:
-            return
-        found = losses(self._ablator, self._prompts, self._queries, missing, index=index)
-        for world, second, first in zip(missing, found["second_copy"], found["first_copy"], strict=True):
-            clean = self.clean["second_copy"] - self.clean["first_copy"]
-            self._few[world] = second - first - clean[: len(index)]
+    def delta(self, heads: Collection[HeadId], kind: str = "second_copy") -> Float[np.ndarray, " prompt"]:
+        """Loss without these heads minus the clean loss, in each prompt that was read without them."""
+        rows = self._found[kind, frozenset(heads)]
+        return rows - self._found[kind, frozenset()][: len(rows)]
 
-    def few(self, head: HeadId) -> Float[np.ndarray, " prompt"]:
-        """What `run_few` found for one head."""
-        return self._few[frozenset([head])]
-
-    def delta(self, heads: set[HeadId] | Sequence[HeadId], kind: str = "second_copy") -> Float[np.ndarray, " prompt"]:
-        """Loss without these heads minus the clean loss, in each prompt."""
-        return self._found[kind, frozenset(heads)] - self.clean[kind]
+    def over_first_copy(self, heads: Collection[HeadId]) -> Float[np.ndarray, " prompt"]:
+        """The change of the second copy's loss minus that of the first's."""
+        return self.delta(heads) - self.delta(heads, "first_copy")
 
     def natural(self, heads: Sequence[HeadId]) -> Estimate | None:
-        """The same on natural text; None where there is none."""
+        """The change on natural text; None where there is none."""
         if ("natural", frozenset(heads)) not in self._found:
             return None
         return Estimate.of_loss(self.delta(heads, "natural"))

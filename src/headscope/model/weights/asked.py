@@ -44,14 +44,14 @@ BATCH = 256
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Affine:
+class Affine:
     """y = x @ matrix + bias, y of any shape."""
 
     matrix: Float[Tensor, "given ..."]
     bias: Tensor
 
     @classmethod
-    def of(cls, answers: Float[Tensor, "row ..."]) -> _Affine:
+    def of(cls, answers: Float[Tensor, "row ..."]) -> Affine:
         """From what zero and each unit vector gave, in this order."""
         return cls(answers[1:] - answers[0], answers[0])
 
@@ -103,7 +103,7 @@ class _Reading:
 
     x: Call
     """The module whose output they are affine in."""
-    maps: dict[str, _Affine]
+    maps: dict[str, Affine]
     """Of `q`, `k` and `v`."""
     scale: float
     rotary: bool
@@ -125,14 +125,14 @@ def _read(model: Model, layer: int, before: list[Call], seen: dict[str, Tensor])
                 for name, values in queries_keys_values(model, attention).items():
                     answers.setdefault(name, []).append(values[:, 0].clone())
 
-        for rows in _zero_and_units(x.shape[-1]):
+        for rows in zero_and_units(x.shape[-1]):
 
             def instead(module: nn.Module, given: Tensor, output: Tensor, at: Call = call, rows: Tensor = rows) -> Any:
                 return _spread(rows, output) if module is at.module else None
 
             with watching(model.module, instead):
                 model.run(_tokens(model, len(rows)), visit)
-        maps = {name: _Affine.of(torch.cat(parts)) for name, parts in answers.items()}
+        maps = {name: Affine.of(torch.cat(parts)) for name, parts in answers.items()}
         if not maps or any(one.apart(x[:, :1], seen[name][:, :1]) > tolerance for name, one in maps.items()):
             continue
         turned = [name for name, one in maps.items() if one.apart(x, seen[name]) > tolerance]
@@ -143,7 +143,7 @@ def _read(model: Model, layer: int, before: list[Call], seen: dict[str, Tensor])
 
 def _wrote(
     model: Model, layer: int, behind: list[Call], z: Float[Tensor, "prompt position head d"], d_model: int
-) -> tuple[Tensor, _Affine] | None:
+) -> tuple[Tensor, Affine] | None:
     """The last output behind the attention that is affine in the heads' results, and how."""
     calls = {
         call.module: rows
@@ -151,7 +151,7 @@ def _wrote(
         if (rows := rows_of(widened(call.output), N_PROMPTS, N_POSITIONS)) is not None and rows.shape[-1] == d_model
     }
     answers: dict[nn.Module, list[Tensor]] = {module: [] for module in calls}
-    for rows in _zero_and_units(z.shape[2] * z.shape[3]):
+    for rows in zero_and_units(z.shape[2] * z.shape[3]):
 
         def visit(attention: Attention, rows: Tensor = rows) -> Tensor | None:
             here = attention.layer == layer and not attention.call
@@ -168,7 +168,7 @@ def _wrote(
         for module, one in last.items():
             answers[module].append(one)
     for module, output in reversed(calls.items()):
-        o = _Affine.of(torch.cat(answers[module]))
+        o = Affine.of(torch.cat(answers[module]))
         if bool(o.matrix.any()) and o.apart(z.flatten(2), output) <= tolerance_of(model):
             return next(call.output for call in reversed(behind) if call.module is module), o
     return None
@@ -178,7 +178,7 @@ def _tokens(model: Model, n_prompts: int) -> Tensor:
     return (torch.arange(n_prompts * N_POSITIONS, device=model.device) % model.n_embeddings).view(n_prompts, -1)
 
 
-def _zero_and_units(width: int) -> Iterator[Float[Tensor, "row width"]]:
+def zero_and_units(width: int) -> Iterator[Float[Tensor, "row width"]]:
     """Zero and every unit vector, a batch at a time."""
     yield from torch.cat([torch.zeros(1, width), torch.eye(width)]).split(BATCH)
 
