@@ -24,6 +24,8 @@ from headscope.errors import ArgumentError, ShapeError, TokenError, UnsupportedM
 from headscope.evidence.verify import trial as trials
 from headscope.evidence.verify.result import Verification
 from headscope.evidence.verify.verdict import RULE, VERDICTS
+from headscope.heads import HeadId
+from headscope.interventions.ablation import Ablator
 from headscope.planted.handbuilt import DECOYS, handbuilt
 from headscope.stats import benjamini_hochberg
 from tests.running import seeds
@@ -96,6 +98,35 @@ def test_heads_whose_removal_decides_are_restored_in_few_prompts_and_nothing_is_
     assert {found[head].verdict: n for head, n in prompts.items()} == expected
     assert all(found[head].put_back is not None for head in stripes)
     assert sum(world == frozenset(stripes) for world, _ in read) == 12, "all of them gone, for what is restored in all"
+
+
+def test_worlds_that_were_read_in_part_start_from_one_that_is_read_on(monkeypatch):
+    # The first of two heads was read in 4 prompts and the clean pass in all, so two groups are left: neither may start
+    # from the other's, which would be a pass that nobody asked for.
+    built = handbuilt(vocab_size=128, n_positions=128)
+    model = hs.load(built.model)
+    probe = short(model, n_prompts=6)
+    read = trials.Trial(
+        ablator=Ablator.of(model, probe, method="mean", seed=0), probe=probe, text=None, report=lambda *_: None
+    )
+    first, second = frozenset([HeadId(0, 0)]), frozenset([HeadId(1, 0)])
+    read.run([])
+    read.run([first], n=4)
+    own, groups = trials.losses, []
+
+    def noted(ablator, prompts, queries, worlds, *, base, **options):
+        groups.append((list(worlds), base))
+        return own(ablator, prompts, queries, worlds, base=base, **options)
+
+    monkeypatch.setattr(trials, "losses", noted)
+    read.run([first, second])
+    assert groups == [([first], first), ([second], second)]
+    whole = trials.Trial(
+        ablator=Ablator.of(model, probe, method="mean", seed=0), probe=probe, text=None, report=lambda *_: None
+    )
+    whole.run([first, second])
+    for world in (first, second):
+        np.testing.assert_allclose(read.delta(world), whole.delta(world), rtol=1e-4, atol=1e-5)
 
 
 # ---- models whose every head is known: 21 with all decoys, a third each with one, two redundant and two half copiers

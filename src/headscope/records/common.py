@@ -158,3 +158,10 @@ class Estimate:
         """Ratio of two means over the same prompts, with Fieller's interval (`headscope.stats.ratio_interval`)."""
         mean, ci95 = ratio_interval(numerator, denominator)
         return cls(mean=mean, ci95=ci95)
+
+
+def apart(one: Estimate | None, two: Estimate | None) -> bool:
+    """Whether two intervals have nothing in common; not where one is missing."""
+    if one is None or two is None or one.ci95 is None or two.ci95 is None:
+        return False
+    return one.ci95[1] < two.ci95[0] or two.ci95[1] < one.ci95[0]

@@ -10,7 +10,7 @@ from headscope.evidence.circuit.result import Circuit
 from headscope.evidence.compare.result import EdgeChange, OutcomeChange, Status, VerdictChange
 from headscope.evidence.verify.result import Verification
 from headscope.heads import HeadId
-from headscope.records.common import Estimate
+from headscope.records.common import apart
 
 
 def verdict_changes(
@@ -35,7 +35,7 @@ def verdict_changes(
                 changed=before.verdict != after.verdict,
                 delta_a=before.delta_loss_nats,
                 delta_b=after.delta_loss_nats,
-                apart=_apart(before.delta_loss_nats, after.delta_loss_nats),
+                apart=apart(before.delta_loss_nats, after.delta_loss_nats),
                 reasons_a=before.reasons,
                 reasons_b=after.reasons,
             )
@@ -93,17 +93,10 @@ def outcome_changes(one: Atlas, two: Atlas, counterparts: Mapping[HeadId, HeadId
                 score_a=before.score,
                 score_b=after.score,
                 status=status,
-                apart=_apart(before.score, after.score),
+                apart=apart(before.score, after.score),
             )
         )
     return tuple(sorted(made, key=lambda one: one.head))
-
-
-def _apart(one: Estimate | None, two: Estimate | None) -> bool:
-    """Whether two intervals do not meet."""
-    if one is None or two is None or one.ci95 is None or two.ci95 is None:
-        return False
-    return one.ci95[1] < two.ci95[0] or two.ci95[1] < one.ci95[0]
 
 
 def later_changes(

@@ -57,7 +57,7 @@ from headscope.interventions.ablation import Ablator, Method
 from headscope.model.load import Heads, Model, Source, load
 from headscope.probes import repeated_tokens
 from headscope.probes.probe import Probe, Tokens, check_fits, probe_of
-from headscope.records.common import Estimate, ModelInfo, Provenance
+from headscope.records.common import Estimate, ModelInfo, Provenance, apart
 
 COMPLEMENT = 0.25
 """How much more often a set must raise the attended token to the top than its best head alone."""
@@ -239,17 +239,11 @@ def _together(
     trial.run(together, natural=together)
     pairs = [(frozenset(some), frozenset(others)) for some, others in zip(subsets, drawn, strict=True)]
     trial.run([world for pair in pairs for world in pair], n=FEW_PROMPTS)
-    unclear = [pair for pair in pairs if not _apart(*(Estimate.of_loss(trial.delta(world)) for world in pair))]
+    read = [[Estimate.of_loss(trial.delta(world)) for world in pair] for pair in pairs]
+    unclear = [pair for pair, (some, others) in zip(pairs, read, strict=True) if not apart(some, others)]
     trial.run([world for pair in unclear for world in pair])
     draws = [_draw(trial, some, others) for some, others in zip(subsets, drawn, strict=True)]
     return [_set(trial, members, circuits, alone)], draws
-
-
-def _apart(first: Estimate, second: Estimate) -> bool:
-    """Whether two intervals have nothing in common."""
-    if first.ci95 is None or second.ci95 is None:
-        return False
-    return first.ci95[0] > second.ci95[1] or second.ci95[0] > first.ci95[1]
 
 
 def _judged(evidence: Evidence, effect: HeadEffect | None, trial: Trial) -> HeadVerdict:

@@ -132,10 +132,11 @@ class Trial:
 
         for known, some in missing.items():
             unread = range(known, len(prompts))
+            start = base
             if not base and frozenset() not in some:
                 # Nobody asks for the clean pass: the world that starts last is the one from which the others start.
-                base = max(some, key=lambda world: min(head.layer for head in world))
-            found: Losses = losses(ablator, prompts, queries, some, index=unread, base=base, progress=progress)
+                start = max(some, key=lambda world: min(head.layer for head in world))
+            found: Losses = losses(ablator, prompts, queries, some, index=unread, base=start, progress=progress)
             for name, rows in found.items():
                 for world, row in zip(some, rows, strict=True):
                     before = self._found.get((name, world), np.empty(0))
