@@ -48,7 +48,7 @@ WANTED = {
 RELATION = {"one": "single", "redundant": "redundant", "halves": "complementary"}
 
 
-def test_no_pass_over_the_prompts_is_made_twice():
+def test_where_nothing_matters_five_passes_and_one_round_of_the_race_are_made():
     # 3 layers of 8 heads with random weights, 32 prompts: no head matters, so the race ends after its first round.
     config = GPT2Config(
         n_layer=3, n_head=8, n_embd=32, n_inner=8, vocab_size=128, n_positions=64, bos_token_id=0, eos_token_id=0
