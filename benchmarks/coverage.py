@@ -7,7 +7,8 @@ default: independent draws from the pool, whose mean is the truth. `mean` is ove
 `worst` is the least of any. The sampling error of one coverage is sqrt(0.95 * 0.05 / redraws), 0.005 for 2,000.
 
     scan        every score, and what it exceeds its control by: every head and role, 32 prompts
-    verify      the change of the second copy's loss without each head, 32 prompts
+    verify      the change of the second copy's loss without each head, 32 prompts; and with each stripe head alone of
+                all of them, `put_back`, 8 prompts
     circuit     of each edge that is found, `effect` and `loss_nats`; of each receiver its stripes and what is
                 `restored`; 128 prompts
     behavior    what removing each head takes of the effect of a claim, 48 facts of the built-in ones
@@ -44,6 +45,7 @@ from headscope.evidence.circuit.measure import PERIOD, SEARCH_PROMPTS
 from headscope.evidence.circuit.tracing import EDGE_LOSS_RESOLUTION
 from headscope.evidence.emergence.change import TENTHS, phase_change
 from headscope.evidence.scan.measure import RESOLUTION, prompt_scores
+from headscope.evidence.verify.trial import FEW_PROMPTS
 from headscope.heads import HeadId
 from headscope.interventions.ablation import Ablator, losses
 from headscope.interventions.paths import INPUTS, Paths
@@ -154,12 +156,18 @@ def every(model: hs.Model) -> list[frozenset[HeadId]]:
 
 
 def verify_pool(model: hs.Model, prompts: int) -> list[Pool]:
-    """The change of the second copy's loss without each head."""
+    """The change of the second copy's loss without each head, and with each stripe head alone of them all."""
     probe = hs.repeated_tokens(model, n_prompts=prompts, seed=20)
     ablator = Ablator.of(model, probe, method="mean", corpus=None, positions=None, seed=0)
     queries = {"second_copy": [copies(prompt).second for prompt in probe.prompts]}
-    found = losses(ablator, probe.prompts, queries, [frozenset(), *every(model)])["second_copy"]
-    return [Pool(rows=(found[1:] - found[0]).T, of="delta_loss_nats", n=N_PROMPTS, least=LOSS_RESOLUTION)]
+    singles, stripes = every(model), frozenset(one.head for one in hs.scan(model).heads("induction"))
+    worlds = [frozenset(), *singles, stripes, *(stripes - {head} for head in sorted(stripes))]
+    found = losses(ablator, probe.prompts, queries, worlds)["second_copy"]
+    clean, removed, (without, *alone) = found[0], found[1 : 1 + len(singles)], found[1 + len(singles) :]
+    pools = [Pool(rows=(removed - clean).T, of="delta_loss_nats", n=N_PROMPTS, least=LOSS_RESOLUTION)]
+    if len(stripes) > 1:
+        pools.append(Pool(rows=(without - alone).T, of="put_back", n=FEW_PROMPTS, least=LOSS_RESOLUTION))
+    return pools
 
 
 def circuit_pool(model: hs.Model, prompts: int) -> list[Pool]:
