@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import json
 from dataclasses import dataclass
@@ -14,9 +15,11 @@ from hypothesis import strategies as st
 
 from headscope.errors import ArgumentError
 from headscope.evidence.kinds import kinds
+from headscope.evidence.params.measure import ParameterCount
 from headscope.heads import HeadId
 from headscope.records.codec import decode, encode
 from headscope.records.document import SavedDocument
+from scripts.house import PACKAGE
 
 SCHEMA = "headscope.test/1"
 
@@ -265,3 +268,32 @@ def test_every_kind_is_read_and_saved_in_one_way():
     for name, one in saved.items():
         assert one.schema == kinds()[name].schema
         assert not {"save", "load", "to_json"} & set(vars(one)), "one code for all"
+
+
+def test_documents_are_written_and_read_by_one_code():
+    written = {"to_dict", "from_dict", "to_json"}
+    found = {
+        (path.relative_to(PACKAGE).as_posix(), node.name)
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.name in written
+    }
+    assert found == {
+        *(("records/document.py", name) for name in written),
+        ("page/report.py", "to_json"),  # of the page's data, which are no record
+        ("page/example.py", "to_dict"),  # a part of them; it needs the model for the text of tokens
+    }
+
+
+def test_what_is_computed_from_a_record_is_in_its_document():
+    count = ParameterCount(
+        per_head=12, per_head_with_bias=15, heads=(HeadId(0, 1), HeadId(2, 3, 1)), circuit=24, model_total=96
+    )
+    assert json.loads(count.to_json()) == {
+        "schema": "headscope.params/1",
+        "per_head": 12,
+        "per_head_with_bias": 15,
+        "circuit": {"heads": [{"layer": 0, "head": 1}, {"layer": 2, "head": 3}], "n_heads": 2, "parameters": 24},
+        "model_total": 96,
+        "share": 0.25,  # 24 of 96
+    }

@@ -353,7 +353,7 @@ def test_a_file_that_is_no_scan_is_refused(tmp_path):
             Scan.load(tmp_path)
     for content in ("[]", "null", "3", "{}", '{"schema": "headscope.verify/1"}', '{"schema": "headscope.scan/2"}'):
         (tmp_path / "scan.json").write_text(content)
-        with pytest.raises(ArgumentError, match=r"schema .* is not 'headscope.scan/1'; give a file that a scan wrote"):
+        with pytest.raises(ArgumentError, match=r"schema .* is not 'headscope.scan/1'; give a file"):
             Scan.load(tmp_path)
 
 

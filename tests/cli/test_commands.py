@@ -18,6 +18,7 @@ from headscope.cli.main import main
 from headscope.evidence.check.measure import agreement
 from headscope.evidence.params.measure import count_parameters
 from headscope.evidence.scan.result import Scan
+from headscope.model import kernels
 
 SMALL = ("--period", "12", "--n-prompts", "4")
 
@@ -121,6 +122,15 @@ def test_check_gives_its_verdict_on_a_model_without_attention(headscope, mamba):
     document = json.loads(ran.out)
     assert (document["support"], document["max_abs_diff"]) == ("unsupported", None)
     assert "no softmax attention" in document["reason"]
+
+
+def test_a_difference_that_is_no_number_is_null_in_the_document(headscope, gpt2, monkeypatch):
+    flash = kernels.flash
+    monkeypatch.setitem(kernels.KERNELS, "flash", lambda *args: (flash(*args)[0] * torch.nan, flash(*args)[1]))
+    monkeypatch.setattr("headscope.model.selfcheck._hooks_route", lambda *_: iter(()))
+    document = json.loads(headscope("check", gpt2, "--json").out, parse_constant=pytest.fail)
+    assert (document["support"], document["max_abs_diff"]) == ("unsupported", None)
+    assert "differs from its own by nan" in document["reason"]
 
 
 def test_params_of_gpt2_small_shape(tmp_path):

@@ -12,7 +12,7 @@ from headscope.evidence.scan.result import THRESHOLD
 from headscope.heads import HeadId
 from headscope.training.config import train_config
 from headscope.training.run import Figures, Row, Strongest, run
-from headscope.training.watch import SCHEMA, Trained, default_folder, train
+from headscope.training.watch import Trained, default_folder, train
 
 TINY = {"heads": 2, "d_model": 16, "steps": 20, "checkpoint_every": 10, "device": "cpu"}
 
@@ -45,7 +45,7 @@ def test_looking_at_the_model_changes_no_weight(trained, tmp_path):
 
 def test_the_document_holds_the_result_and_gives_it_back(trained):
     document = json.loads(trained.to_json())
-    assert document["schema"] == SCHEMA
+    assert document["schema"] == Trained.schema
     assert document["config"]["recipe"] == "copy"
     assert document["final"] == document["curve"][-1]
     assert document["checkpoints"] == ["step-000000", "step-000010", "step-000020"]

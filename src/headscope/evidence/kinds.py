@@ -15,14 +15,11 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import headscope.evidence
 from headscope.errors import ArgumentError, brief
 from headscope.records.files import read_document
-
-if TYPE_CHECKING:
-    pass
 
 
 def _frame_rows(result: Any) -> list[dict[str, Any]]:

@@ -43,16 +43,23 @@ def decode(kind: type[Record], document: Any, *, schema: str | None = None) -> R
         ArgumentError: the document has another schema, or does not hold what the record needs.
     """
     if schema is not None:
-        given = document.get("schema") if isinstance(document, dict) else None
-        if given != schema:
-            raise ArgumentError(
-                f"schema {brief(repr(given))} is not {schema!r}; give a file that headscope wrote as such."
-            )
-        document = {key: value for key, value in document.items() if key != "schema"}
+        document = body_of(document, schema=schema)
     try:
         return _decoded(kind, document, kind.__name__)
     except (OverflowError, TypeError, ValueError) as error:
         raise ArgumentError(f"the document is damaged ({brief(error)}); write it again.") from error
+
+
+def body_of(document: Any, *, schema: str) -> dict[str, Any]:
+    """A document without its schema.
+
+    Raises:
+        ArgumentError: the document has another schema, or none.
+    """
+    given = document.get("schema") if isinstance(document, dict) else None
+    if given != schema:
+        raise ArgumentError(f"schema {brief(repr(given))} is not {schema!r}; give a file that headscope wrote as such.")
+    return {key: value for key, value in document.items() if key != "schema"}
 
 
 def refuse_repeated(heads: Iterable[HeadId]) -> None:

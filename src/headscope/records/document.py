@@ -8,39 +8,58 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from headscope.heads import HeadId
-from headscope.records.codec import decode, encode, refuse_repeated
+from headscope.records.codec import body_of, decode, encode, refuse_repeated
 from headscope.records.files import read_document, write_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Read = TypeVar("Read", bound="Document")
+Record = TypeVar("Record", bound="Document")
 Kept = TypeVar("Kept", bound="SavedDocument")
 
 
-class Document:
-    """A frozen record that is a JSON document."""
+class WrittenDocument:
+    """A frozen record that is written as a JSON document."""
 
     __slots__ = ()
     schema: ClassVar[str]
     """What the document says it is, like `headscope.verify/1`."""
 
+    def body(self) -> dict[str, Any]:
+        """What the document holds besides its schema: the record's fields, unless a class says otherwise."""
+        return encode(self)
+
     def to_dict(self) -> dict[str, Any]:
         """The document, JSON-ready; `schema` says which."""
-        return {"schema": self.schema, **encode(self)}
+        return {"schema": self.schema, **self.body()}
 
     def to_json(self) -> str:
         """The document as text."""
         return json.dumps(self.to_dict(), indent=1, allow_nan=False)
 
+
+class Document(WrittenDocument):
+    """A document that is read back as the record that wrote it."""
+
+    __slots__ = ()
+
     @classmethod
-    def from_dict(cls: type[Read], document: dict[str, Any]) -> Read:
+    def of_body(cls: type[Record], body: dict[str, Any]) -> Record:
+        """The record that `body` wrote.
+
+        Raises:
+            ArgumentError: the body is damaged.
+        """
+        return decode(cls, body)
+
+    @classmethod
+    def from_dict(cls: type[Record], document: dict[str, Any]) -> Record:
         """The result that `to_dict` wrote.
 
         Raises:
             ArgumentError: the document is of another schema, or damaged.
         """
-        found = decode(cls, document, schema=cls.schema)
+        found = cls.of_body(body_of(document, schema=cls.schema))
         refuse_repeated(found.listed())
         found.refuse_damage()
         return found

@@ -10,21 +10,19 @@ costs time, and the store keeps one result.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from headscope.errors import ArgumentError
-from headscope.records.codec import encode
+from headscope.records.document import WrittenDocument
 from headscope.sweeps.engines import Cluster, inline, on_ray
 from headscope.sweeps.plan import Job, Plan, make_plan
 from headscope.sweeps.run import Failure, Loading, failed
 from headscope.sweeps.store import DamagedFile, Store
 
-SCHEMA = "headscope.sweep/1"
 ENGINES = ("inline", "ray")
 
 
@@ -47,9 +45,10 @@ class FailedJob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Sweep:
+class Sweep(WrittenDocument):
     """What became of a sweep's jobs."""
 
+    schema: ClassVar[str] = "headscope.sweep/1"
     planned: int
     """Jobs in all, each once."""
     done: int
@@ -64,14 +63,6 @@ class Sweep:
     """The jobs that failed, with reasons."""
     damaged: tuple[DamagedFile, ...] = ()
     """What this sweep found damaged, and set aside in the store's folder `damaged`; its own jobs were done again."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The document `headscope.sweep/1`, JSON-ready."""
-        return {"schema": SCHEMA, **encode(self)}
-
-    def to_json(self) -> str:
-        """The document as text."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
 
     def __repr__(self) -> str:
         return f"Sweep({self.store}: {self.done} done, {self.skipped} skipped, {self.failed} failed of {self.planned})"

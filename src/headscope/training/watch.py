@@ -14,11 +14,10 @@ Cost of a look: two to three training steps of the `copy` recipe; there is one e
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
@@ -28,16 +27,16 @@ from headscope.model.load import Model, load
 from headscope.probes import Probe, repeated_tokens
 from headscope.records.codec import decode, encode
 from headscope.records.common import ModelInfo, Provenance
+from headscope.records.document import Document
 from headscope.training.config import TrainConfig, train_config
 from headscope.training.run import Figures, Measure, Row, Strongest, held_from, run
 
-SCHEMA = "headscope.train/1"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Trained:
+class Trained(Document):
     """A finished run."""
 
+    schema: ClassVar[str] = "headscope.train/1"
     config: TrainConfig
     """What was trained."""
     model: ModelInfo
@@ -65,23 +64,18 @@ class Trained:
         """What came out, in a sentence or two."""
         return _learned(self.final)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The document `headscope.train/1`, JSON-ready."""
-        return {"schema": SCHEMA, **encode(self), "final": encode(self.final), "learned": self.learned}
+    def body(self) -> dict[str, Any]:
+        """What the document holds: the record, then its last row and what that says."""
+        return {**encode(self), "final": encode(self.final), "learned": self.learned}
 
     @classmethod
-    def from_dict(cls, document: dict[str, Any]) -> Trained:
-        """The result that `to_dict` wrote.
+    def of_body(cls, body: dict[str, Any]) -> Trained:
+        """The record; its last row and what that says are its own.
 
         Raises:
-            ArgumentError: the document is not a `headscope.train/1`.
+            ArgumentError: the body is damaged.
         """
-        kept = {name: value for name, value in document.items() if name not in ("final", "learned")}
-        return decode(cls, kept, schema=SCHEMA)
-
-    def to_json(self) -> str:
-        """The document as text."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
+        return decode(cls, {name: value for name, value in body.items() if name not in ("final", "learned")})
 
     def __repr__(self) -> str:
         return f"Trained({self.config.recipe}, step {self.final.step}: {self.learned})"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from headscope.cli import options
 from headscope.cli.following import suggest
 from headscope.render.plain import say
@@ -32,7 +30,7 @@ def check(
 
     found = agreement(open_model(opening.model, **opening.settings()))
     if as_json:
-        say(json.dumps(found.to_dict(), indent=1), wrap=False)
+        say(found.to_json(), wrap=False)
         return
     about = found.model
     say(f"{about.id}: {about.support}, {about.reason}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
@@ -35,7 +34,7 @@ def params(
 
     count = count_parameters(loaded, heads=heads or ())
     if as_json:
-        say(json.dumps(count.to_dict(), indent=1), wrap=False)
+        say(count.to_json(), wrap=False)
         return
     names = ", ".join(map(str, count.heads)) or "two heads, one in each of two layers"
     say(f"one head      {count.per_head:>15,}   W_Q, W_K, W_V, W_O")

@@ -18,7 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from headscope.probes.copies import copies
 from headscope.probes.probe import Tokens, check_fits, probe_of
 from headscope.records.codec import encode
 from headscope.records.common import Estimate, ModelInfo, Provenance
+from headscope.records.document import WrittenDocument
 
 N_PROMPTS = 32
 """Prompts of the default probe."""
@@ -50,9 +51,10 @@ class LossChange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Ablation:
+class Ablation(WrittenDocument):
     """What the loss becomes without some heads."""
 
+    schema: ClassVar[str] = "headscope.ablation/1"
     model: ModelInfo
     """Which model."""
     heads: tuple[HeadId, ...]
@@ -79,9 +81,9 @@ class Ablation:
         """Change of the second copy's loss; of every token's where nothing repeats."""
         return self.losses["second_copy" if "second_copy" in self.losses else "text"].delta
 
-    def to_dict(self) -> dict[str, Any]:
-        """The document `headscope.ablation/1`, JSON-ready."""
-        return {"schema": "headscope.ablation/1", "delta_loss_nats": encode(self.delta_loss_nats), **encode(self)}
+    def body(self) -> dict[str, Any]:
+        """What the document holds: the change of the loss, then the record."""
+        return {"delta_loss_nats": encode(self.delta_loss_nats), **encode(self)}
 
     def __repr__(self) -> str:
         delta = self.delta_loss_nats

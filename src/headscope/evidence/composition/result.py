@@ -6,7 +6,7 @@ Formulas and what misleads are in `headscope.evidence.composition.measure`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
 from jaxtyping import Float
@@ -16,11 +16,10 @@ from headscope.evidence.scan.result import Timing
 from headscope.heads import HeadId
 from headscope.records.codec import encode
 from headscope.records.common import ModelInfo, Provenance
+from headscope.records.document import WrittenDocument
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SCHEMA = "headscope.composition/1"
 
 Kind = Literal["q", "k", "v"]
 KINDS: tuple[Kind, ...] = ("q", "k", "v")
@@ -73,9 +72,10 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class Composition:
+class Composition(WrittenDocument):
     """Q-, K- and V-composition of every pair of heads."""
 
+    schema: ClassVar[str] = "headscope.composition/1"
     model: ModelInfo
     """Which model."""
     fold: bool
@@ -171,8 +171,8 @@ class Composition:
             )
         return pd.concat(parts, ignore_index=True).assign(model=self.model.id)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The document `headscope.composition/1`, JSON-ready.
+    def body(self) -> dict[str, Any]:
+        """What the document holds.
 
         `pairs` holds columns, by kind: `sender` and `receiver` count into `heads`, and only pairs with a score are in.
         """
@@ -188,7 +188,6 @@ class Composition:
                 "z": [None if np.isnan(one) else float(one) for one in z],
             }
         return {
-            "schema": SCHEMA,
             "model": encode(self.model),
             "fold": self.fold,
             "remove_top": self.remove_top,

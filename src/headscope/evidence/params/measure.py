@@ -13,7 +13,7 @@ GPT-2 small: 4 * 768 * 64 = 196,608 per head, 192 more with biases.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -23,12 +23,14 @@ from headscope.heads import HeadId
 from headscope.model.attention import Attention
 from headscope.model.load import Heads, Model, Source, load
 from headscope.model.scope import hooking
+from headscope.records.document import WrittenDocument
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ParameterCount:
+class ParameterCount(WrittenDocument):
     """Parameters of a head, a circuit and the model."""
 
+    schema: ClassVar[str] = "headscope.params/1"
     per_head: int
     """W_Q, W_K, W_V and W_O of one head."""
     per_head_with_bias: int
@@ -45,10 +47,9 @@ class ParameterCount:
         """Circuit over model."""
         return self.circuit / self.model_total
 
-    def to_dict(self) -> dict[str, Any]:
-        """The document `headscope.params/1`, JSON-ready."""
+    def body(self) -> dict[str, Any]:
+        """What the document holds: the circuit's entries together, and its share of the model."""
         return {
-            "schema": "headscope.params/1",
             "per_head": self.per_head,
             "per_head_with_bias": self.per_head_with_bias,
             "circuit": {

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-SCHEMA = "headscope.scan/1"
 THRESHOLD = 0.4
 """A head is found for a role when its mean score reaches this."""
 
@@ -88,7 +87,7 @@ class Timing:
 class Scan(SavedDocument):
     """Every head's score for every role."""
 
-    schema: ClassVar[str] = SCHEMA
+    schema: ClassVar[str] = "headscope.scan/1"
     model: ModelInfo
     """Which model."""
     probe: dict[str, Any]
@@ -146,10 +145,9 @@ class Scan(SavedDocument):
         kinds = {name: "int64" if name in WHOLE else "float64" for name in COLUMNS if name != "detector"}
         return frame.astype(kinds).assign(model=pd.Series(self.model.id, index=frame.index, dtype=object))
 
-    def to_dict(self) -> dict[str, Any]:
-        """The document `headscope.scan/1`, JSON-ready."""
+    def body(self) -> dict[str, Any]:
+        """What the document holds: scores by head, and the heads found for each role."""
         return {
-            "schema": SCHEMA,
             "model": encode(self.model),
             "probe": dict(self.probe),
             "detectors": [encode(role) for role in self.roles],
@@ -173,34 +171,33 @@ class Scan(SavedDocument):
         return grouped
 
     @classmethod
-    def from_dict(cls, document: dict[str, Any]) -> Scan:
-        """The result that `to_dict` wrote.
+    def of_body(cls, body: dict[str, Any]) -> Scan:
+        """The scan that `body` wrote.
 
         Raises:
-            ArgumentError: the document is not a `headscope.scan/1`.
+            ArgumentError: the body is damaged.
         """
-        if document.get("schema") != SCHEMA:
-            given = brief(repr(document.get("schema")))
-            raise ArgumentError(f"schema {given} is not {SCHEMA!r}; give a file that a scan wrote.")
         try:
-            found = cls(
-                model=decode(ModelInfo, document["model"]),
-                probe=dict(document["probe"]),
-                roles=tuple(decode(Role, role) for role in document["detectors"]),
+            return cls(
+                model=decode(ModelInfo, body["model"]),
+                probe=dict(body["probe"]),
+                roles=tuple(decode(Role, role) for role in body["detectors"]),
                 scores=tuple(
                     decode(HeadScore, {**place, "detector": detector, **numbers})
-                    for place in ({**entry} for entry in document["heads"])
+                    for place in ({**entry} for entry in body["heads"])
                     for detector, numbers in place.pop("scores").items()
                 ),
-                unscored=dict(document["unscored"]),
-                provenance=decode(Provenance, document["provenance"]),
-                timing=decode(Timing, document["timing"]),
+                unscored=dict(body["unscored"]),
+                provenance=decode(Provenance, body["provenance"]),
+                timing=decode(Timing, body["timing"]),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ArgumentError(f"the scan document is damaged ({brief(error)}); write it again.") from error
-        for role in {score.detector for score in found.scores}:
-            refuse_repeated(score.head for score in found.scores if score.detector == role)
-        return found
+
+    def refuse_damage(self) -> None:
+        """Raise an ArgumentError where a head has two scores for one role."""
+        for role in {score.detector for score in self.scores}:
+            refuse_repeated(score.head for score in self.scores if score.detector == role)
 
     def to_parquet(self) -> bytes:
         """The frame as a Parquet file, with the rest of the document in its metadata under `headscope`."""
