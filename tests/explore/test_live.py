@@ -222,7 +222,7 @@ def test_a_state_is_shared_without_the_secret(show, reader):
     opened.type(TYPED)
     page.get_by_label("Head", exact=True).select_option("L1H5")
     page.get_by_role("button", name="Switch L1H5 off").click()
-    page.check("input[name=method][value=zero]", force=True)
+    page.locator("label:has(input[name=method][value=zero])").click()
     page.locator(".tokens .chip").nth(9).click()
     opened.settle()
     page.get_by_role("button", name="Copy link").click()

@@ -63,7 +63,7 @@ def test_heads_are_seen_found_and_put_side_by_side_under_one_cursor(show, small,
     page.locator(".beside canvas").nth(1).hover(position={"x": side * 5.5, "y": side * 30.5})
     assert all("at 20" in one for one in notes(page))
     # From the other end: the value is the same, the question another.
-    page.locator("#patterns input[value=to]").check(force=True)
+    page.locator("#patterns label:has(input[value=to])").click()
     assert all(re.match(r"To .* at 3 it looks most from .* at 20: ", one) for one in notes(page))
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     # All of that is in the address, which opens the same in another window.
@@ -119,7 +119,7 @@ def test_a_word_is_explained_on_hover_and_focus(show, small):
 def test_an_address_opens_a_head_and_a_role(show, small, tmp_path):
     opened = show(small)
     page = opened.page
-    page.check("input[value=induction]", force=True)
+    page.locator("label:has(input[value=induction])").click()
     page.locator("#head-map rect[data-head=L0H3]").click()
     page.wait_for_function("location.hash.includes('head=L0H3')")
     other = page.context.new_page()

@@ -71,7 +71,7 @@ def test_every_role_is_a_map(show, made):
     assert cells.count() == 12
     before = [one.get_attribute("fill") for one in cells.all()]
     for mode in ("effect", *(one["name"] for one in made["scan"]["detectors"])):
-        page.check(f"input[value={mode}]", force=True)
+        page.locator(f"label:has(input[value={mode}])").click()
         page.wait_for_function(
             "(before) => [...document.querySelectorAll('#head-map rect[data-head]')]"
             ".some((one, i) => one.getAttribute('fill') !== before[i])",
@@ -89,7 +89,7 @@ def test_every_role_is_a_map(show, made):
 
 def test_pointing_at_a_head_gives_its_interval(show, made):
     opened = show(made)
-    opened.page.check("input[value=induction]", force=True)
+    opened.page.locator("label:has(input[value=induction])").click()
     opened.page.hover("#head-map rect[data-head=L1H1]")
     score = next(one for one in made["scan"]["heads"] if (one["layer"], one["head"]) == (1, 1))["scores"]["induction"]
     note = opened.page.locator("#map-note").inner_text()
@@ -327,7 +327,7 @@ def test_a_null_result_looks_like_a_result(show, document):
     assert rows[0].split("\t")[1:4] == ["0.120 [0.000, 0.200]", "0.020", "0.010"]
     assert page.locator("#circuit-part").count() == 0
     assert "none is explained" in page.locator("#made").inner_text()
-    page.check("input[value=induction]", force=True)
+    page.locator("label:has(input[value=induction])").click()
     assert "0.12, the largest" in page.locator("#head-map .legend").inner_text()
     darkest = page.locator("#head-map rect[data-head=L1H5]").get_attribute("fill")
     assert darkest == "#08306b"  # the end of the scale
@@ -353,7 +353,7 @@ def test_a_large_page_opens(show):
     assert opened.page.locator(".choose select").input_value() == opened.page.locator("#card-title").inner_text()
     assert opened.page.locator("#head-map rect[data-head]").count() == 1024
     assert "for all but" in opened.page.locator("#made").inner_text()
-    opened.page.check("input[value=induction]", force=True)
+    opened.page.locator("label:has(input[value=induction])").click()
     opened.page.locator("#head-map rect[data-head]").nth(1000).click()
     assert opened.page.locator("#card-title").inner_text() == "L31H8"
     assert opened.page.locator(".choose select").input_value() == "L31H8"

@@ -14,7 +14,7 @@ from tests.axe import violations
 
 def test_no_rule_of_axe_is_broken(show):
     opened = show(synthetic(2, 6, 48))
-    opened.page.check("input[value=effect]", force=True)
+    opened.page.locator("label:has(input[value=effect])").click()
     opened.page.locator("summary").first.click()
     for scheme in ("light", "dark"):
         opened.page.emulate_media(color_scheme=scheme)

@@ -12,6 +12,7 @@ import torch
 from pytest import approx
 
 import headscope as hs
+from benchmarks.atlas import counted
 from headscope.evidence.ablation.measure import ablate
 from headscope.evidence.scan.result import Scan
 from headscope.heads import HeadId
@@ -38,6 +39,48 @@ def test_the_document_holds_the_results_whole(results, made):
 def test_the_same_seed_gives_the_same_document(results, made):
     again = report_document(results.model, **ready(results))
     assert again == made
+
+
+def test_a_report_reads_no_more_than_what_it_is_made_of():
+    # Verify begins with the scan of its probe, and the circuit with its verdicts: a report adds its example and tables.
+    model, settings = hs.load("demo"), dict(n_prompts=4, period=12)
+    probe = hs.repeated_tokens(model, **settings)
+    with counted(model) as tokens:
+        hs.verify(model, probe=probe, top=3)  # what is tried once per model is tried here
+
+        def read(run):
+            tokens[0] = 0
+            return run(), tokens[0]
+
+        whole, all_tokens = read(lambda: report_document(model, top=3, **settings))
+        scan, scan_tokens = read(lambda: hs.scan(model, probe=probe))
+        verification, verify_tokens = read(lambda: hs.verify(model, probe=probe, top=3))
+        circuit, circuit_tokens = read(lambda: hs.trace_circuit(model, verification=verification, probe=probe))
+        made_of = dict(scan=scan, verification=verification, circuit=circuit)
+        _, page_tokens = read(lambda: report_document(model, **made_of))
+    assert all_tokens == verify_tokens + circuit_tokens + page_tokens
+    assert min(scan_tokens, verify_tokens, circuit_tokens, page_tokens) > 0
+    assert Scan.from_dict(whole["scan"]).scores == scan.scores
+
+
+def test_a_ready_scan_is_kept_where_verify_makes_its_own(results):
+    made = report_document(results.model, scan=results.scan, circuit=results.circuit, n_prompts=4, period=12, top=3)
+    assert made["scan"] == results.scan.to_dict()
+    assert made["verify"]["probe"]["n_prompts"] == 4
+    assert made["scan"]["probe"]["n_prompts"] == 32
+
+
+def test_each_part_reads_as_many_prompts_as_it_does_alone(results, monkeypatch):
+    # What is drawn is told by the probes: 32 for the verification, 128 for the circuit, whose one query scatters more.
+    drawn = []
+
+    def spy(model, **settings):
+        drawn.append(settings["n_prompts"])
+        return hs.repeated_tokens(model, **settings | dict(n_prompts=4))
+
+    monkeypatch.setattr("headscope.page.report.repeated_tokens", spy)
+    report_document(results.model, top=3)
+    assert drawn == [32, 128]
 
 
 def test_no_step_is_told_while_the_model_is_locked(results):

@@ -401,16 +401,16 @@ def test_the_mosaic_is_a_page(show, tmp_path):
     small = page.locator(".tiles svg").nth(2)
     small.hover(position={"x": 6, "y": 6})
     assert "L0H0 induction: 0.100" in note.inner_text()
-    page.get_by_label("previous token").check(force=True)
+    page.locator("label:has(input)", has_text="previous token").click()
     page.locator(".tiles svg").nth(1).focus()
     assert note.inner_text() == "org/big L31H31 previous token: 0.700 [0.650, 0.750]"
-    page.get_by_label("by size").check(force=True)
+    page.locator("label:has(input)", has_text="by size").click()
     assert [one.split()[-1] for one in names.all_inner_texts()] == ["@step512", "wide", "big"]
     heights = (
         "[...document.querySelectorAll('.tiles svg')].map((one) => Math.round(one.getBoundingClientRect().height))"
     )
     assert len(set(page.evaluate(heights))) == 3
-    page.get_by_label("share of depth").check(force=True)
+    page.locator("label:has(input)", has_text="share of depth").click()
     assert len(set(page.evaluate(heights))) == 1
     page.get_by_role("searchbox").fill("GPT2")
     assert names.all_inner_texts() == ["wide"]

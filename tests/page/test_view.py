@@ -28,8 +28,9 @@ def test_a_cell_shows_patterns_roles_and_a_heads_card(browser, made):
     title = frame.locator("#card-title")
     title.get_by_text("L0H4").wait_for()  # also where the address cannot hold the state
     expect(title).to_be_focused()  # the frame has scrolled to it: what is clicked next stays where it is
-    frame.locator("input[value=previous_token]").check(force=True)
-    assert "previous token" in frame.locator("#head-map h3").inner_text()
+    # The label is what is seen; a click on it waits until the page stands still.
+    frame.locator("label:has(input[value=previous_token])").click()
+    expect(frame.locator("#head-map h3")).to_contain_text("previous token")
     frame.get_by_label("Find a head").fill("L1H2")
     frame.get_by_label("Find a head").press("Enter")
     assert "L1H2" in " ".join(frame.locator(".beside h3").all_inner_texts())

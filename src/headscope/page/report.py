@@ -7,7 +7,7 @@
 
 The document `headscope.report/1` holds all of it; `headscope.page.html` makes it a page. Files are written whole.
 
-Cost: that of the three, and a few passes over one prompt.
+Cost: that of verify, which begins with the scan, and of the circuit; and a few passes over one prompt.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from headscope.errors import ArgumentError, UnsupportedModel
 from headscope.evidence.ablation.each import N_PROMPTS, TOP
+from headscope.evidence.circuit.measure import N_PROMPTS as CIRCUIT_PROMPTS
 from headscope.evidence.circuit.measure import PERIOD, trace_circuit
 from headscope.evidence.circuit.result import Circuit
 from headscope.evidence.kinds import kind_of
 from headscope.evidence.scan.measure import scan as read_attention
 from headscope.evidence.scan.result import Scan
-from headscope.evidence.verify.measure import verify
+from headscope.evidence.verify.measure import verified
 from headscope.evidence.verify.result import Verification
 from headscope.heads import HeadId, Heads
 from headscope.interventions.ablation import method_named
@@ -36,7 +37,7 @@ from headscope.page.example import example
 from headscope.page.finding import finding
 from headscope.page.html import page_html
 from headscope.page.tables import token_tables
-from headscope.probes import repeated_tokens
+from headscope.probes import Probe, repeated_tokens
 from headscope.probes.repeated import fitting_period
 from headscope.records.codec import encode
 from headscope.records.common import ModelInfo, Provenance
@@ -86,10 +87,10 @@ def report(
         behavior: What `hs.behavior` gave for this model.
         results: Results of further kinds for this model, each shown in the section of its kind.
         heads: Judge these alone, and explain those of them that do induction; by default every head.
-        n_prompts: Random prompts of each of the three that is measured here; by default 32.
+        n_prompts: Random prompts of each of the three that is measured here; by default 32, and 128 in the circuit.
         period: Length of their repeated run, at least 3; by default 50, and 24 in the circuit, or what fits.
         top: Heads with the largest effects to measure exactly; by default 10.
-        progress: Called with (what is being done, done, of); what begins with the stage, like `2 of 3 verify`.
+        progress: Called with (what is being done, done, of); what begins with the stage, like `1 of 2 verify`.
 
     Returns:
         The file.
@@ -153,35 +154,39 @@ def report_document(
     )
     refuse_other_models(info, (scan, verification, circuit, *behavior, *results))
     refuse_other_runs(info, list(emergence))
-    n_prompts = n_prompts or N_PROMPTS
     due = [name for name, one in (("scan", scan), ("verify", verification), ("circuit", circuit)) if one is None]
+    if verification is None and scan is None:
+        due.remove("scan")  # verify begins with it
 
     def staged(stage: str) -> Callable[[str, int, int], None]:
-        of = f"{due.index(stage) + 1} of {len(due)} {stage}" if stage in due else stage
+        of = f"{due.index(stage) + 1} of {len(due)} {stage}"
         return lambda what, done, total: step(f"{of}: {what}", done, total)
 
-    if scan is None or verification is None:
-        probe = repeated_tokens(model, n_prompts=n_prompts, period=period, seed=seed)
-        if scan is None:
-            told = staged("scan")
-            scan = read_attention(model, probe=probe, progress=lambda done, total: told("reading", done, total))
-        verification = verification or verify(
+    def drawn(default: int, period: int | None) -> Probe:
+        return repeated_tokens(model, n_prompts=n_prompts or default, period=period, seed=seed)
+
+    if verification is None:
+        verification, read = verified(
             model,
             heads,
-            probe=probe,
+            probe=drawn(N_PROMPTS, period),
             top=TOP if top is None else top,
             natural=natural,
             seed=seed,
             progress=staged("verify"),
         )
+        scan = scan or read
+    elif scan is None:
+        told = staged("scan")
+        probe = drawn(N_PROMPTS, period)
+        scan = read_attention(model, probe=probe, progress=lambda done, total: told("reading", done, total))
     reason = None
     if circuit is None:
         try:
-            run = period if period is not None else fitting_period(model, PERIOD)
             circuit = trace_circuit(
                 model,
                 verification=verification,
-                probe=repeated_tokens(model, n_prompts=n_prompts, period=run, seed=seed),
+                probe=drawn(CIRCUIT_PROMPTS, fitting_period(model, PERIOD) if period is None else period),
                 seed=seed,
                 progress=staged("circuit"),
             )

@@ -63,7 +63,7 @@ def view(
         verification: What `hs.verify` gave.
         circuit: What `hs.trace_circuit` gave.
         results: Results of further kinds, like an atlas.
-        n_prompts: Random prompts of each of the three that is measured here; by default 32.
+        n_prompts: Random prompts of each of the three that is measured here; by default 32, and 128 in the circuit.
         period: Length of their repeated run; by default 50, and 24 in the circuit, or what fits.
         seed: Of all probes.
         height: Pixels of the frame, at least 200.

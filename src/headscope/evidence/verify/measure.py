@@ -38,7 +38,7 @@ from headscope.evidence.ablation.measure import refuse_all
 from headscope.evidence.copying import Copying, TokenSpace
 from headscope.evidence.offsets import LEAST_TOKENS, Offsets
 from headscope.evidence.scan.measure import scanned
-from headscope.evidence.scan.result import HeadScore, Timing
+from headscope.evidence.scan.result import HeadScore, Scan, Timing
 from headscope.evidence.verify.behind import Behind
 from headscope.evidence.verify.evidence import (
     RULE,
@@ -96,6 +96,32 @@ def verify(
         UnsupportedModel: the model has no LM head, so that no loss is defined.
         NonFiniteError: a loss or score is not a number.
     """
+    return verified(
+        model,
+        heads,
+        probe=probe,
+        ablation=ablation,
+        search=search,
+        top=top,
+        natural=natural,
+        seed=seed,
+        progress=progress,
+    )[0]
+
+
+def verified(
+    model: Source,
+    heads: Heads | None = None,
+    *,
+    probe: Any | None = None,
+    ablation: Method = "mean",
+    search: Search = "race",
+    top: int = TOP,
+    natural: str | None = None,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[Verification, Scan]:
+    """A verification, and the scan of its probe that it begins with; arguments and errors are those of `verify`."""
     model = load(model)
     named = None if heads is None else model.named(heads)
     if named is not None:
@@ -176,7 +202,7 @@ def verify(
     meanings = {one.name: one for one in head_types.meanings()}
     members = [one.head for one in verdicts if meanings[one.verdict].is_induction]
     sets, draws = _together(model, trial, members, stripes, circuits, alone, seed)
-    return Verification(
+    verification = Verification(
         model=ModelInfo.of(model),
         heads=tuple(sorted(verdicts, key=lambda one: one.head)),
         sets=tuple(sets),
@@ -197,6 +223,7 @@ def verify(
         provenance=Provenance.of(model, kernels=scan.provenance.kernels, seed=seed),
         timing=Timing(wall_s=time.perf_counter() - started, tokens=probe.n_tokens + held_out.n_tokens),
     )
+    return verification, scan
 
 
 def judged_prompts(model: Model, probe: Any | None, seed: int) -> tuple[Probe, Probe, tuple[Tokens, ...]]:
