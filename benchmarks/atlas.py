@@ -32,9 +32,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import headscope as hs
+from headscope.evidence.atlas.finding import HELD
 from headscope.evidence.atlas.ioi import PLACES, TEXT, THINGS
 from headscope.evidence.atlas.measure import PASS_TOKENS
-from headscope.evidence.atlas.outcome import HELD
 from headscope.evidence.atlas.roles import roles
 from headscope.evidence.atlas.runner import N_PROMPTS, RoleRunner
 from headscope.evidence.atlas.words import LONGER, NAMES, ORDERED, UNORDERED

@@ -18,7 +18,8 @@ from .evidence.composition.result import Composition as Composition
 from .evidence.emergence.measure import Emergence as Emergence, emergence as emergence
 from .evidence.emergence.tracker import Snapshot as Snapshot, Tracker as Tracker
 from .evidence.icl.measure import InContext as InContext, icl as icl
-from .evidence.known.lists import KnownHead as KnownHead, known as known
+from .evidence.known.agreement import known as known
+from .evidence.known.lists import KnownHead as KnownHead
 from .evidence.scan.measure import scan as scan
 from .evidence.scan.result import HeadScore as HeadScore, Scan as Scan
 from .evidence.token_space import ov_table as ov_table, qk_table as qk_table, virtual_circuit as virtual_circuit

@@ -18,9 +18,9 @@ import headscope as hs
 from headscope.cli.main import app
 from headscope.errors import ArgumentError, ShapeError
 from headscope.evidence.atlas import measure, summary
+from headscope.evidence.atlas.finding import Effect, RoleFinding
 from headscope.evidence.atlas.ioi import TEXT
 from headscope.evidence.atlas.outcome import RULE, judge
-from headscope.evidence.atlas.result import Effect, RoleFinding
 from headscope.evidence.atlas.roles import roles
 from headscope.evidence.atlas.runner import RoleRunner
 from headscope.evidence.atlas.terminal import print_atlas

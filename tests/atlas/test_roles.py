@@ -13,11 +13,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import headscope as hs
 from headscope.errors import ArgumentError
+from headscope.evidence.atlas.finding import HELD
 from headscope.evidence.atlas.ioi import objects
-from headscope.evidence.atlas.outcome import HELD
-from headscope.evidence.atlas.role import NotAsked
 from headscope.evidence.atlas.roles import concept_induction
 from headscope.evidence.atlas.runner import RoleRunner
+from headscope.evidence.atlas.samples import NotAsked
 from headscope.evidence.atlas.words import two_token_words
 from headscope.planted.known_roles import NAMES, PAIRS, known_roles
 from tests.running import seeds

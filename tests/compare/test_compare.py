@@ -16,8 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import headscope as hs
 from benchmarks.packed import quantised
 from headscope.errors import ArgumentError, TokenError
-from headscope.evidence.atlas.outcome import Outcome
-from headscope.evidence.atlas.result import RoleFinding
+from headscope.evidence.atlas.finding import Outcome, RoleFinding
 from headscope.evidence.compare.changes import head_changes
 from headscope.evidence.compare.finding import finding
 from headscope.evidence.compare.later import later_changes, outcome_changes

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
+from headscope.evidence.atlas.finding import Effect, RoleFinding
 from headscope.evidence.atlas.outcome import RULE
-from headscope.evidence.atlas.result import Atlas, Effect, HeadSummary, RoleFinding, RoleMeaning
+from headscope.evidence.atlas.result import Atlas, HeadSummary, RoleMeaning
 from headscope.evidence.known.lists import KnownHead
 from headscope.evidence.scan.result import Timing
 from headscope.heads import HeadId

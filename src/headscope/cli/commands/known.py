@@ -30,7 +30,7 @@ def known(
 
     Example: `headscope known gpt2`
     """
-    from headscope.evidence.known.lists import known as published
+    from headscope.evidence.known.agreement import known as published
     from headscope.records.codec import encode
 
     found = published(model)

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from headscope.errors import TokenError
-from headscope.evidence.atlas.role import NotAsked
 from headscope.evidence.atlas.runner import RoleRunner
+from headscope.evidence.atlas.samples import NotAsked
 from headscope.interventions.choices import Choices
 from headscope.probes.probe import Probe, Tokens
 from headscope.probes.repeated import random_tokens

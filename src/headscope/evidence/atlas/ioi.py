@@ -19,14 +19,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headscope.evidence.atlas.role import NotAsked, Sample, Scored, Tokens
+from headscope.evidence.atlas.role import Scored
 from headscope.evidence.atlas.runner import RoleRunner
+from headscope.evidence.atlas.samples import NotAsked, Sample
 from headscope.evidence.atlas.words import NAMES, all_known, token_ids
 from headscope.heads import HeadId
 from headscope.interventions.choices import Choices
 from headscope.interventions.knockout import Places
 from headscope.model.model import Model
-from headscope.probes.probe import Probe
+from headscope.probes.probe import Probe, Tokens
 
 TEXT = "When {first} and {second} went to the {place}, {giver} gave a {thing} to"
 PLACES = ("store", "park", "school", "office", "garden", "market", "house", "station")

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from headscope.detectors.standard import resolve
-from headscope.evidence.atlas.result import RoleFinding
-from headscope.evidence.atlas.role import Sample, Scored
+from headscope.evidence.atlas.finding import RoleFinding
+from headscope.evidence.atlas.role import Scored
 from headscope.evidence.atlas.runner import METHODS, RoleRunner
+from headscope.evidence.atlas.samples import Sample
 from headscope.heads import HeadId
 from headscope.probes.probe import Tokens
 

@@ -28,12 +28,14 @@ import numpy as np
 import torch
 
 from headscope.errors import ArgumentError
+from headscope.evidence.atlas.finding import Effect, RoleFinding
 from headscope.evidence.atlas.keep import Keep
 from headscope.evidence.atlas.outcome import RULE, OutcomeRule
-from headscope.evidence.atlas.result import Atlas, Effect, RoleFinding, RoleMeaning, by_reason
-from headscope.evidence.atlas.role import NotAsked, Role, Sample, Scored
+from headscope.evidence.atlas.result import Atlas, RoleMeaning, by_reason
+from headscope.evidence.atlas.role import Role, Scored
 from headscope.evidence.atlas.roles import named
 from headscope.evidence.atlas.runner import N_PROMPTS, RoleRunner
+from headscope.evidence.atlas.samples import NotAsked, Sample
 from headscope.evidence.atlas.summary import judged, summaries
 from headscope.evidence.known.agreement import compared
 from headscope.evidence.known.lists import known_heads

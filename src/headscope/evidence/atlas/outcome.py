@@ -25,14 +25,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from headscope.evidence.atlas.result import Effect, RoleFinding
-
-Outcome = Literal["primary", "secondary", "correlate", "interferer", "null"]
-HELD: tuple[Outcome, ...] = ("primary", "secondary", "interferer")
-"""Outcomes with which a head holds a role: it does something by it."""
+from headscope.evidence.atlas.finding import Effect, Outcome, RoleFinding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +59,7 @@ class Judged:
     """Which kind of the role it is, for roles that have kinds, like `dormant`."""
 
 
-Judge = Callable[["RoleFinding", OutcomeRule], Judged]
+Judge = Callable[[RoleFinding, OutcomeRule], Judged]
 
 
 def sign(test: Effect | None, rule: OutcomeRule) -> Literal[-1, 0, 1]:

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from headscope.evidence.atlas.finding import RoleFinding
 from headscope.evidence.atlas.outcome import Judge, judge
+from headscope.evidence.atlas.runner import RoleRunner
+from headscope.evidence.atlas.samples import Sample
 from headscope.evidence.scan.result import THRESHOLD
 from headscope.heads import HeadId
 from headscope.probes.probe import Tokens
-
-if TYPE_CHECKING:
-    from headscope.evidence.atlas.result import RoleFinding
-    from headscope.evidence.atlas.runner import RoleRunner
-
-Samples = Float[np.ndarray, " prompt"]
-"""One value for each prompt, in nats; positive: the head serves the role."""
-
-
-class NotAsked(Exception):
-    """A role cannot be asked of this model; the message is the reason, one line, without a full stop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -48,16 +40,6 @@ class Scored:
     """What else to say of a head, like `3 tokens back`."""
     probe: dict[str, Any] = field(default_factory=dict)
     """How the prompts were made, JSON-ready."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Sample:
-    """One intervention on one head, prompt by prompt."""
-
-    values: Samples
-    """See `Samples`; for a test of equivalence the change itself."""
-    within_nats: float | None = None
-    """For a test of equivalence its bound; None for a test of an effect."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -24,7 +24,7 @@ import torch
 from headscope.detectors import DETECTORS
 from headscope.errors import ShapeError
 from headscope.evidence.atlas.keep import Keep
-from headscope.evidence.atlas.role import NotAsked, Sample, Samples
+from headscope.evidence.atlas.samples import NotAsked, Sample, Samples
 from headscope.evidence.atlas.shapes import shapes_of
 from headscope.heads import HeadId
 from headscope.interventions.ablation import AblatedHeads, Ablator, Intervention, Method, Queries, losses, same_length

@@ -14,10 +14,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from headscope.evidence.atlas.outcome import HELD, RULE, OutcomeRule, sign
-from headscope.evidence.atlas.result import Effect, HeadSummary, RoleFinding, Status
-from headscope.evidence.atlas.role import NotAsked, Role
+from headscope.evidence.atlas.finding import HELD, Effect, RoleFinding
+from headscope.evidence.atlas.outcome import RULE, OutcomeRule, sign
+from headscope.evidence.atlas.result import HeadSummary, Status
+from headscope.evidence.atlas.role import Role
 from headscope.evidence.atlas.runner import RoleRunner
+from headscope.evidence.atlas.samples import NotAsked
 from headscope.heads import HeadId
 from headscope.records.common import Estimate
 from headscope.stats import benjamini_hochberg, p_values

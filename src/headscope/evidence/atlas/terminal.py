@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from headscope.evidence.atlas.outcome import HELD
-from headscope.evidence.atlas.result import Atlas, HeadSummary, RoleFinding, by_reason
+from headscope.evidence.atlas.finding import HELD, RoleFinding
+from headscope.evidence.atlas.result import Atlas, HeadSummary, by_reason
 from headscope.evidence.known.lists import known_as
 from headscope.evidence.known.terminal import print_known
 from headscope.evidence.scan.terminal import print_model

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from headscope.evidence.atlas.role import NotAsked
+from headscope.evidence.atlas.samples import NotAsked
 from headscope.model.model import Model
 from headscope.model.tokenizer import tokenizing
 

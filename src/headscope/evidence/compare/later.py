@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from headscope.evidence.atlas.outcome import HELD
+from headscope.evidence.atlas.finding import HELD
 from headscope.evidence.atlas.result import Atlas
 from headscope.evidence.circuit.result import Circuit
 from headscope.evidence.compare.result import EdgeChange, OutcomeChange, Status, VerdictChange

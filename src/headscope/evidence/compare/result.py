@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from headscope.errors import ArgumentError
-from headscope.evidence.atlas.outcome import Outcome
+from headscope.evidence.atlas.finding import Outcome
 from headscope.evidence.scan.result import Timing
 from headscope.heads import HeadId
 from headscope.records.common import Estimate, ModelInfo, Provenance

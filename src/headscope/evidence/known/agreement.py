@@ -11,15 +11,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from headscope.evidence.known.lists import Agreement, KnownHead
-
-if TYPE_CHECKING:
-    from headscope.evidence.atlas.result import RoleFinding
+from headscope.errors import ArgumentError, brief
+from headscope.evidence.atlas.finding import RoleFinding
+from headscope.evidence.atlas.result import Atlas
+from headscope.evidence.known.lists import Agreement, KnownHead, heads_named, known_heads, known_models
 
 FOUND = ("primary", "secondary")
 """Outcomes with which a head does what was published of it."""
+
+
+def known(model: str | Path | None = None) -> tuple[KnownHead, ...]:
+    """Published heads, and whether an atlas agrees.
+
+    Args:
+        model: A hub id, a folder with a model's `config.json`, or a folder or file with an atlas, which is compared. By
+            default the lists of all models.
+
+    Raises:
+        ArgumentError: no list is of this model.
+    """
+    if model is None:
+        return tuple(head for one in known_models() for head in one.heads)
+    place = Path(model)
+    if (place / "atlas.json").is_file() or place.suffix == ".json":
+        atlas = Atlas.load(place)
+        found, name = compared(known_heads(atlas.model), atlas.findings, atlas.not_asked), atlas.model.id
+    else:
+        found, name = heads_named(str(model)), str(model)
+    if not found:
+        names = ", ".join(one.name for one in known_models())
+        raise ArgumentError(f"no list of published heads is of {brief(repr(name))}; there are lists of {names}.")
+    return found
 
 
 def compared(

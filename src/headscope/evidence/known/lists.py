@@ -19,7 +19,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from headscope.errors import ArgumentError, brief
 from headscope.heads import HeadId
 from headscope.records.common import ModelInfo
 
@@ -182,32 +181,9 @@ def remark(model: ModelInfo) -> str:
     )
 
 
-def known(model: str | Path | None = None) -> tuple[KnownHead, ...]:
-    """Published heads, and whether an atlas agrees.
-
-    Args:
-        model: A hub id, a folder with a model's `config.json`, or a folder or file with an atlas, which is compared. By
-            default the lists of all models.
-
-    Raises:
-        ArgumentError: no list is of this model.
-    """
-    if model is None:
-        return tuple(head for one in known_models() for head in one.heads)
-    place = Path(model)
-    if (place / "atlas.json").is_file() or place.suffix == ".json":
-        from headscope.evidence.atlas.result import Atlas
-
-        atlas = Atlas.load(place)
-        from headscope.evidence.known.agreement import compared
-
-        found, name = compared(known_heads(atlas.model), atlas.findings, atlas.not_asked), atlas.model.id
-    else:
-        found, name = _heads(*matching(str(model), _config_shape(place))), str(model)
-    if not found:
-        names = ", ".join(one.name for one in known_models())
-        raise ArgumentError(f"no list of published heads is of {brief(repr(name))}; there are lists of {names}.")
-    return found
+def heads_named(model: str) -> tuple[KnownHead, ...]:
+    """What was published of the heads of a hub model, or of a folder with a `config.json`."""
+    return _heads(*matching(model, _config_shape(Path(model))))
 
 
 def _heads(matched: Matched | None, models: Sequence[KnownModel]) -> tuple[KnownHead, ...]:

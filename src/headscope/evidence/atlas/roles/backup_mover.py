@@ -20,9 +20,10 @@ import numpy as np
 
 from headscope.evidence.atlas.ioi import Objects, intact_drops, moved_directly, objects, reading
 from headscope.evidence.atlas.outcome import RULE
-from headscope.evidence.atlas.role import NotAsked, Role, Sample, Scored
+from headscope.evidence.atlas.role import Role, Scored
 from headscope.evidence.atlas.roles.name_mover import ROLE as MOVER
 from headscope.evidence.atlas.runner import METHODS, RoleRunner
+from headscope.evidence.atlas.samples import NotAsked, Sample
 from headscope.evidence.scan.result import THRESHOLD
 from headscope.heads import HeadId
 from headscope.interventions.ablation import Ablator, losses

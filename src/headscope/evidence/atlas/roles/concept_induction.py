@@ -28,13 +28,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from headscope.errors import TokenError
-from headscope.evidence.atlas.role import NotAsked, Role, Sample, Scored, Tokens
+from headscope.evidence.atlas.role import Role, Scored
 from headscope.evidence.atlas.runner import RoleRunner
+from headscope.evidence.atlas.samples import NotAsked, Sample
 from headscope.evidence.atlas.words import two_token_words
 from headscope.heads import HeadId
 from headscope.interventions.choices import Choices
 from headscope.interventions.knockout import Places
-from headscope.probes.probe import Probe
+from headscope.probes.probe import Probe, Tokens
 from headscope.probes.repeated import random_tokens
 
 N_WORDS = 4

@@ -21,8 +21,9 @@ import numpy as np
 from headscope.errors import UnsupportedModel
 from headscope.evidence.atlas.looking import on_repeats, places_of
 from headscope.evidence.atlas.outcome import RULE
-from headscope.evidence.atlas.role import NotAsked, Role, Sample, Scored
+from headscope.evidence.atlas.role import Role, Scored
 from headscope.evidence.atlas.runner import RoleRunner
+from headscope.evidence.atlas.samples import NotAsked, Sample
 from headscope.evidence.copying import TokenSpace
 from headscope.evidence.scan.result import THRESHOLD
 from headscope.evidence.verify.evidence import direct

@@ -17,16 +17,17 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from headscope.evidence.atlas.finding import RoleFinding
 from headscope.evidence.atlas.outcome import RULE, Judged, OutcomeRule, judge, shows_none, sign
-from headscope.evidence.atlas.result import RoleFinding
-from headscope.evidence.atlas.role import NotAsked, Role, Sample, Scored, Tokens
+from headscope.evidence.atlas.role import Role, Scored
 from headscope.evidence.atlas.runner import METHODS, RoleRunner, chance_of
+from headscope.evidence.atlas.samples import NotAsked, Sample
 from headscope.evidence.atlas.words import all_known, token_ids
 from headscope.heads import HeadId
 from headscope.interventions.ablation import AblatedHeads, Ablator, losses
 from headscope.interventions.knockout import Knockout, reads_values
 from headscope.model.model import Model
-from headscope.probes.probe import Probe
+from headscope.probes.probe import Probe, Tokens
 
 TEXTS = (",", ".", ";", "\n")
 EVERY = 7

@@ -36,15 +36,16 @@ import torch
 from torch import Tensor
 
 from headscope.errors import TokenError
-from headscope.evidence.atlas.role import NotAsked, Role, Sample, Scored, Tokens
+from headscope.evidence.atlas.role import Role, Scored
 from headscope.evidence.atlas.runner import RoleRunner
+from headscope.evidence.atlas.samples import NotAsked, Sample
 from headscope.evidence.atlas.words import all_known, token_ids
 from headscope.heads import HeadId
 from headscope.interventions.ablation import AblatedHeads, losses
 from headscope.interventions.choices import Choices
 from headscope.interventions.patch import LastPatch
 from headscope.model.attention import Attention
-from headscope.probes.probe import Probe
+from headscope.probes.probe import Probe, Tokens
 from headscope.probes.repeated import random_tokens
 
 SIZE = 3

@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from headscope.evidence.atlas.looking import on_repeats, places_of, scored_by, targets_of
-from headscope.evidence.atlas.role import Role, Sample, Scored
+from headscope.evidence.atlas.role import Role, Scored
 from headscope.evidence.atlas.runner import RoleRunner
+from headscope.evidence.atlas.samples import Sample
 from headscope.heads import HeadId
 from headscope.interventions.ablation import losses
 

@@ -15,10 +15,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from headscope.evidence.atlas.asking import asking
+from headscope.evidence.atlas.finding import RoleFinding
 from headscope.evidence.atlas.outcome import RULE, Judged, OutcomeRule, in_words, shows_none, sign
-from headscope.evidence.atlas.result import RoleFinding
-from headscope.evidence.atlas.role import NotAsked, Role, Sample, Scored
+from headscope.evidence.atlas.role import Role, Scored
 from headscope.evidence.atlas.runner import RoleRunner
+from headscope.evidence.atlas.samples import NotAsked, Sample
 from headscope.evidence.atlas.shapes import WINDOW, reach
 from headscope.evidence.scan.result import THRESHOLD
 from headscope.heads import HeadId

@@ -20,8 +20,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from headscope.evidence.atlas.ioi import DIRECT, attention_to, objects, tested
-from headscope.evidence.atlas.role import Role, Sample, Scored
+from headscope.evidence.atlas.role import Role, Scored
 from headscope.evidence.atlas.runner import RoleRunner
+from headscope.evidence.atlas.samples import Sample
 from headscope.heads import HeadId
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from headscope.evidence.atlas.role import Role, Sample, Scored
+from headscope.evidence.atlas.role import Role, Scored
 from headscope.evidence.atlas.roles.name_mover import score, tests
 from headscope.evidence.atlas.runner import RoleRunner
+from headscope.evidence.atlas.samples import Sample
 from headscope.heads import HeadId
 
 

@@ -18,11 +18,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from headscope.errors import TokenError
-from headscope.evidence.atlas.role import NotAsked, Role, Sample, Scored, Tokens
+from headscope.evidence.atlas.role import Role, Scored
 from headscope.evidence.atlas.runner import RoleRunner
+from headscope.evidence.atlas.samples import NotAsked, Sample
 from headscope.heads import HeadId
 from headscope.interventions.choices import Choices
-from headscope.probes.probe import Probe
+from headscope.probes.probe import Probe, Tokens
 from headscope.probes.repeated import random_tokens
 
 FILLER = 18

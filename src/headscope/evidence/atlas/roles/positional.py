@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from headscope.evidence.atlas.finding import RoleFinding
 from headscope.evidence.atlas.looking import on_repeats
-from headscope.evidence.atlas.result import RoleFinding
-from headscope.evidence.atlas.role import Role, Sample, Scored
+from headscope.evidence.atlas.role import Role, Scored
 from headscope.evidence.atlas.runner import RoleRunner
+from headscope.evidence.atlas.samples import Sample
 from headscope.heads import HeadId
 from headscope.probes.probe import Tokens
 

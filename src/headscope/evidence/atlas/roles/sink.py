@@ -17,10 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from headscope.evidence.atlas.finding import RoleFinding
 from headscope.evidence.atlas.outcome import RULE, Judged, OutcomeRule, in_words, shows_none, sign
-from headscope.evidence.atlas.result import RoleFinding
-from headscope.evidence.atlas.role import Role, Sample, Scored
+from headscope.evidence.atlas.role import Role, Scored
 from headscope.evidence.atlas.runner import METHODS, RoleRunner
+from headscope.evidence.atlas.samples import Sample
 from headscope.evidence.scan.result import THRESHOLD
 from headscope.heads import HeadId
 

@@ -27,15 +27,16 @@ import numpy as np
 import torch
 
 from headscope.errors import TokenError, UnsupportedModel
-from headscope.evidence.atlas.role import NotAsked, Role, Sample, Scored, Tokens
+from headscope.evidence.atlas.role import Role, Scored
 from headscope.evidence.atlas.runner import RoleRunner
+from headscope.evidence.atlas.samples import NotAsked, Sample
 from headscope.evidence.atlas.words import UNORDERED, OrderedClass, one_token_ids, ordered_classes
 from headscope.evidence.copying import TokenSpace
 from headscope.heads import HeadId
 from headscope.interventions.choices import Choices
 from headscope.interventions.knockout import reads_values
 from headscope.model.attention import Attention
-from headscope.probes.probe import Probe
+from headscope.probes.probe import Probe, Tokens
 from headscope.probes.repeated import random_tokens
 
 LISTED = 3
