@@ -240,6 +240,7 @@ def measure(families: list[str]) -> dict[str, Any]:
         verdict: [one for one in outcomes if one.verdict == verdict]
         for verdict in ("exact", "degraded", "unsupported", "disagrees")
     }
+    worst = max(by["exact"], key=lambda one: one.logits_diff or 0.0, default=None)
     return {
         "schema": "headscope.benchmark.families/1",
         "exact": len(by["exact"]),
@@ -256,7 +257,8 @@ def measure(families: list[str]) -> dict[str, Any]:
         "breaking": sum(bool(one.breaks) for one in outcomes),
         "bars": {"disagreeing": 0, "breaking": 0},
         "exact_families": [one.family for one in by["exact"]],
-        "worst_logits_diff": max((one.logits_diff or 0.0 for one in by["exact"]), default=0.0),
+        "worst_logits_diff": 0.0 if worst is None else worst.logits_diff,
+        "worst_logits_family": None if worst is None else worst.family,
         "worst_scores_diff": max((one.scores_diff or 0.0 for one in by["exact"]), default=0.0),
         "wall_s": round(time.perf_counter() - started, 1),
         "versions": {"transformers": transformers.__version__, "torch": torch.__version__},
@@ -277,7 +279,8 @@ def markdown(found: dict[str, Any]) -> str:
         f"with transformers {versions['transformers']} and torch {versions['torch']}.",
         "",
         f"{summary(found)}. Over the exact ones the largest difference of logits is {found['worst_logits_diff']:.1g} "
-        f"of the largest logit, and of a head's score {found['worst_scores_diff']:.1g}.",
+        f"of the largest logit ({found['worst_logits_family']}), and of a head's score "
+        f"{found['worst_scores_diff']:.1g}.",
         "",
         "| family | support | reason |",
         "| --- | --- | --- |",

@@ -89,7 +89,8 @@ def kinds() -> dict[str, Callable[[Path], Kind]]:
         "`DistributedDataParallel`": lambda folder: _around(_distributed),
         "`torch.compile`": lambda folder: _around(lambda hf: torch.compile(hf, backend="eager")),
         "a module that holds one model": lambda folder: _around(_Holder),
-        "weights of int8, as torchao keeps them": _int8,
+        "weights of int8, as torchao keeps them": lambda folder: _packed(bits=8),
+        "weights of int4 in groups, as torchao keeps them": lambda folder: _packed(bits=4, group=32),
     }
     for family in ("llava", "qwen2_vl", "qwen3_vl", "paligemma", "gemma3"):
         made[f"text of `{family}`"] = lambda folder, family=family: _seeing(family)
@@ -251,8 +252,8 @@ class _Holder(nn.Module):
         return self.model(input_ids=ids).logits
 
 
-def _int8(folder: Path) -> Kind:
-    hf = quantised(tiny_causal_lm("llama"))
+def _packed(**how: int) -> Kind:
+    hf = quantised(tiny_causal_lm("llama"), **how)
     plain = tiny_causal_lm("llama")
     for name, part in hf.named_modules():
         if isinstance(getattr(part, "weight", None), Packed):

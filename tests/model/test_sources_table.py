@@ -6,17 +6,14 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
 from benchmarks import sources
-from benchmarks.packed import Packed, quantised
-from benchmarks.tiny import tiny_causal_lm
 from headscope.model.load import load
-from headscope.model.weights import layer_weights
 
 PAGE = Path(__file__).parents[2] / "docs/generated/sources.md"
 MEASURED = {
     "weights of int8, as torchao keeps them": dict.fromkeys(sources.USES, "exact"),
+    "weights of int4 in groups, as torchao keeps them": dict.fromkeys(sources.USES, "exact"),
     "nanoGPT's `ckpt.pt`": {"scan": "exact", "verify": "runs", "circuit": "runs", "composition": "runs"},
     "module: heads mixed after the softmax": dict.fromkeys(sources.USES, "refused"),
 }
@@ -60,12 +57,3 @@ def test_a_difference_is_told():
     outcome = sources._outcome(sources._scan, model, wrong, None)
     assert outcome["outcome"] == "differs"
     assert outcome["difference"] == pytest.approx(0.1, abs=1e-4)
-
-
-def test_packed_weights_are_read_by_unpacking_or_by_asking_the_layer(monkeypatch):
-    hf = quantised(tiny_causal_lm("llama"))
-    query = hf.model.layers[0].self_attn.q_proj.weight
-    own = query.dequantize().unflatten(0, (4, -1)).mT  # [head, in, d_head]
-    torch.testing.assert_close(layer_weights(load(hf))[0].w_q.float(), own, atol=1e-5, rtol=1e-5)
-    monkeypatch.delattr(Packed, "dequantize")  # Tensor's own is not implemented for it
-    torch.testing.assert_close(layer_weights(load(hf))[0].w_q.float(), own, atol=1e-5, rtol=1e-5)

@@ -218,7 +218,7 @@ def test_the_circuit_built_by_hand():
 REFUSED = {
     "deepseek_v3": "reads 32 numbers, not the 64 that are written (latent attention",
     "qwen3_next": "no linear layer reads its heads' results as they are (gated",
-    "bitnet": "gated or normalised before the output projection",
+    "bitnet": "gated, normalised or rounded before the output projection",
     "gemma4_text": "values are normalised or gated after their projection",
     "inkling_text": "keys mix several positions",
     "diffllama": "made before an earlier attention",
@@ -390,5 +390,5 @@ def test_what_only_passes_the_heads_results_on_is_not_what_they_write():
 
 @pytest.mark.parametrize("choices", [{"twist": "gate"}, {"block": "post"}], ids=str)
 def test_parameters_that_do_not_read_a_module_of_the_block_affinely_are_refused(choices):
-    with pytest.raises(UnsupportedModel, match="are not outputs of linear layers|gated or normalised|changed"):
+    with pytest.raises(UnsupportedModel, match="are not outputs of linear layers|gated, normalised|changed"):
         layer_weights(load(Written(project="parameters", out="matmul", **choices).eval()))

@@ -251,7 +251,9 @@ def tell_factors(model: Model, traces: dict[int, Trace]) -> None:
                 assert trace.o_gain is not None
                 if share_apart(rows[..., trace.o_row], trace.o_gain * z) > tolerance:
                     raise refused(
-                        model, layer, "its heads' results are gated or normalised before the output projection"
+                        model,
+                        layer,
+                        "its heads' results are gated, normalised or rounded before the output projection",
                     )
                 del waiting[layer]
 
