@@ -30,7 +30,7 @@ zero and mean ablation of every head does there; `outcome_drops(...)`, `moved(..
 prompts; `induction_heads` are the heads to ablate where induction must be excluded; `kept(name, compute)` keeps arrays
 that several roles share. Everything random is drawn from `runner.seed`.
 
-`Role` and `Scored` are in `headscope.evidence.atlas.role`, `Sample` and `NotAsked` in `headscope.evidence.atlas.samples`.
+`Role` and `Scored` are in `headscope.evidence.atlas.role`, `Sample` and `NotAsked` in `.samples` beside it.
 `headscope.evidence.atlas.looking` makes a whole role from one of the standard detectors. Plant a model for the role and
 its decoys in `headscope.planted`, and test both at several seeds.
 """
