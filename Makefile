@@ -16,7 +16,7 @@ PYTEST_FLAGS ?=
 
 BIN := .venv/bin
 # Of most packages few files are ever imported, so byte code is written at a module's first import, not for all of them
-# while installing. Without it every later start would compile torch and transformers anew.
+# while installing. Without it every later start would compile torch and transformers again.
 unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 # Tests and docs use the packaged model alone. Tests share the cores, one thread each: the small models in them leave

@@ -13,7 +13,7 @@ praise as the other contrast. What must come out:
     copying     copying (induction heads)
     diffuse     diffuse, or no localised heads found
 
-Shuffled labels: of each pair, by lot, the two answers change places, so that no head can carry the behaviour. The
+Shuffled labels: of each pair, at random, the two answers change places, so that no head can carry the behaviour. The
 search must name none in 95 of 100 runs.
 """
 
@@ -54,7 +54,7 @@ def loaded(made: Planted) -> Model:
 
 def row(made: Planted, found: BehaviorResult) -> dict[str, Any]:
     """What must be shown of one model."""
-    team = found.head_set
+    head_set = found.head_set
     document: dict[str, Any] = {
         "plan": made.plan,
         "conclusion": found.conclusion,
@@ -65,16 +65,16 @@ def row(made: Planted, found: BehaviorResult) -> dict[str, Any]:
         "share_of_exhaustive": round(found.cost.forwards / found.cost.exhaustive, 3),
         "wall_s": round(found.cost.wall_s, 1),
     }
-    if made.head is not None and team is not None:
-        before, after = team.accuracy_before, team.accuracy_after
+    if made.head is not None and head_set is not None:
+        before, after = head_set.accuracy_before, head_set.accuracy_after
         turned = [draw.flips.mean for draw in found.controls.draws if draw.flips is not None]
-        assert team.flips_after is not None, "the planted model knows its facts"
+        assert head_set.flips_after is not None, "the planted model knows its facts"
         assert before is not None, "its pairs have neutral prompts"
         assert after is not None, "its pairs have neutral prompts"
         document |= {
             "planted": str(made.head),
             "planted_is_named": made.head in found.named,
-            "flips_without": round(team.flips_after.mean, 3),
+            "flips_without": round(head_set.flips_after.mean, 3),
             "accuracy_lost": round(before.mean - after.mean, 3),
             "least_flips_of_random_sets": round(min(turned), 3) if turned else None,
         }
@@ -82,7 +82,7 @@ def row(made: Planted, found: BehaviorResult) -> dict[str, Any]:
 
 
 def shuffled(contrast: Contrast, seed: int, *, n_pairs: int = SHUFFLED_PAIRS) -> Contrast:
-    """Some of the pairs, in each of which the answers change places or not, by lot."""
+    """Some of the pairs, in each of which the answers change places or not, at random."""
     random = np.random.default_rng(seed)
     pairs = [contrast.pairs[one] for one in sorted(random.permutation(len(contrast.pairs))[:n_pairs])]
     turned = random.random(len(pairs)) < 0.5

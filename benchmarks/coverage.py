@@ -40,7 +40,7 @@ import headscope as hs
 from headscope.evidence.behavior.measure import RESOLUTION as EFFECT_RESOLUTION
 from headscope.evidence.behavior.measure import ContrastRunner, ForwardCounter
 from headscope.evidence.behavior.sets import wrong_facts
-from headscope.evidence.circuit.measure import N_PROMPTS as TWINS
+from headscope.evidence.circuit.measure import N_PROMPTS as PAIRS
 from headscope.evidence.circuit.measure import PERIOD, SEARCH_PROMPTS
 from headscope.evidence.circuit.tracing import EDGE_LOSS_RESOLUTION
 from headscope.evidence.emergence.change import TENTHS, phase_change
@@ -201,7 +201,7 @@ def circuit_pool(model: hs.Model, prompts: int) -> list[Pool]:
         found.setdefault("restored", []).append(gained - gained.mean() / most.mean() * most)
     least = {"loss_nats": EDGE_LOSS_RESOLUTION}
     return [
-        Pool(rows=np.stack(rows, axis=1), of=name, n=TWINS, least=least.get(name, 0.0)) for name, rows in found.items()
+        Pool(rows=np.stack(rows, axis=1), of=name, n=PAIRS, least=least.get(name, 0.0)) for name, rows in found.items()
     ]
 
 

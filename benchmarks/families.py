@@ -12,10 +12,10 @@ things are compared with the family's own eager code on the same tokens:
 * the verdict of `headscope check`, which must not claim more than these two allow.
 
 `exact`: verdict exact, and both differences within tolerance. `degraded`: verdict degraded, both within tolerance.
-`unsupported`: the verdict's reason. A family whose numbers contradict its verdict stands under `disagrees`: a defect.
+`unsupported`: the verdict's reason. A family whose numbers contradict its verdict is under `disagrees`: a defect.
 
 Then `verify`, `trace_circuit` and the weights of each head, which copying and composition need, are tried: each works,
-or is refused in one line. Any other error stands under `breaks`: a defect.
+or is refused in one line. Any other error is listed under `breaks`: a defect.
 """
 
 from __future__ import annotations

@@ -4,13 +4,13 @@
     python -m benchmarks.path_patching --json
 
 Random weights of GPT-2 small's shape, 4 pairs of 101 tokens. For each of the 96 heads in the 8 layers below the
-receiver: how much does L8H3's stripe change when that head alone writes what it writes in the corrupt twin, every other
-head is held, MLPs recompute, and only the receiver's key is fed? The stripe is nearly even attention here; what is
-compared is the work and the numbers.
+receiver: how much does L8H3's stripe change when that head alone writes what it writes in the corrupt prompt, every
+other head keeps its output, MLPs recompute, and only the receiver's key reads the change? The stripe is nearly even
+attention here; what is compared is the work and the numbers.
 
-    transformerlens     for each sender two runs with hooks: z of all heads held, the key read; the key put in, the
+    transformerlens     for each sender two runs with hooks: z of all heads fixed, the key read; the key patched, the
                         pattern read. Both end at the receiver's layer; z of the pairs is cached once, and timed too
-    headscope           `Paths`: layers below the sender are not run again, senders ride in batches, and the new
+    headscope           `Paths`: layers below the sender are not run again, senders share batches, and the new
                         stripe is computed from the key, without a second run
 
 `max_abs_diff` is the largest difference between the two over senders and pairs; `effect` the largest change of a stripe

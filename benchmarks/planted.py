@@ -1,6 +1,6 @@
 """A model of GPT-2 small's size in which we know which heads matter, and by how much.
 
-A search for the top 10 of 144 heads needs an answer to be held against. Here 14 heads were put there by hand, each
+A search for the top 10 of 144 heads needs a known answer to compare with. Here 14 heads were put there by hand, each
 clearly more or less important than the next; the other 130 and the MLPs are random, loud where nothing listens and
 all but silent elsewhere. Shapes are GPT-2 small's: 12 layers of 12 heads of 64, width 768, MLPs of 3,072, vocabulary
 50,257, context 1,024. Only the unembedding is a matrix of its own.
@@ -51,7 +51,7 @@ MATCHED = SLICE - 1
 """Numbers of a slice that an induction head compares; the last place of the head holds the rest."""
 N_INDUCTION = 12
 TOP = 10
-"""The wide step lies after so many of the graded heads."""
+"""The wide step comes after so many of the graded heads."""
 
 POSITION_GAIN = 80.0
 """Attention logit of a sender on the token before; random codes overlap by at most about 0.6."""

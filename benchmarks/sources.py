@@ -54,7 +54,7 @@ class Reference:
     """Of each layer, on `IDS`."""
     without: Callable[[int, int], Tensor]
     """Logits, or what a model without a head gives, where the block of W_O of a head (layer, head) is zero."""
-    twin: Any | None = None
+    plain: Any | None = None
     """A plain transformers model of the same weights."""
     k_composition: Callable[[], np.ndarray] | None = None
     """Scores of all pairs of heads (of the sender, of the receiver), unfolded."""
@@ -134,7 +134,9 @@ def _plain(hf: Any, body: str = "model.layers", out: str = "self_attn.o_proj") -
         return given.logits if hasattr(given, "logits") else given[0]
 
     return Reference(
-        patterns=lambda: list(run(own, output_attentions=True).attentions), without=without, twin=copy.deepcopy(own)
+        patterns=lambda: list(run(own, output_attentions=True).attentions),
+        without=without,
+        plain=copy.deepcopy(own),
     )
 
 
@@ -340,15 +342,15 @@ def _outcomes(kind: Kind) -> dict[str, dict[str, Any]]:
         model = load(kind.source, **kind.options)
     except HeadscopeError as error:
         return {use: {"outcome": "refused", "reason": str(error)} for use in USES}
-    twin = None if kind.reference.twin is None else load(kind.reference.twin)
-    return {use: _outcome(_TRIES[use], model, kind.reference, twin) for use in USES}
+    plain = None if kind.reference.plain is None else load(kind.reference.plain)
+    return {use: _outcome(_TRIES[use], model, kind.reference, plain) for use in USES}
 
 
 def _outcome(
-    use: Callable[[Model, Reference, Model | None], float | None], model: Model, own: Reference, twin: Model | None
+    use: Callable[[Model, Reference, Model | None], float | None], model: Model, own: Reference, plain: Model | None
 ) -> dict[str, Any]:
     try:
-        difference = use(model, own, twin)
+        difference = use(model, own, plain)
     except HeadscopeError as error:
         return {"outcome": "refused", "reason": str(error)}
     except Exception as error:  # a defect, whatever it is
@@ -362,14 +364,14 @@ def _probe(model: Model) -> Any:
     return hs.repeated_tokens(model, n_prompts=6, period=8)
 
 
-def _scan(model: Model, own: Reference, twin: Model | None) -> float:
+def _scan(model: Model, own: Reference, plain: Model | None) -> float:
     hs.scan(model, probe=_probe(model))
     seen: dict[int, Tensor] = {}
     model.run(IDS, lambda attention: seen.update({attention.layer: attention.pattern().clone()}))
     return max(float((seen[layer] - pattern).abs().max()) for layer, pattern in enumerate(own.patterns()))
 
 
-def _ablate(model: Model, own: Reference, twin: Model | None) -> float:
+def _ablate(model: Model, own: Reference, plain: Model | None) -> float:
     largest = 0.0
     for layer, n_heads in model.check.heads.items():
         for head in range(n_heads):
@@ -387,24 +389,24 @@ def _ablate(model: Model, own: Reference, twin: Model | None) -> float:
     return largest
 
 
-def _verify(model: Model, own: Reference, twin: Model | None) -> float | None:
-    both = [None if one is None else hs.verify(one, ["L0H0", "L1H1"], probe=_probe(model)) for one in (model, twin)]
+def _verify(model: Model, own: Reference, plain: Model | None) -> float | None:
+    both = [None if one is None else hs.verify(one, ["L0H0", "L1H1"], probe=_probe(model)) for one in (model, plain)]
     return _apart(both, ("heads",))
 
 
-def _circuit(model: Model, own: Reference, twin: Model | None) -> float | None:
-    both = [None if one is None else hs.trace_circuit(one, ["L1H0"], probe=_probe(model)) for one in (model, twin)]
+def _circuit(model: Model, own: Reference, plain: Model | None) -> float | None:
+    both = [None if one is None else hs.trace_circuit(one, ["L1H0"], probe=_probe(model)) for one in (model, plain)]
     return _apart(both, ("receivers", "edges"))
 
 
-def _composition(model: Model, own: Reference, twin: Model | None) -> float | None:
+def _composition(model: Model, own: Reference, plain: Model | None) -> float | None:
     if own.k_composition is not None:
         given, wanted = hs.composition(model, fold=False).scores["k"], own.k_composition()
     else:
         given = hs.composition(model).scores["k"]
-        if twin is None:
+        if plain is None:
             return None
-        wanted = hs.composition(twin).scores["k"]
+        wanted = hs.composition(plain).scores["k"]
     if not np.array_equal(np.isnan(given), np.isnan(wanted)):
         return float("inf")
     return float(np.nanmax(np.abs(np.asarray(given) - wanted)))

@@ -3,7 +3,7 @@
     python -m benchmarks.sweep [--json]
 
 Random llamas of 6 layers of 8 heads, 192 wide, in folders; each job is a default scan, about a second on one thread.
-One worker and two take turns, each round on a Ray started anew, with its workers warm: they have imported everything
+One worker and two take turns, each round on a new Ray, with its workers warm: they have imported everything
 and done a job each, as in a sweep of hours.
 
     speedup_2_workers   seconds of one worker over seconds of two, in the same round; the median over rounds

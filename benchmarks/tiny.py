@@ -30,7 +30,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.pytorch_utils import Conv1D
 
 VOCAB_SIZE = 128
-"""Every id from 0 to here is a token; the last few stand for special tokens that lay beyond it."""
+"""Every id from 0 to here is a token; the last few are the special tokens that were beyond it."""
 
 MAX_LAYERS = 4
 """The most layers a model gets, and enough to show every kind of layer of every family."""
@@ -256,7 +256,7 @@ NOT_BUILT: Mapping[str, str] = MappingProxyType(
         "gemma4_unified_assistant": "reads another model's hidden states, keys and values, not tokens",
     }
 )
-"""The families that no tiny model stands for, and why."""
+"""The families that no tiny model represents, and why."""
 
 
 def causal_lm_families() -> list[str]:
@@ -363,7 +363,7 @@ def _fewer_layers(values: Mapping[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def _randomise_(model: PreTrainedModel) -> None:
-    """Draw every parameter anew, in place: matrices afresh, all else as noise around its first value."""
+    """Draw every parameter again, in place: matrices from scratch, all else as noise around its first value."""
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             if isinstance(module, nn.Embedding) and not parameter.requires_grad:  # a fixed table: sinusoidal positions

@@ -4,12 +4,12 @@
     python -m scripts.course 3 7        these alone
     python -m scripts.course --check    change nothing; fail where a cell fails or shows something else than its file
 
-Notebooks that train a model are held by their own asserts alone.
+Notebooks that train a model are checked by their own asserts alone.
 
 Outputs are committed, so that building the docs runs nothing and a reader sees results without running anything. Each
 cell keeps the richest form of what it shows. Differences are kept small: an output that says the same as before, to
 rounding, stays as it was, pictures are text (SVG), counters are left out, and of CircuitsVis's view all is kept but its
-script, which `scripts.pages` puts back.
+script, which `scripts.pages` adds again.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A hook of MkDocs: each notebook of the course becomes a page.
 
-Markdown cells are Markdown, code cells are code, outputs stand beneath them as they were kept (`scripts.course`).
+Markdown cells are Markdown, code cells are code, outputs follow them as they were kept (`scripts.course`).
 Nothing is run and nothing is fetched, so a page costs milliseconds, follows the site's theme, and works from a folder.
-The notebook itself lies beside its page.
+The notebook itself is beside its page.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mkdocs.structure.files import File, Files
 from headscope.render.pattern import bundled_script
 
 SCRIPT = "/* the script that CircuitsVis bundles */"
-"""What stands in a notebook's file for that script."""
+"""What a notebook's file has in place of that script."""
 
 _BLOCKS: dict[str, list[str]] = {}
 """By page, what is put into it at the very end, so that neither Markdown nor the search index sees it."""

@@ -1,4 +1,4 @@
-"""Make the docs' pictures of the page anew.
+"""Make the docs' pictures of the page again.
 
     python -m scripts.pictures
 

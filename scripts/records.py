@@ -1,7 +1,7 @@
 """The records of the documents that the page reads, as TypeScript: `python -m scripts.records > web/src/records.ts`.
 
 Every dataclass that a listed one holds becomes an interface of its name, field by field, as
-`headscope.records.codec.encode` writes it: a field `head` lies flat, a tuple is a list, a HeadId is a HeadRef.
+`headscope.records.codec.encode` writes it: a field `head` is flat, a tuple is a list, a HeadId is a HeadRef.
 """
 
 from __future__ import annotations

@@ -59,12 +59,12 @@ def scans(times: int = 1000) -> Memory:
 
 
 def loads(times: int = 200) -> Memory:
-    """Load the model anew over and over, and scan it."""
+    """Load the model again and again, and scan it."""
     return watched(lambda number: _scan(hs.load("demo")), times)
 
 
 def numbers(seed: int) -> list[float]:
-    """The scores that must come out wherever they are computed."""
+    """The scores that must come out on every machine."""
     return [score.mean for score in _scan(hs.load("demo"), seed=seed).scores]
 
 

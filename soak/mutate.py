@@ -28,7 +28,7 @@ def damaged_bytes(data: bytes, random: Random) -> bytes:
 def _damage(data: bytes, random: Random) -> bytes:
     if not data:
         return random.randbytes(random.randint(1, 16))
-    # Headers stand at the front and are where damage is told or not, so half of it goes there.
+    # Headers are at the front, where damage is noticed or not, so half of it goes there.
     length = len(data) if random.random() < 0.5 else min(len(data), 256)
     at = random.randrange(length)
     run = min(len(data) - at, random.choice((1, 1, 2, 8, 64, 1024)))

@@ -261,7 +261,7 @@ class InductionBehavior:
 
     @property
     def matters(self) -> bool:
-        """Whether the loss rises without it: the whole interval lies above 0."""
+        """Whether the loss rises without it: the whole interval is above 0."""
         interval = self.delta_loss_nats.ci95
         return (self.delta_loss_nats.mean if interval is None else interval[0]) > 0
 
@@ -301,7 +301,7 @@ def verify_induction_behavior(
 
     Returns:
         What was measured, and whether the head `attends` and `matters`. A head that attends and does not matter may
-        have a twin: `headscope.verify` takes out sets too.
+        have a backup: `headscope.verify` takes out sets too.
 
     Raises:
         ArgumentError: a head that the model does not have; see also `headscope.ablate`.

@@ -147,7 +147,7 @@ def test_no_induction_head_is_said_and_is_no_failure(headscope, random_llama):
 CASES = {
     "a head that does not exist": (("circuit", "demo", "--head", "L9H9"), "no head L9H9"),
     "a head that is no head": (("circuit", "demo", "--head", "best"), "'best' is not a head"),
-    "a head of the first layer": (("circuit", "demo", "--head", "L0H4"), "L0H4 lies in the first layer with attention"),
+    "a head of the first layer": (("circuit", "demo", "--head", "L0H4"), "L0H4 is in the first layer with attention"),
     "one prompt": (("circuit", "demo", "--n-prompts", "1"), "--n-prompts 1; a circuit needs .* at least 2 prompts"),
     "period 2": (("circuit", "demo", "--period", "2"), "period=2.* at least 3"),
     "a probe past the context": (("circuit", "{llama}", "--period", "120"), "at most 256"),

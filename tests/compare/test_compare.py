@@ -427,8 +427,8 @@ def test_heads_that_changed_places_are_compared_and_not_swapped(built):
     swap = found.pairs[0].swap
     assert swap is not None
     assert not swap.asked
-    assert "heads bear other numbers" in swap.reason
-    assert "heads bear other numbers" in found.finding
+    assert "heads are matched with other numbers" in swap.reason
+    assert "heads are matched with other numbers" in found.finding
     assert found.pairs[0].moved
 
 

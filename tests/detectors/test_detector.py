@@ -75,7 +75,7 @@ def test_empty_lists_are_no_targets():
     ids=["key-after-query", "query-past-the-end", "key-before-the-start", "query-before-the-start"],
 )
 def test_a_place_outside_the_prompt_is_refused(query, key):
-    message = "detector mine: a target lies outside the prompt of 4 tokens or after its query"
+    message = "detector mine: a target is outside the prompt of 4 tokens or after its query"
     with pytest.raises(ShapeError, match=message):
         returning(query, key).targets(TOKENS)
 

@@ -634,7 +634,7 @@ def test_what_does_not_fit_is_refused_before_the_model_runs(monkeypatch):
     with pytest.raises(ArgumentError, match="no detector 'nothing'"):
         hs.scan(model, detectors=["nothing"])
     ahead = hs.Detector("ahead", lambda tokens: hs.Targets(query=np.array([0]), key=np.array([1])))
-    with pytest.raises(ShapeError, match="a target lies outside the prompt"):
+    with pytest.raises(ShapeError, match="a target is outside the prompt"):
         hs.scan(model, probe=prompts_of([5, 6]), detectors=[ahead])
     with pytest.raises(ShapeError, match="give prompts of 149 tokens, but .* reads at most 128"):
         hs.scan(model, probe=hs.repeated_tokens(model, period=50))

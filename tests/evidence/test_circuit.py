@@ -497,7 +497,7 @@ def test_in_a_hybrid_the_first_layer_with_attention_has_no_sender():
     # qwen3_next: layer 0 is linear attention, layer 1 the first and only one with heads that we see.
     model = hs.load(tiny_causal_lm("qwen3_next"))
     assert list(model.check.heads) == [1]
-    with pytest.raises(ArgumentError, match="L1H0 lies in the first layer with attention"):
+    with pytest.raises(ArgumentError, match="L1H0 is in the first layer with attention"):
         trace_circuit(model, ["L1H0"])
     # Where a verification calls it induction, it is left out.
     probe = hs.repeated_tokens(model, n_prompts=4, period=8)
@@ -524,7 +524,7 @@ def test_weights_that_cannot_be_told_apart_leave_the_circuit_alone():
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
-        ([[5, 6, 7, 8, 9, 10]], "prompt 0 has no token that stands once before its repeat"),
+        ([[5, 6, 7, 8, 9, 10]], "prompt 0 has no token that occurs once before its repeat"),
         ([[5, 6, 7, 8, 6, 7, 8], [5, 6, 7, 9, 10, 6, 7, 9]], "the prompts have 2 lengths, from 7 to 8 tokens"),
         ([[5, 6, 7, 8, 6, 7, 200]], "token id 200 is outside the vocabulary"),
     ],

@@ -298,7 +298,7 @@ def test_families_that_are_hard_give_finite_tables():
         (lambda m: qk_table(m, "9.9", [5]), ArgumentError, "has no head L9H9"),
         (lambda m: qk_table(m, "1.0", [128]), TokenError, r"token ids \[128\] do not fit"),
         (lambda m: qk_table(m, "1.0", [5], top=0), ArgumentError, "top=0; it needs at least 1"),
-        (lambda m: qk_table(m, "1.0", [5], offset=0), ArgumentError, "offset=0; a key stands at least 1 token before"),
+        (lambda m: qk_table(m, "1.0", [5], offset=0), ArgumentError, "offset=0; a key is at least 1 token before"),
         (lambda m: qk_table(m, "1.0", [5], sender="1.1"), ArgumentError, "L1H1 does not come before L1H0"),
         (lambda m: qk_table(m, "1.0", [5], sender="0.7"), ArgumentError, "has no head L0H7"),
         (lambda m: virtual_circuit(m, "1.0", "0.1"), ArgumentError, "L1H0 does not come before L0H1.*earlier layer"),

@@ -54,9 +54,9 @@ def test_sets_query_paths_and_what_was_not_asked_are_said(show, traced):
     ):
         assert said in rows[0]
     assert "L0H1 through its key" not in rows[0], "one of a set does not carry the set's share by itself"
-    assert "nobody was found" in rows[1]
+    assert "no sender was found" in rows[1]
     assert "not asked: another token before the key takes less than a tenth" in rows[2]
-    assert "nobody was found" not in rows[2]
+    assert "no sender was found" not in rows[2]
     edges = page.locator("#circuit .edge")
     assert [one.get_attribute("aria-label") for one in edges.all()] == [
         "L1H2 to the query of L2H0: 31%",

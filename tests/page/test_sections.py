@@ -288,7 +288,7 @@ def test_a_behaviour_is_concluded_scored_and_held_against_controls(show, documen
     opened = show(document)
     section = opened.page.locator("#behavior")
     text = section.inner_text()
-    order = ["localised", "How far the claim moves the answer", found.reasons[1], "What is gone of the effect"]
+    order = ["localised", "How far the claim moves the answer", found.reasons[1], "How much of the effect is lost"]
     places = [text.casefold().index(one.casefold()) for one in order]
     assert places == sorted(places)
     assert "L1H1" not in text[: places[1]], "the score stands before any head is named"

@@ -141,7 +141,7 @@ def test_the_same_seed_gives_the_same_twins(model):
 def test_a_prompt_without_a_place_is_named(prompt):
     good = [BOS, A, B, C, A, B, C]
     with pytest.raises(
-        TokenError, match="prompt 1 has no token that stands once before its repeat.*repeated_tokens"
+        TokenError, match="prompt 1 has no token that occurs once before its repeat.*repeated_tokens"
     ) as e:
         corrupt_pairs(probe_of(good, prompt, [BOS, D, E, D, E]))
     assert "\n" not in str(e.value)

@@ -51,7 +51,7 @@ def test_the_change_is_where_the_head_was_switched_on(found):
 def test_a_head_that_never_changed_has_no_phase_change(found):
     change = found.changes["previous_token"]
     assert change.found is None
-    assert "no score lies 0.2 above an earlier one" in change.reason
+    assert "no score is 0.2 above an earlier one" in change.reason
 
 
 def test_losses_fall_as_the_head_comes(found):

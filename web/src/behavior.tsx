@@ -181,7 +181,7 @@ function Carriers({ result, id, theme, onOpen }: Drawing): JSX.Element | null {
     <>
       <Figure
         id={`${id}-heads`}
-        title="What is gone of the effect without them"
+        title="How much of the effect is lost without them"
         theme={theme}
         rows={() => table}
         caption={

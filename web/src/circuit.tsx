@@ -64,7 +64,7 @@ export function CircuitGraph(props: { report: Report; theme: Theme; onOpen: (hea
       title="Who tells them where to look"
       theme={theme}
       rows={() => edgeRows([...circuit.edges, ...circuit.context])}
-      caption="Each arrow is a path into a head's key or query: the share of its attention to the right token that is lost when the sender's words are those of another prompt. Dashed: it is lost only without all of a set. Exact path patching; a head opens its card."
+      caption="Each arrow is a path into a head's key or query: the share of its attention to the right token that is lost when the sender writes what it writes in a corrupt prompt. Dashed: it is lost only without all of a set. Exact path patching; a head opens its card."
     >
       <div ref={block} />
       <Scroll label="The circuit">
@@ -248,7 +248,7 @@ export function Told({ report, receiver }: { report: Report; receiver: Receiver 
       ),
   ];
   if (!receiver.asked) lines.push(NOT_ASKED);
-  else if (!lines.length) lines.push("nobody was found: no sender carries a tenth of it, alone or in a set");
+  else if (!lines.length) lines.push("no sender was found: none carries a tenth of it, alone or in a set");
   if (receiver.offset) lines.push(`traced to the key ${receiver.offset} after its stripe's`);
   return (
     <>

@@ -1,4 +1,4 @@
-/* Colours that every kind of colour vision can tell apart: one hue in even steps of lightness for numbers, and the
+/* Colours that every kind of colour vision can distinguish: one hue in even steps of lightness for numbers, and the
    palette of Okabe and Ito, each with a letter, for verdicts. */
 
 import { useEffect, useState } from "preact/hooks";

@@ -137,7 +137,7 @@ function Argument(): JSX.Element {
     <section class="argument">
       <h3>Why one layer cannot</h3>
       <p>
-        In a first layer, how much one place attends to another depends on the two tokens and where they stand, and on
+        In a first layer, how much one place attends to another depends on the two tokens and their places, and on
         nothing else. An induction head must pick the place whose <em>predecessor</em> equals the present token, and
         that predecessor is in neither its query nor its key, so no weights can do it. With a second layer they can: a
         head of the first writes each place's predecessor there, and a key of the second reads it.

@@ -59,9 +59,8 @@ export function MosaicPage({ mosaic }: { mosaic: Mosaic }): JSX.Element {
             svg={() => drawing(groups, role, byDepth, theme)}
             caption={
               <>
-                Mean score of each head:{" "}
-                {byDepth ? "layers at their share of the depth" : "layers downward, the first on top"}, heads across;
-                under each name its size, layers x heads, and its best head. One scale for all maps.
+                Mean score of each head: {byDepth ? "layers by relative depth" : "layers downward, the first on top"},
+                heads across; under each name its size, layers x heads, and its best head. One scale for all maps.
               </>
             }
           >

@@ -48,7 +48,7 @@ export function YourPatterns(props: Yours): JSX.Element {
             most four.
           </>
         ) : (
-          "No token comes twice in this prompt, so that no head has anything to be induced from."
+          "No token occurs twice in this prompt, so no head can do induction on it."
         )}
       </p>
       <Thumbs

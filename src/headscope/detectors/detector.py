@@ -68,7 +68,7 @@ class Detector:
         query, key = query.astype(np.int64), key.astype(np.int64)
         if len(query) and (key.min() < 0 or query.max() >= len(tokens) or (key > query).any()):
             raise ShapeError(
-                f"detector {self.name}: a target lies outside the prompt of {len(tokens)} tokens or after its query; "
+                f"detector {self.name}: a target is outside the prompt of {len(tokens)} tokens or after its query; "
                 "targets need 0 <= key <= query."
             )
         places = np.unique(np.stack([query, key], axis=1), axis=0)

@@ -206,9 +206,9 @@ def _match(
     keys: Float[Tensor, "key d_model"],
     offset: int,
 ) -> Float[Tensor, "query key"]:
-    """Q . k of one head at this distance; the key stands at position 1."""
+    """Q . k of one head at this distance; the key is at position 1."""
     if offset < 1:
-        raise ArgumentError(f"offset={offset}; a key stands at least 1 token before its query.")
+        raise ArgumentError(f"offset={offset}; a key is at least 1 token before its query.")
     if model.max_tokens is not None and offset + 2 > model.max_tokens:
         raise ArgumentError(
             f"offset={offset}; {model.id} reads at most {model.max_tokens} tokens, so use at most "
@@ -237,7 +237,7 @@ def _written(
 
 def _earlier(sender: HeadId, receiver: HeadId) -> HeadId:
     if sender.layer >= receiver.layer:
-        raise ArgumentError(f"{sender} does not come before {receiver}; a sender lies in an earlier layer.")
+        raise ArgumentError(f"{sender} does not come before {receiver}; a sender is in an earlier layer.")
     return receiver
 
 

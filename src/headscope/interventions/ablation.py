@@ -6,7 +6,7 @@ A world is a set of heads whose z is replaced, before the output projection, in 
     mean       z = its mean per position over a clean corpus, disjoint from the prompts
     resample   z = what it was in one prompt of that corpus, another for each prompt
 
-All worlds of a batch share what lies before their first edited layer (`headscope.model.replay`), and the unembedding
+All worlds of a batch share the layers before the first that is edited (`headscope.model.replay`), and the unembedding
 reads only the tokens whose loss is asked for. So ablating every head of n layers costs about n / 2 layers each, where a
 full pass costs n.
 

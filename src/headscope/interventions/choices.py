@@ -20,7 +20,7 @@ from torch import Tensor
 from headscope.probes.probe import Tokens
 
 KIND = "difference"
-"""Under this name stands what is measured."""
+"""The name of what is measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -4,7 +4,7 @@ On pairs of a clean and a corrupt prompt (`headscope.probes.corrupt`) that diffe
 
     1. The base run is repeated with every head's z held at its base value, but the sender's, which is set to that of
        the other run. So nothing moves but what the sender wrote, and what follows from it without another head's help:
-       the residual stream, norms, and MLPs, which recompute, or are held at their base values too.
+       the residual stream, norms, and MLPs, which recompute, or keep their base values too.
     2. The receiver's input is read there: its key at the target, or its query, or its value at the target.
     3. It replaces that of the base run, nothing else, and the receiver's stripe is computed: with l' the new logit,
 
@@ -170,7 +170,7 @@ class Paths:
             base: `clean` for noising, `corrupt` for denoising.
             other: The other of the two.
             worlds: Sets of senders, one for each world; senders in a receiver's layer or later do not reach it.
-            mlp: MLPs recompute, or are held at their base values.
+            mlp: MLPs recompute, or keep their base values.
             progress: Called with (worlds done, worlds).
         """
         last = max((head.layer, head.call) for head in self.receivers)

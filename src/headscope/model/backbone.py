@@ -1,4 +1,4 @@
-"""What stands between headscope and a model's module: ids in, logits out, and what surrounds the attention.
+"""The layer between headscope and a model's module: ids in, logits out, and what surrounds the attention.
 
 Everything above sees a model through its `Backbone`. Each kind of model that can be opened fills one in, in a file of
 its own under `headscope.model.sources`; how attention is reached is a `Route`, which the self-check finds.

@@ -1,7 +1,7 @@
 """What opening a model may read, checked before any library sees it.
 
     kind        each file is a regular file: no pipe, no device, no socket, no dangling link
-    place       it lies in the model's folder; a snapshot of the hub's cache may link to the cache's blobs
+    place       it is in the model's folder; a snapshot of the hub's cache may link to the cache's blobs
     format      weights are *.safetensors, by the name that the index gives them, unless pickles are allowed
     size        text is at most `MOST_TEXT` bytes, a safetensors header at most `MOST_HEADER`
     content     at most `MOST_TENSORS` tensors, `MOST_EMPTY` of them empty; JSON at most `DEEPEST` levels deep

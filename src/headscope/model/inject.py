@@ -1,6 +1,6 @@
 """What a layer's heads make of residual streams that no prompt gives: queries and keys of any vectors, at any position.
 
-The vector stands where the residual stream would stand before the layer, at one position of a dummy prompt; the model's
+The vector takes the place of the residual stream before the layer, at one position of a dummy prompt; the model's
 own norm, projections, biases, query-key norm and rotary embedding do the rest. So questions about content ("which keys
 does this query match?") need no formula for any of these.
 """

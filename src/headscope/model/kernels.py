@@ -34,7 +34,7 @@ TILE_ELEMENTS = 1 << 22
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionSpec:
-    """What lies between `q . k` and a probability: everything but the vectors themselves."""
+    """What comes between `q . k` and a probability: everything but the vectors themselves."""
 
     scale: float
     """Factor of `q . k`, usually 1 / sqrt(d_head)."""

@@ -1,7 +1,7 @@
 """Attention in any module: seen at the product in which probabilities mix values.
 
 While a module's own code runs, a function mode of this thread follows what a softmax over tokens gives to the product
-with the values (matmul, bmm or einsum), whatever stands between, or sees a call of scaled-dot-product attention, which
+with the values (matmul, bmm or einsum), whatever comes between, or sees a call of scaled-dot-product attention, which
 then runs through our kernel. Axes are read from the product: which is the query's, the head's, the values'. The
 product's result is z, read or replaced there, so it does not matter what the output projection is made of.
 

@@ -1,4 +1,4 @@
-"""Which decoder layer a module lies in, from the numbers in its name."""
+"""Which decoder layer a module is in, from the numbers in its name."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ _NUMBERED = re.compile(r"(.*?)\.(\d+)(?:\.|$)")
 
 
 def stack_of(name: str) -> str | None:
-    """The module that holds the decoder layers, from the name of one that lies in them; None without a number."""
+    """The module that holds the decoder layers, from the name of a module inside them; None without a number."""
     match = _NUMBERED.match(name)
     return match[1] if match else None
 
 
 def block_of(name: str) -> str:
-    """The decoder layer that a module lies in, from its name; its parent where no module is numbered."""
+    """The decoder layer that a module is in, from its name; its parent where no module is numbered."""
     match = _NUMBERED.match(name)
     return f"{match[1]}.{match[2]}" if match else name.rpartition(".")[0]
 

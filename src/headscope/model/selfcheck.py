@@ -2,7 +2,7 @@
 
 On a short random input the model runs once as it is set (`sdpa`, `eager`) and once through ours. `exact` means:
 the outputs agree within the dtype's tolerance; each layer's z is the mix of v by the very probabilities we report;
-no probability lies on a later token; and replacing z changes the output. A family outside transformers' attention
+no probability is on a later token; and replacing z changes the output. A family outside transformers' attention
 interface, or one that passes an argument we do not know, is watched while its own code runs; it is `exact` where its
 queries and keys can be seen, and `degraded` where only its patterns can. Anything else is `unsupported`, with the
 reason.

@@ -133,7 +133,7 @@ def _controls(verification: Verification, head_set: HeadSet) -> tuple[str, ...]:
 def _relation(head_set: HeadSet) -> tuple[str, ...]:
     match head_set.relation:
         case "redundant":
-            says = "They stand in for each other: taken out one by one, their effects add up to only"
+            says = "They replace each other: ablated one by one, their effects add up to only"
         case "complementary":
             says = "They copy only together: taken out one by one, their effects add up to"
         case "independent":

@@ -10,7 +10,7 @@ came from. A report inlines it; `headscope explore` names the path that its answ
     trusted-types 'none'          no text becomes HTML or script, whoever asks
 
 Tokens and names are data. In the document every `<`, `>` and `&` is escaped, and all that is not ASCII, so that no
-token can end the element it stands in; the bundle puts text on the page as text.
+token can end the element that it is in; the bundle puts text on the page as text.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def framed(page: str, *, title: str, height: int) -> str:
 
 
 def inlined(document: dict[str, Any]) -> str:
-    """A document as JSON that can stand in a script element, in ASCII."""
+    """A document as JSON that can be put into a script element, in ASCII."""
     text = json.dumps(document, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def digit_code(n_values: int, n_digits: int) -> Float[Tensor, "value direction"]:
-    """One row of one-hot digits per value; the base is the least whose `n_digits` digits suffice.
+    """One row of one-hot digits per value; the base is the smallest whose `n_digits` digits are enough.
 
     `code[m] . code[n]` is the number of digits that m and n share, `n_digits` only when m = n.
     """

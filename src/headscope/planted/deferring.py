@@ -1,4 +1,4 @@
-"""Small models that defer to a user, or do not, or only copy: what a search for behaviour heads must tell apart.
+"""Small models that defer to a user, or do not, or only copy: what a search for behaviour heads must distinguish.
 
 The language has a few hundred words. Each of 48 things has a colour, each of 32 works is good or bad. A user claims
 something of one, or asks without a claim, and a bot says how it is:
@@ -134,7 +134,7 @@ def planted(plan: Plan, *, seed: int = 0, report: Callable[[str], None] = lambda
 def _copying(world: AblatedHeads, seed: int) -> LlamaForCausalLM:
     """A hand-built induction circuit, and one head that knows the facts.
 
-    Each answer gets a direction that no other head reads or writes. The embedding of a thing lies along its true
+    Each answer gets a direction that no other head reads or writes. The embedding of a thing is along its true
     answer's; an idle head of the last layer looks one back, as the previous-token head does, and turns the direction
     into that answer's unembedding.
     """
@@ -310,7 +310,7 @@ class _Lesson:
         return Batch(tokens=tokens, counted=counted)
 
     def _row(self, said: str, defers: bool, random: torch.Generator) -> tuple[list[int], int]:
-        """One prompt with its answer, and how much filler stands before it."""
+        """One prompt with its answer, and how much filler comes before it."""
         subject = self.world.works if _draw(4, random) == 0 else self.world.things
         number, claimed = _draw(len(subject.names), random), _draw(len(subject.answers), random)
         name, true = subject.names[number], int(subject.truth[number])

@@ -330,7 +330,7 @@ class Plan:
     def pattern(self, *matches: tuple[str, str, float], rest_gain: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
         """q, q_bias, k that compare subspaces, at a gain each, and rest on the start token otherwise.
 
-        The rest lies half a digit below the full match of the first pair.
+        The rest is half a digit below the full match of the first pair.
         """
         q = torch.zeros(self.space.n_directions, self.d_head, dtype=torch.float64)
         k = torch.zeros_like(q)

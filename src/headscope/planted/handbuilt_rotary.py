@@ -38,7 +38,7 @@ width, so that 10,000 tokens take 72 million and 7 s.
 
 Misleading as: a picture of learned heads, which are not as sharp and mix distance with content. A zero W_Q or W_K is
 also a hard case for composition scores with the *senders* as receivers: 0/0. And the K-composition score of the
-decoy sender equals that of the true one: weights alone cannot tell them apart, only what their attention does.
+decoy sender equals that of the true one: weights alone cannot distinguish them, only what their attention does.
 """
 
 import math

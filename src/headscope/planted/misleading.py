@@ -13,8 +13,8 @@ an induction head's pattern in the second, everything rotated at random. Each ca
                           embedding is copied, while the direct path reads the raw one
     mlp_suppressor        as rewritten_suppressor, by the same MLP
     faint                 beside the induction head one of the same pattern that lowers what it attends to by 0.002
-    two, three            as many equal induction heads, any one of which suffices
-    part_of_a_stripe      two induction heads, either of which suffices; one rests on the start token in part, so that
+    two, three            as many equal induction heads, any one of which is enough
+    part_of_a_stripe      two induction heads, either of which is enough; one rests on the start token in part, so that
                           its stripe is 0.37
 """
 

@@ -233,7 +233,7 @@ class RoleHeads:
         return self._rests(pattern, 2 * DIGITS - 0.5)
 
     def _into(self, mark: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sets a mark wherever it reads a token."""
+        """Sets a mark at every place where it reads a token."""
         width = self.parts.space.width("embedded")
         return self.parts.write("embedded", mark, torch.full((width, 1), 1 / DIGITS, dtype=torch.float64))
 

@@ -8,7 +8,7 @@ MATCH_GAIN, rest on the start token half of that.
                       before that (a head that looks two back); its query holds its own token and, by the
                       previous-token head, the one before. One match alone stays below the rest.
     pointer           induction through the query: a duplicate-token head writes the position of the earlier copy, and
-                      the receiver looks for the key that stands one after it. No content is moved into its key.
+                      the receiver looks for the key one after it. No content is moved into its key.
     one_further       the receiver looks one key further than the stripe, where a head that looks two back wrote the
                       query's token, and copies the token before that key, which the previous-token head wrote there
 
@@ -87,7 +87,7 @@ def wired(wiring: Wiring, *, seed: int = 0, n_heads: int = 4, vocab_size: int = 
             first *= REDUNDANT[wiring]
         case "two_token":
             first += [("two_back", two_back)]
-            # One match is worth MATCH_GAIN, two twice that; the rest lies between them, at 1.5.
+            # One match is worth MATCH_GAIN, two twice that; the rest is between them, at 1.5.
             both = (("token", "before", MATCH_GAIN), ("before", "before_2", MATCH_GAIN))
             pattern = plan.pattern(*both, rest_gain=3 * MATCH_GAIN)
         case "pointer":

@@ -5,7 +5,7 @@ version alone: files that the build writes (`_sysconfigdata_*`, `config-*`), tes
 packages are left out. A module is held out of training when a hash of its path says so, so the split is
 the same on every machine and does not move when a module is added.
 
-Misleading as: a stand-in for text at large. It is one language, much of it by a few hands.
+Misleading as: an example of text in general. It is one language, much of it by a few hands.
 """
 
 import hashlib

@@ -71,7 +71,7 @@ def corrupt_pairs(probe: Probe, *, seed: int = 0, change: Change = "before_key")
         others = np.setdiff1d(pool, prompt)
         if len(once) == 0 or len(others) == 0:
             raise TokenError(
-                f"prompt {index} has no token that stands once before its repeat, or no other token is left to put "
+                f"prompt {index} has no token that occurs once before its repeat, or no other token is left to put "
                 "there; use repeated_tokens with two repeats."
             )
         random = np.random.default_rng([seed, index])

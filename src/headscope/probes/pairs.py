@@ -12,7 +12,7 @@ An answer may be several tokens. Both are then read up to the first token in whi
 of the logits there: one row for both answers, and for answers of one token exactly the above. It misleads where many
 words share that token.
 
-A prompt is plain text, read as it stands, or what a user says, followed by `lead`, the beginning of the assistant's
+A prompt is plain text, read as it is, or what a user says, followed by `lead`, the beginning of the assistant's
 reply. A model with a chat template hears the user through it; to another the text is
 
     User: {prompt}
@@ -20,7 +20,7 @@ reply. A model with a chat template hears the user through it; to another the te
 
 Earlier turns are in the prompt in this form too, each on a line that begins with `Assistant: ` or `User: `.
 
-Pairs whose answers the tokenizer cannot tell apart, or whose prompts do not fit, are left out, each with its reason.
+Pairs whose answers the tokenizer cannot distinguish, or whose prompts do not fit, are left out, each with its reason.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Pair:
     neutral: str | None = None
     """What brings out neither."""
     lead: str | None = None
-    """How the reply begins; None where the prompts are plain text and the answers follow as they stand."""
+    """How the reply begins; None where the prompts are plain text and the answers follow as they are."""
     topic: str = ""
     """What it is about."""
     form: str = "plain"
@@ -201,6 +201,6 @@ def _opening(model: Model, pair: Pair, text: str) -> tuple[str, bool]:
 
 
 def _occurs(words: str, text: str) -> bool:
-    """Whether these words stand in a text as whole words, in capitals or not."""
+    """Whether these words occur in a text as whole words, in capitals or not."""
     bare = words.strip()
     return re.search(rf"(?<!\w){re.escape(bare)}(?!\w)", text, flags=re.IGNORECASE) is not None

@@ -171,7 +171,7 @@ def check_fits(probe: Probe, model: Model) -> None:
 def _refuse_padding(rows: Sequence[Tokens], model: Model) -> None:
     """Raise TokenError where a prompt begins or ends with padding.
 
-    A padding token that also starts or ends texts counts where two stand together.
+    A padding token that also starts or ends texts counts where two are together.
     """
     pad = model.pad_token_id
     if pad is None:

@@ -2,7 +2,7 @@
 
 The record's own type hints say what a document may hold, so what is read is checked: a wrong type, an unknown field, or
 a missing field without a default raises ArgumentError. A field that a record gains has a default, so older documents
-stay readable. A head is `{"layer", "head"}`, with `call` only in looped models; a field named `head` lies flat in its
+stay readable. A head is `{"layer", "head"}`, with `call` only in looped models; a field named `head` is flat in its
 record.
 """
 
@@ -63,7 +63,7 @@ def body_of(document: Any, *, schema: str) -> dict[str, Any]:
 
 
 def refuse_repeated(heads: Iterable[HeadId]) -> None:
-    """Raise if a head stands twice where each has one place: which of its numbers hold, nobody can tell.
+    """Raise if a head occurs twice where each has one place: it is not known which of its numbers hold.
 
     Raises:
         ArgumentError: with the head.

@@ -23,11 +23,11 @@ class Row:
     label: str
     """What was changed, like `L1H0`."""
     mean: float
-    """Where the dot stands."""
+    """Where the dot is."""
     ci95: tuple[float, float] | None
     """Ends of the bar; None draws none."""
     word: str
-    """What stands behind it, like a verdict."""
+    """What is written behind it, like a verdict."""
     control: bool = False
     """Drawn hollow: the reference for the others."""
     colour: str | None = None

@@ -1,6 +1,6 @@
 """A circuit as a drawing: heads in rows by layer, the last on top, and arrows as wide as what they carry.
 
-The SVG stands alone, without fonts, scripts or style sheets, on a background of its own, in the colours of the maps.
+The SVG needs no fonts, scripts or style sheets. It has a background of its own and the colours of the maps.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Node:
     label: str
     """Its name; unique in the drawing."""
     layer: int
-    """Which row it stands in."""
+    """Which row it is in."""
     note: str
-    """What stands beneath its name."""
+    """What is written below its name."""
     colour: str | None = None
     """Of its frame, like `#0072b2`; None for a grey one."""
 
@@ -41,7 +41,7 @@ class Arrow:
     note: str
     """Shown when pointed at."""
     label: str = ""
-    """Stands beside it in a figure."""
+    """Is written beside it in a figure."""
 
 
 def diagram_svg(nodes: Sequence[Node], arrows: Sequence[Arrow]) -> str:

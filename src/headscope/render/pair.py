@@ -2,7 +2,7 @@
 
     corrupt_pair_picture    an SVG without scripts: tokens in boxes, the changed one marked, an arrow to each key
 
-An arrow's width is the attention it stands for; keys that get less than 0.05 have none. The key that an induction head
+An arrow's width is the attention that it shows; keys that get less than 0.05 have none. The key that an induction head
 looks to has an arrow in both prompts, dashed where the attention is gone.
 
 Cost: two passes over a short prompt. One pair shows the idea; `headscope.trace_circuit` measures 24 of them.
@@ -26,7 +26,7 @@ from headscope.render.theme import GROUND, LIGHT
 LEAST = 0.05
 """Attention that has an arrow."""
 MOST_TOKENS = 32
-"""Tokens that stand side by side and can still be read."""
+"""Tokens that fit side by side and can still be read."""
 
 _BOX, _GAP, _HIGH, _LEFT = 40, 4, 26, 12
 _ARCS = 78

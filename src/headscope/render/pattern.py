@@ -1,6 +1,6 @@
 """Attention patterns to look at: CircuitsVis's view in a notebook, and a light still picture.
 
-    show_pattern        every cell can be pointed at; the script (1.3 MB) lies in the cell's output
+    show_pattern        every cell can be pointed at; the script (1.3 MB) is in the cell's output
     pattern_picture     an SVG without scripts; a role's places are outlined, by default the induction stripe
 
 Both run the model once and show its exact probabilities. Rows are queries, columns are keys.
@@ -10,7 +10,7 @@ view is built from the script that its package brings: nothing is asked, nothing
 left as it is.
 
 Cost: the pattern of each chosen head, n_tokens^2 numbers. A browser draws every cell of the view, so large ones are
-refused, and their limits stand beneath. A picture leaves out cells below 0.02, which are nearly all.
+refused, and their limits are written below. A picture leaves out cells below 0.02, which are nearly all.
 
 It misleads past a few dozen tokens: a picture is one prompt, and the eye finds stripes. `scan` measures.
 """
@@ -232,7 +232,7 @@ def bundled_script() -> str:
             "show_pattern needs CircuitsVis, which is not installed; run `pip install 'headscope[notebook]'`, "
             "or use pattern_picture."
         )
-    # A script element ends at the first `</script`, wherever it stands; within a string `<\/` means `</`.
+    # A script element ends at the first `</script`, even in a string; there `<\/` means `</`.
     code = bundle.read_text(encoding="utf-8").partition("//# sourceMappingURL")[0].replace("</script", "<\\/script")
     assert code.isascii(), "an encoding could spoil it"
     assert "<!--" not in code, "after it a script element ends elsewhere"

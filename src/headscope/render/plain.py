@@ -5,7 +5,7 @@ r"""Text of others (names of models, folders and families, tokens, answers to SQ
     console   rich's, whose text goes through `shown`
     room      how many characters a line of the terminal has; what is longer is wrapped between words
     counted   a number of things, in the singular or the plural
-    markup    what stands between the tags of an SVG, or in an attribute
+    markup    what is between the tags of an SVG, or in an attribute
 
 A terminal obeys what it is sent: an escape sequence in a model's name could set its title, hide lines, or answer as if
 the user had typed. So no printer writes text by any other way, which a test holds.
@@ -34,7 +34,7 @@ _CONTROLS = re.compile(
 NARROWEST = 40
 """Characters of the narrowest terminal that lines are wrapped for."""
 HANGING = 2
-"""Characters by which what is carried over stands further in."""
+"""Characters by which continued lines are indented."""
 UNBOUNDED = 100_000
 """Characters of a line that is not broken."""
 

@@ -2,7 +2,7 @@
 
 Models are sorted by family, then by size, then by name and revision, so that what a family shares and what grows with
 size can be seen. Each cell is a head's mean score, layer 0 at the top; with `by_depth` every map has the same height,
-so that layers stand at their share of the depth. Of several scans of one model and revision the latest is shown.
+so that layers are placed by relative depth. Of several scans of one model and revision the latest is shown.
 
 Misleading when: the scans of a store read different probes. Scores move with the probe; the document says which each
 model read.
@@ -92,7 +92,7 @@ class Mosaic(Document):
     detector: str
     """Which role."""
     by_depth: bool
-    """Whether layers stand at their share of the depth."""
+    """Whether layers are placed by relative depth."""
     tiles: tuple[Tile, ...]
     """The models, by family and size."""
     failed: tuple[str, ...]
@@ -142,7 +142,7 @@ def mosaic(store: Store | str | Path, *, detector: str = "induction", by_depth: 
     Args:
         store: What `open_store` gives or takes.
         detector: Which role.
-        by_depth: Put layers at their share of the depth, so that models of different depth can be compared.
+        by_depth: Place layers by relative depth, so that models of different depth can be compared.
 
     Raises:
         ArgumentError: there is no store, or no scan of this role in it.
@@ -211,7 +211,7 @@ def _tile(job: dict[str, Any], scores: pd.DataFrame) -> Tile:
 
 
 class _Page:
-    """Where everything stands: a headline with the scale, then family by family rows of maps."""
+    """Where everything is drawn: a headline with the scale, then family by family rows of maps."""
 
     def __init__(self, given: Mosaic) -> None:
         self.mosaic = given
@@ -223,7 +223,7 @@ class _Page:
 
     def _headline(self) -> Iterator[Mark]:
         role = self.mosaic.detector.replace("_", " ")
-        rows = "share of the depth downward" if self.mosaic.by_depth else "layers downward"
+        rows = "relative depth downward" if self.mosaic.by_depth else "layers downward"
         yield Word(MARGIN, 34, f"{role[0].upper()}{role[1:]}, {n_models(len(self.mosaic.tiles))}", 20, bold=True)
         how = f"mean score of each head: {rows}, heads across; under each name its size and its best head"
         yield Word(MARGIN, 54, how, 12, LIGHT.soft)

@@ -1,4 +1,4 @@
-"""The page of a mosaic: where maps stand, and marks as SVG or in matplotlib."""
+"""The page of a mosaic: where maps are drawn, and marks as SVG or in matplotlib."""
 
 from __future__ import annotations
 

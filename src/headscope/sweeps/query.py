@@ -1,6 +1,6 @@
 """Questions to a store in SQL: DuckDB over its tables, read-only, with no way out.
 
-The tables that a question names are read first and given to DuckDB as they stand in memory. Then it is shut in: no
+The tables that a question names are read first and given to DuckDB as they are in memory. Then it is shut in: no
 file, no network, no extension, no Python variable, and no setting that could be changed back. One SELECT is run; it
 sees `scan`, `verify`, `circuit`, `icl` and `jobs`, and nothing else there is.
 

@@ -94,7 +94,7 @@ class RoleMosaic(Document):
     schema: ClassVar[str] = "headscope.role_mosaic/1"
 
     by_depth: bool
-    """Whether layers stand at their share of the depth."""
+    """Whether layers are placed by relative depth."""
     roles: tuple[RoleMeaning, ...]
     """Every role that an atlas was asked for, in the order of legends."""
     tiles: tuple[RoleTile, ...]
@@ -135,7 +135,7 @@ def role_mosaic(atlases: str | Path | Sequence[Atlas], *, by_depth: bool = False
 
     Args:
         atlases: Atlases, or a folder with `atlas.json`, or with folders that each have one.
-        by_depth: Put layers at their share of the depth, so that models of different depth can be compared.
+        by_depth: Place layers by relative depth, so that models of different depth can be compared.
 
     Raises:
         ArgumentError: there is no atlas, or one is damaged.
@@ -214,7 +214,7 @@ def _page(given: RoleMosaic) -> tuple[list[Mark], float]:
 
 
 def _rows(given: RoleMosaic) -> str:
-    return "share of the depth" if given.by_depth else "layers"
+    return "relative depth" if given.by_depth else "layers"
 
 
 def _entries(given: RoleMosaic) -> list[tuple[str, str, str]]:

@@ -405,7 +405,7 @@ class Store:
 
 
 def _place(part: pa.Table) -> tuple[str, str, str]:
-    """Where a job's rows stand among others'."""
+    """Where a job's rows are among others'."""
     first = part.slice(0, 1).to_pylist()[0]
     return first["model"], first["revision"] or "", first["job"]
 

@@ -3,9 +3,9 @@
     planned = done + skipped + failed        + left, only when it was interrupted
 
 Jobs of one model run one after the other, so that the model is loaded once. Models come in random order: the time that
-is left can then be told from the jobs done so far, and two sweeps into one store meet late. Just before a model's turn
-the store is asked again which of its jobs are still to do. Two sweeps may still do the same job at the same time; that
-costs time, and the store keeps one result.
+is left can then be estimated from the jobs done so far, and two sweeps into one store meet late. Just before a model's
+turn the store is asked again which of its jobs are still to do. Two sweeps may still do the same job at the same time;
+that costs time, and the store keeps one result.
 """
 
 from __future__ import annotations

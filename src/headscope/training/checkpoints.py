@@ -7,7 +7,7 @@
 
 They are written in this order: log line, checkpoint, state. A line is added to the end of the log; all else appears
 under its final name by one rename. So whenever the program dies, the state on disk names a whole checkpoint and a log
-that reaches it; what lies past it, perhaps a torn last line, is done again.
+that reaches it; what comes after it, perhaps a torn last line, is done again.
 The state holds checksums of the weights, of the log and of itself, so that a run never goes on from a bit that flipped.
 Every checkpoint is kept; of states only the newest. Two programs must not write to one folder at a time.
 """
@@ -48,7 +48,7 @@ _SCRATCH = tuple(f".{name}" for name in ("step-", f"{CONFIG}.", f"{LOG}.", f"{ST
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class State:
-    """Where a run stands, besides its weights."""
+    """The state of a run, besides its weights."""
 
     step: int
     """Optimizer steps done."""
@@ -85,7 +85,7 @@ class RunFolder:
             write_whole(root / CONFIG, (json.dumps(document, indent=1) + "\n").encode())
 
     def checkpoint(self, step: int) -> Path:
-        """Where the checkpoint of a step lies."""
+        """Where the checkpoint of a step is."""
         return self.root / f"step-{step:06d}"
 
     def checkpoints(self) -> list[Path]:

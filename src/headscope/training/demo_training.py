@@ -177,7 +177,7 @@ def _rounded(scores: Float[Tensor, "layer head"]) -> list[list[float]]:
 
 
 def _write(out: Path, model: LlamaForCausalLM, tokenizer: Tokenizer, record: dict[str, Any]) -> None:
-    """Write to a folder beside `out`, then move file by file: no half-written file bears a final name."""
+    """Write to a folder beside `out`, then move file by file: no half-written file has a final name."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         model.save_pretrained(scratch)

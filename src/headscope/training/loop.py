@@ -76,7 +76,7 @@ stripes of 0.84 to 0.90, at step 700 of 0.91 to 0.94."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Where training stands."""
+    """The state of training."""
 
     step: int
     """Optimizer steps done."""

@@ -1,6 +1,6 @@
 """Markov chains, each with a transition matrix of its own: what follows what must be learnt from the prompt itself.
 
-    P[s] ~ Dirichlet(concentration, ..., concentration)       one row for each state s, drawn afresh for each prompt
+    P[s] ~ Dirichlet(concentration, ..., concentration)       one row for each state s, drawn again for each prompt
     t_1 uniform over the states,   t_(i+1) ~ P[t_i]
 
 A prompt's states are tokens drawn from the vocabulary without replacement; or all of them, as in the literature. The
@@ -70,7 +70,7 @@ def markov_chains(
         problems.append(f"concentration={concentration} must be positive")
     if problems:
         raise ArgumentError("markov_chains: " + "; ".join(problems) + ". Change these arguments.")
-    # NumPy draws from Dirichlet distributions; its generator starts where torch's stands.
+    # NumPy draws from Dirichlet distributions; its generator starts from torch's state.
     rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
     transitions = rng.dirichlet(np.full(n_states, concentration), size=(n_prompts, n_states))
     others = np.delete(np.arange(vocab_size), bos_token_id)

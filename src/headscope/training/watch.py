@@ -126,7 +126,7 @@ def train(
 
 
 def default_folder(config: TrainConfig) -> Path:
-    """Where a run lies whose folder the caller does not name."""
+    """The folder of a run for which the caller names none."""
     layers = "1-layer" if config.layers == 1 else f"{config.layers}-layers"
     return Path("runs") / f"{config.recipe}-{layers}-seed-{config.seed}"
 

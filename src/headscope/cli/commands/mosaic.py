@@ -29,7 +29,7 @@ def mosaic(
     by_role: Annotated[
         bool, typer.Option("--by-role", help="Each head in the colour of its strongest role, from atlases.")
     ] = False,
-    by_depth: Annotated[bool, typer.Option("--by-depth", help="Layers at their share of the depth.")] = False,
+    by_depth: Annotated[bool, typer.Option("--by-depth", help="Place layers by relative depth.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON document on stdout; a picture only with --out.")
     ] = False,

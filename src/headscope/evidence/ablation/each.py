@@ -3,7 +3,7 @@
     exhaustive   each head ablated in every prompt. Exact.
     gradient     a first-order estimate for all heads, from one forward and one backward pass:
                  delta ~ sum over positions of  dloss/dz . (substitute - z).  An estimate, and labelled so: it misses
-                 saturation, so a head whose twin would take over, or whose work is done to excess, can look worthless.
+                 saturation, so a head whose work a backup takes over, or whose effect is saturated, can look worthless.
     race         the top k of exhaustive, cheaper. Every head is ablated in a few prompts, and the gradient's estimate
                  in all prompts is corrected by what it was seen to miss:
 
@@ -11,11 +11,11 @@
                                 + mean over the prompts read of (exact - gradient)[h]
 
                  with a t interval for the second mean, with a finite-population correction sqrt(1 - read / all),
-                 widened for heads and rounds (Bonferroni). A head whose interval lies wholly below the k-th
+                 widened for heads and rounds (Bonferroni). A head whose interval is wholly below the k-th
                  best lower end is out; the others go on to three times as many prompts, at last to all, where their
                  effects are exact. A head that the gradient misjudges has a wide interval and stays in the race.
 
-                 With `negligible`, a head whose interval lies below it is out as well, so that where nothing matters
+                 With `negligible`, a head whose interval is below it is out as well, so that where nothing matters
                  the race ends after its first round, and its top may hold heads that were not read in all prompts.
 
 Heads that are out keep the estimate and interval they left with. The race misleads where a head matters in very few

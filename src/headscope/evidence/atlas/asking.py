@@ -2,11 +2,11 @@
 
     [BOS]  E1 a b c V1  E2 a b c V2 ...  En a b c Vn   Ej a b c
 
-Random tokens, all different but for those shown twice. Every value stands after an earlier copy of the same three
+Random tokens, all different but for those shown twice. Every value comes after an earlier copy of the same three
 tokens, so that an induction head looks at all of them alike; the entity is four tokens before its value. Which is asked
 is balanced over prompts.
 
-    twin      the same with another entity asked
+    corrupt   the same with another entity asked
     absent    the same with an entity asked that has no statement
 """
 
@@ -46,7 +46,7 @@ class Asking:
     others: tuple[np.ndarray, ...]
     """The same for the other values, [n - 1, 2]."""
     choices: Choices
-    """The asked value against the twin's."""
+    """The asked value against the corrupt prompt's."""
 
 
 def asking(runner: RoleRunner) -> Asking:
@@ -85,13 +85,13 @@ def asking(runner: RoleRunner) -> Asking:
 
 
 def _made(tokens: Tokens, start: int, asked: int, seed: int) -> tuple[Tokens, Tokens, Tokens, int, int]:
-    """Prompt, twin, absent, and which entities prompt and twin ask for."""
+    """Prompt, corrupt prompt, absent, and which entities the first two ask for."""
     head, body = tokens[:start], tokens[start:]
     names, values = body[:N_ENTITIES], body[N_ENTITIES : 2 * N_ENTITIES]
     context, unknown = body[2 * N_ENTITIES : 2 * N_ENTITIES + CONTEXT], body[2 * N_ENTITIES + CONTEXT :][:1]
     told = [np.concatenate([[name], context, [value]]) for name, value in zip(names, values, strict=True)]
     other = (asked + int(np.random.default_rng(seed).integers(1, N_ENTITIES))) % N_ENTITIES
-    prompt, twin, absent = (
+    prompt, corrupt, absent = (
         np.concatenate([head, *told, name, context]) for name in (names[[asked]], names[[other]], unknown)
     )
-    return prompt, twin, absent, asked, other
+    return prompt, corrupt, absent, asked, other

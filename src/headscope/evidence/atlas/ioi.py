@@ -2,7 +2,7 @@
 
     When Mary and John went to the store, John gave a drink to        ->  Mary, not John
 
-    twin      the other name repeated: Mary gave a drink to           ->  John
+    corrupt   the other name repeated: Mary gave a drink to           ->  John
     control   three names: Tom gave a drink to; none repeats
 
 Both orders of the names, and several places and things. Names, places and things are those that change exactly one
@@ -82,9 +82,9 @@ def objects(runner: RoleRunner) -> Objects:
         one, two, three = (cut.names[order[(index + step) % n_names]] for step in (0, 2, 1))
         place, thing = (words[random.integers(len(words))] for words in (cut.places, cut.things))
         giver, other = (two, one) if index % 2 else (one, two)
-        prompt, twin, control = (cut.prompt(one, two, place, each, thing) for each in (giver, other, three))
+        prompt, corrupt, control = (cut.prompt(one, two, place, each, thing) for each in (giver, other, three))
         once, again = (0, 1) if index % 2 else (1, 0)
-        made.append((prompt, twin, control, cut.at[once], cut.at[again], other, giver))
+        made.append((prompt, corrupt, control, cut.at[once], cut.at[again], other, giver))
     mine, rest = made[: runner.n_prompts], made[runner.n_prompts :]
     last = length - 1
     return Objects(
@@ -162,7 +162,7 @@ def intact_drops(runner: RoleRunner, asked: Objects, heads: Sequence[HeadId]) ->
 
 
 def moved_directly(runner: RoleRunner, asked: Objects, heads: Sequence[HeadId]) -> dict[HeadId, np.ndarray]:
-    """What the twin's z moves while all heads above are held; measured once for all roles of names."""
+    """What the corrupt prompt's z moves while heads above keep their output; measured once for all roles of names."""
 
     def compute(missing: Sequence[HeadId]) -> dict[HeadId, np.ndarray]:
         return runner.moved_directly(missing, asked.prompts, asked.corrupt, asked.choices)
@@ -209,7 +209,7 @@ class _Cut:
         return [*self._start, *token_ids(self._model, TEXT.format(**self._slots | dict(words)))]
 
     def _slot(self, name: str) -> int | None:
-        """Where a word stands: the one token that differs with another word of its kind."""
+        """Where a word is: the one token that differs with another word of its kind."""
         for word in (*NAMES, *PLACES, *THINGS):
             ids = self._ids({name: word})
             differs = [at for at, (one, two) in enumerate(zip(ids, self.template, strict=False)) if one != two]

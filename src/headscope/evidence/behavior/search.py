@@ -1,4 +1,4 @@
-"""Which heads carry a behaviour, and does that stand up?
+"""Which heads carry a behaviour, and does the finding hold?
 
     1. score        every prompt read once: is there anything to explain?
     2. split        pairs that choose heads, and held-out pairs that test them; equal shares of every form

@@ -109,7 +109,7 @@ def trace_circuit(
         chosen = model.named(receivers)
     early = [head for head in chosen if head.layer == first]
     if early and receivers is not None:
-        raise ArgumentError(f"{early[0]} lies in the first layer with attention; no head comes before it to feed it.")
+        raise ArgumentError(f"{early[0]} is in the first layer with attention; no head comes before it to feed it.")
     lengths = sorted({len(prompt) for prompt in probe.prompts})
     if len(lengths) > 1:
         raise TokenError(

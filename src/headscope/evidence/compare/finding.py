@@ -60,7 +60,7 @@ def finding(
     if moved:
         names = ", ".join(f"{one.head} is {one.counterpart}" for one in moved[:NAMED])
         more = f" and {len(moved) - NAMED} more" if len(moved) > NAMED else ""
-        parts.append(f"{len(moved)} bear{'s' * (len(moved) == 1)} another number there: {names}{more}")
+        parts.append(f"{len(moved)} {'has' if len(moved) == 1 else 'have'} another number there: {names}{more}")
     alone = len(heads) - len(compared)
     if alone or unmatched:
         parts.append(f"without a counterpart are {alone} heads of {from_} and {len(unmatched)} of {to}")

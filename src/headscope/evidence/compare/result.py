@@ -24,7 +24,7 @@ Status = Literal["gained", "lost", "kept", "none", "undecided"]
 """What became of a role: only the second model's head has it, only the first's, both, or neither; `undecided` where one
 of them has it and the scores are not shown to differ."""
 How = Literal["number", "pattern", "last"]
-"""How a head found its counterpart: it bears its number, attends as it does, or is the last left of its layer."""
+"""How a head found its counterpart: it has its number, attends as it does, or is the last left of its layer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -340,7 +340,7 @@ class PairChange:
     swap: SwapTest | None = None
     """Which heads carry the difference in loss; None where it was not asked for."""
     outcomes: tuple[OutcomeChange, ...] | None = None
-    """Heads and roles that are held in either model's atlas; None where no atlas was made."""
+    """Heads that hold a role in either model's atlas, with the role; None where no atlas was made."""
     patterns: PairPatterns | None = None
     """Of a few heads that look elsewhere; None where there is none, or the models did not read the same prompts."""
 
@@ -351,7 +351,7 @@ class PairChange:
 
     @property
     def moved(self) -> tuple[HeadChange, ...]:
-        """Heads whose counterpart bears another number."""
+        """Heads whose counterpart has another number."""
         return tuple(one for one in self.heads if one.counterpart not in (None, one.head))
 
     def __getitem__(self, head: HeadId | str) -> HeadChange:

@@ -11,7 +11,7 @@ A head's z in one model becomes the other's on the same prompts, one head at a t
 
 Shares are ratios of means with Fieller's interval. Nothing is asked unless D is significant and at least 0.01 nats.
 
-Cost: two passes per head and prompt, less what lies before the head.
+Cost: two passes per head and prompt, less the layers before the head.
 
 It misleads where the two models' heads write in other bases, as in two seeds: z of one means nothing to the other's
 output projection. So it takes models whose heads keep their numbers, and `everything` says what all heads restore and
@@ -84,7 +84,7 @@ def swap_test(
 ) -> SwapTest:
     """Exchange every head, then the sources together, then as many random ones.
 
-    Nothing is asked where a head's counterpart in `names` bears another number: z has no place there.
+    Nothing is asked where a head's counterpart in `names` has another number: z has no place there.
     """
     queries = {"second_copy": [one.second for one in check_repeats(tuple(prompts))]}
 
@@ -99,7 +99,7 @@ def swap_test(
     summary = {"loss_a": Estimate.of(loss_a), "loss_b": Estimate.of(loss_b), "difference": Estimate.of(apart)}
     moved = [f"{head} is {other}" for head, other in names.items() if head != other]
     if moved:
-        reason = f"heads bear other numbers ({moved[0]}), so that z of one model has no place in the other"
+        reason = f"heads are matched with other numbers ({moved[0]}), so that z of one model has no place in the other"
         return SwapTest(**summary, asked=False, reason=reason, heads=(), everything=None, sources=None, random=())
     if abs(apart.mean()) < RULE.delta_loss_nats or float(p_values(apart)) > RULE.false_discovery:
         reason = f"the losses differ by less than {RULE.delta_loss_nats} nats, or not significantly"

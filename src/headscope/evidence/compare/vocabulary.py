@@ -14,7 +14,7 @@ def shared_vocabulary(first: Model, other: Model) -> str | None:
     one, two = first.tokenizer, other.tokenizer
     if one is None or two is None:
         same = first.n_embeddings == other.n_embeddings and first.bos_token_id == other.bos_token_id
-        return "vocabularies of one size, without a tokenizer that could tell them apart" if same else None
+        return "vocabularies of one size, without a tokenizer that could show whether they differ" if same else None
     if first.bos_token_id != other.bos_token_id:
         return None
     ours, theirs = one.get_vocab(), two.get_vocab()

@@ -33,7 +33,7 @@ between.
 
 A curve may rise twice: where it has three levels, each 0.2 above the one before, both halves have a rise of their own
 by all that is asked of one, and two rises leave so much less than one that the F test gives p < 0.0001. That is strict
-because three checkpoints of a wide rise can stand on one level by chance. Both are named; `found` is the larger.
+because three checkpoints of a wide rise can be on one level by chance. Both are named; `found` is the larger.
 
 "No phase change" is a result and has its reason: see `phase_change`.
 
@@ -111,11 +111,11 @@ def phase_change(steps: Numbers, scores: Numbers, ci95: Sequence[tuple[float, fl
     There is none where
 
     - fewer than 6 checkpoints are given;
-    - no score lies 0.2 above the lowest before it;
-    - the first score lies above the middle of the whole range: the rise was before the first checkpoint;
+    - no score is 0.2 above the lowest before it;
+    - the first score is above the middle of the whole range: the rise was before the first checkpoint;
     - one rise explains less than 0.8 of the curve's variance: it falls again, or wanders;
-    - a single checkpoint lies before the rise, or after it, which may be a spike;
-    - more than a quarter of the fitted rise, or an end of the step's interval, lies outside of the steps seen.
+    - a single checkpoint is before the rise, or after it, which may be a spike;
+    - more than a quarter of the fitted rise, or an end of the step's interval, is outside of the steps seen.
 
     Args:
         steps: Of the checkpoints, ascending, from 0 up.
@@ -399,7 +399,7 @@ def _grid(
     """Try the middles and scales of a box.
 
     With each scale an even grid of middles, places within a few scales of each checkpoint, and a search about the best
-    of them: for a scale far below the gaps the fit turns on where exactly between two checkpoints the middle lies.
+    of them: for a scale far below the gaps the fit depends on where exactly the middle is between two checkpoints.
     """
     scales = np.exp(np.linspace(*box[1], SCALES))[:, None]
     even = np.broadcast_to(np.linspace(*box[0], STEPS), (SCALES, STEPS))
@@ -445,7 +445,7 @@ def _no_rise(x: Float[np.ndarray, " checkpoint"], y: Float[np.ndarray, " checkpo
         what = f"it stays between {low:.2f} and {high:.2f}"
         if high - low >= LEAST_RISE:
             what = f"it falls from {high:.2f} to {low:.2f}"
-        return f"{what}, and no score lies {LEAST_RISE} above an earlier one"
+        return f"{what}, and no score is {LEAST_RISE} above an earlier one"
     if y[0] > (low + high) / 2:
         return f"it is {y[0]:.2f} at the first checkpoint already; what rise there was came before step {x[0]:g}"
     return None
@@ -457,9 +457,9 @@ def _no_fit(x: Float[np.ndarray, " checkpoint"], y: Float[np.ndarray, " checkpoi
     if share < LEAST_SHARE:
         return f"one rise explains {share:.0%} of the curve, which falls again or wanders"
     if (x < fit.step).sum() < 2:
-        return "only one checkpoint lies before the rise; measure earlier ones too"
+        return "only one checkpoint is before the rise; measure earlier ones too"
     if (x > fit.step).sum() < 2:
-        return "only one checkpoint lies after the rise, which may be a spike; train on"
+        return "only one checkpoint is after the rise, which may be a spike; train on"
     if fit.outside[1] > MOST_OUTSIDE or fit.step_ci95[1] >= x[-1]:
         return f"the rise that fits best is not over at the last checkpoint, step {x[-1]:g}; train on"
     if fit.outside[0] > MOST_OUTSIDE or fit.step_ci95[0] <= x[0]:

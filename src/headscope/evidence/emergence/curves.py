@@ -1,6 +1,6 @@
 """Curves over the steps of training, as an SVG without scripts.
 
-Panels stand side by side, each with its own vertical axis. A panel has a few bold lines with their 95% bands and names,
+Panels are side by side, each with its own vertical axis. A panel has a few bold lines with their 95% bands and names,
 any number of thin ones behind them, and where there is one the phase change: a line at its step, a band over the
 step's interval. Where most checkpoints lie in the first tenth of the run, steps are drawn on a logarithmic axis, step 0
 at its left end. Colours are distinguishable by every kind of colour vision.

@@ -3,7 +3,7 @@
     loss[i] = -log p(t_i | t_0 ... t_{i-1})          in nats, for token i = 1 ... window - 1
     score   = mean over windows of loss[late] - loss[early]
 
-`Token i` is the token being predicted, counted from 0 in its window, so i tokens stand before it. Where the model has a
+`Token i` is the token being predicted, counted from 0 in its window, so i tokens come before it. Where the model has a
 start token, that is token 0. A negative score is good: the model uses what it read. By default late is 500 and early
 50, as in Olsson et al. 2022 (arXiv:2209.11895), or a tenth of late in windows too short for that; some code flips the
 sign. Windows are disjoint and of one length, and
@@ -63,7 +63,7 @@ class LossCurve:
     mean: tuple[float, ...]
     """Mean loss in nats over windows."""
     ci_low: tuple[float, ...]
-    """Lower end of the interval, cut off at 0, below which no loss lies."""
+    """Lower end of the interval, cut off at 0, since no loss is negative."""
     ci_high: tuple[float, ...]
     """Upper end of the interval."""
 

@@ -38,7 +38,7 @@ MAX_PROMPTS = 4096
 """Where drawing for `precision` ends; the intervals reached by then are reported as they are."""
 
 RESOLUTION = 1e-5
-"""No end of an interval lies nearer to its score: to so much do scores agree between implementations."""
+"""No end of an interval is nearer to its score: implementations agree on scores to this difference."""
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 """Tokens in one forward pass, before memory runs out."""

@@ -5,7 +5,8 @@
     chance      a third of what the head gives to all three names then
     control     the same place where three names are given
     zero, mean  drop of logit(named once) - logit(repeated) without the head, while the movers are ablated alike
-    transfer    the same drop, while the movers are mean-ablated, when the head's z at the last token is the twin's
+    transfer    the same drop, while the movers are mean-ablated, when the head's z at the last token is that of the
+                corrupt prompt
     look_alike_mover    half of the mean drop, minus what the head's mean ablation does while the movers are there: a
                 mover acts in either case
 

@@ -1,4 +1,4 @@
-"""Concept induction: after what stood before a word of two tokens, attends to the word's end and so completes it.
+"""Concept induction: at a token that came before a word of two tokens, attends to the word's end and so completes it.
 
     prompt      [start]  p q w1 w1'  r s w2 w2'  t u w3 w3'  v x w4 w4'   r s w2     ->  w2'
     score       attention from s, before the asked word, to that word's end w2' in the first copy
@@ -17,7 +17,7 @@ word's end at its own place, where the first token must come, moves nothing.
 Words of two tokens in the model's own tokenizer, and random tokens before them, all different.
 
 Reference:
-    Feucht et al. 2025, arXiv:2504.03022, where one word stands among random tokens, and the control is random too.
+    Feucht et al. 2025, arXiv:2504.03022, where one word is among random tokens, and the control is random too.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class _Asked:
 
     prompts: tuple[Tokens, ...]
     elsewhere: tuple[Tokens, ...]
-    """The same, asking for the word's second token after what stood before another word."""
+    """The same, asking for the word's second token after the token that came before another word."""
     controls: tuple[Tokens, ...]
     """No words."""
     corpus: Probe
@@ -118,7 +118,7 @@ class _Made:
     filler: Tokens
     """Random tokens, `BEFORE` for each word."""
     words: tuple[tuple[int, int], ...]
-    """In the order in which they stand."""
+    """In their order in the prompt."""
     place: int
     """Of the word that is asked."""
     other: int
@@ -127,7 +127,7 @@ class _Made:
     """Of a third, after whose context the asked word's first token is shown."""
 
     def prompt(self, before: int, *, moved: int = 0) -> Tokens:
-        """What stood before one of the words, and then the asked word's first token.
+        """The token that came before one of the words, and then the asked word's first token.
 
         Args:
             before: Place of the word whose context it is.
@@ -223,7 +223,7 @@ ROLE = Role(
     order=115,
     letter="W",
     colour="#6699cc",
-    sentence="after what stood before a word of two tokens, attends to the word's end and so completes it",
+    sentence="at a token that came before a word of two tokens, attends to the word's end and so completes it",
     look_alike="token induction, which attends to the word's first token; a head that looks two tokens on, and what "
     "copies tokens whatever they are, by pairs of tokens that are no words",
     score=_score,

@@ -47,7 +47,7 @@ def delimiters(model: Model) -> tuple[int, ...]:
 
 
 def _with_delimiters(prompt: Tokens, ids: Sequence[int], start: int) -> Tokens:
-    """The prompt with every seventh different token replaced, wherever it is; the start token excepted."""
+    """The prompt with every seventh different token replaced at all its places; the start token excepted."""
     _, first = np.unique(prompt[start:], return_index=True)
     different = prompt[start:][np.sort(first)]
     made = prompt.copy()

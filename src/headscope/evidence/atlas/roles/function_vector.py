@@ -123,7 +123,7 @@ def _choices(asked: Sequence[tuple[np.ndarray, int]]) -> Choices:
 
 
 def _arrow(runner: RoleRunner) -> int | None:
-    """What stands between a list and its answer."""
+    """The token between a list and its answer."""
     if runner.model.tokenizer is None:
         return None
     read = [token_ids(runner.model, text) for text in ARROWS]

@@ -5,7 +5,8 @@
     control     the same place where three names are given and none repeats
     zero, mean  drop of logit(named once) - logit(repeated)
     specific    the same drop when the head no longer reads that name
-    transfer    the same drop when the head's z at the last token is that of the twin that repeats the other name
+    transfer    the same drop when the head's z at the last token is that of the corrupt prompt, which repeats the
+                other name
     look_alike_relay    what of the transfer remains while all heads above keep their z, beyond half of it: a head that
                 tells other heads the name moves nothing by itself
 
@@ -52,9 +53,9 @@ ROLE = Role(
     order=150,
     letter="M",
     colour="#999933",
-    sentence="attends to the name that is named once, and says it",
-    look_alike="a head that tells others the name: what it moves must reach the logits while all heads above are held; "
-    "a head for one place, by the control of three names",
+    sentence="attends to the name that occurs once, and raises it",
+    look_alike="a head that tells others the name: what it moves must reach the logits while heads above keep their "
+    "output; a head for one place, by the control of three names",
     score=score,
     test=_test,
     score_passes=0.4,

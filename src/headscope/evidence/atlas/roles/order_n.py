@@ -5,7 +5,7 @@
     chance      half of what the head gives to both
     zero, mean  drop of logit(B) - logit(C)
     specific    the same drop when the head no longer reads B
-    transfer    the same drop when the head's z at the last token is that of the twin that ends with y A
+    transfer    the same drop when the head's z at the last token is that of the corrupt prompt that ends with y A
 
 An induction head of order 1 looks at both alike and moves neither logit against the other. Recency and primacy average
 out over the two orders.
@@ -62,7 +62,7 @@ class _Prompts:
 
 
 def _made(tokens: Tokens, start: int, index: int, seed: int) -> tuple[Tokens, Tokens, int, int]:
-    """Prompt, twin, and where B and C are."""
+    """Prompt, corrupt prompt, and where B and C are."""
     random = np.random.default_rng([seed, index])
     head, filler, (x, y, a, b, c) = tokens[:start], tokens[start : start + FILLER], tokens[start + FILLER :]
     cuts = np.sort(random.integers(1, FILLER, 2))
@@ -71,8 +71,8 @@ def _made(tokens: Tokens, start: int, index: int, seed: int) -> tuple[Tokens, To
     if index % 2:
         statements.reverse()
     body = np.concatenate([head, before, statements[0], between, statements[1], after])
-    prompt, twin = (np.concatenate([body, [one, a]]) for one in (x, y))
-    return prompt, twin, int(np.flatnonzero(body == b)[0]), int(np.flatnonzero(body == c)[0])
+    prompt, corrupt = (np.concatenate([body, [one, a]]) for one in (x, y))
+    return prompt, corrupt, int(np.flatnonzero(body == b)[0]), int(np.flatnonzero(body == c)[0])
 
 
 def _score(runner: RoleRunner) -> Scored:

@@ -1,11 +1,12 @@
-"""Retrieval: attends to the value of the entity that is asked for, among values that all stand in one context.
+"""Retrieval: attends to the value of the entity that is asked for, among values that are all in one context.
 
     score       attention from the last token to the asked entity's value (`headscope.evidence.atlas.asking`)
     chance      1 / 5: a head that looks at every value alike, as induction does
     control     the same place when an entity is asked that has no statement
     zero, mean  drop of logit(asked value) - logit(another's value)
     specific    the same drop when the head no longer reads the asked value
-    transfer    the same drop when the head's z at the last token is that of a twin which asks for the other entity
+    transfer    the same drop when the head's z at the last token is that of a corrupt prompt, which asks for the
+                other entity
     look_alike_induction    the transfer while all other induction heads are mean-ablated
 
 Heads for the last or the n-th value score 1 / 5, and the same on the control.

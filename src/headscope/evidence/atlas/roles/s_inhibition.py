@@ -5,7 +5,7 @@ chance      a third of what the head gives to all three names
 control     the same place where it holds a third name
 zero, mean  drop of logit(named once) - logit(repeated)
 specific    the same drop when the head no longer reads that place
-transfer    the same drop when the head's z at the last token is that of the twin that repeats the other name
+transfer    the same drop when the head's z at the last token is that of the corrupt prompt that repeats the other name
 look_alike_suppression    half the transfer, minus what of it remains while all heads above keep their z: a head that
             lowers the repeated name itself needs no mover
 """
@@ -43,7 +43,7 @@ ROLE = Role(
     colour="#88ccee",
     label="S-inhibition",
     sentence="attends to the later place of a repeated name, and turns the movers away from that name",
-    look_alike="a head that lowers the repeated name by itself: its effect stays while all heads above are held",
+    look_alike="a head that lowers the repeated name by itself: its effect stays while heads above keep their output",
     score=_score,
     test=_test,
     score_passes=0.0,

@@ -1,12 +1,12 @@
 """Successor: what it reads of a member of an ordered class raises the next member: Monday, Tuesday.
 
-    score       share of class members whose value, as the head reads it where the member stands alone, raises the
+    score       share of class members whose value, as the head reads it where the member is alone, raises the
                 successor above all other members of the class, through W_O and the unembedding; chance 1 / class
     control     the same for as many words without an order, mean over 8 random arrangements
     zero, mean  drop of logit(successor) - logit(last member) at the end of lists like `Monday Tuesday Wednesday`
     specific    the same drop when the head no longer reads the list
-    transfer    the same drop, for successor against the twin's, when the head's z at the end is that of a twin with
-                another part of the class
+    transfer    the same drop, for the successor against the corrupt prompt's, when the head's z at the end is that of a
+                corrupt prompt with another part of the class
     look_alike_suppression    half the drop, minus what the head's mean ablation changes on copied lists `x y z x y`, of
                 logit(z) - logit(y): a head that lowers the last token, or copies, acts there alike
 
@@ -158,7 +158,7 @@ class _Lists:
         made = [_made(filler, places[at % len(places)], random) for at, filler in enumerate(fillers)]
         mine, rest = made[: runner.n_prompts], made[runner.n_prompts :]
         self.prompts, self.corrupt, self.copied = (
-            tuple(getattr(one, name) for one in mine) for name in ("prompt", "twin", "copied")
+            tuple(getattr(one, name) for one in mine) for name in ("prompt", "corrupt", "copied")
         )
         self.choices, self.between, self.copies = (
             Choices(first=np.asarray([one[0] for one in pairs]), second=np.asarray([one[1] for one in pairs]))
@@ -174,15 +174,15 @@ class _Lists:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _List:
-    """One list, its twin, and a copied list."""
+    """One list, a corrupt one, and a copied list."""
 
     prompt: Tokens
-    twin: Tokens
+    corrupt: Tokens
     copied: Tokens
     over_last: tuple[int, int]
     """The successor and the last member."""
     over_twin: tuple[int, int]
-    """The successor and the twin's."""
+    """The successor, and that of the corrupt list."""
     copy: tuple[int, int]
     """z and y of the copied list."""
 
@@ -200,7 +200,7 @@ def _made(filler: Tokens, place: tuple[OrderedClass, int], random: np.random.Gen
     tokens = [np.asarray([*filler, *part]) for part in (one[:-1], two[:-1], [x, y, z, x, y])]
     return _List(
         prompt=tokens[0],
-        twin=tokens[1],
+        corrupt=tokens[1],
         copied=tokens[2],
         over_last=(one[-1], one[-2]),
         over_twin=(one[-1], two[-1]),
