@@ -20,7 +20,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ _SETTINGS = {
 
 
 @contextmanager
-def kernel() -> Iterator[KernelManager]:
+def kernel() -> Generator[KernelManager, None, None]:
     """One kernel for all notebooks: each begins with no names, but what is imported need not be read again."""
     with tempfile.TemporaryDirectory() as folder:
         for name, text in _SETTINGS.items():

@@ -44,7 +44,7 @@ def typescript() -> str:
 def _collect(kind: Any, found: dict[str, type]) -> None:
     if kind is HeadId or kind in found.values():
         return
-    if is_dataclass(kind) and found.setdefault(kind.__name__, kind) is not kind:
+    if isinstance(kind, type) and is_dataclass(kind) and found.setdefault(kind.__name__, kind) is not kind:
         raise ValueError(f"{kind.__module__} and {found[kind.__name__].__module__} both have a {kind.__name__}")
     for part in get_type_hints(kind).values() if is_dataclass(kind) else get_args(kind):
         _collect(part, found)
@@ -79,7 +79,7 @@ def _type(kind: Any) -> str:
         return f"({each})[]" if get_origin(inner[0]) in (Union, types.UnionType, Literal) else f"{each}[]"
     if origin in (dict, Mapping):
         return f"Record<string, {_type(inner[1])}>"
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         return kind.__name__
     raise ValueError(f"no TypeScript type for {kind!r}")
 

@@ -65,10 +65,10 @@ def measure() -> dict[str, Any]:
     from transformers.utils import logging
 
     import headscope as hs
-    from headscope.sweeps.plan import SETTINGS, Job
+    from headscope.evidence.kinds import sweepable
+    from headscope.sweeps.plan import Job
     from headscope.sweeps.run import Outcome
     from headscope.sweeps.store import Store
-    from headscope.sweeps.tables import rows_of
 
     logging.disable_progress_bar()
     torch.set_num_threads(1)
@@ -85,12 +85,13 @@ def measure() -> dict[str, Any]:
         scan_s = cpu_seconds(lambda: found.append(hs.scan(model, probe=hs.repeated_tokens(model, n_prompts=16))))
         run = subprocess.run([sys.executable, "-c", PEAK, folder / "model"], capture_output=True, text=True, check=True)
         peak = int(run.stdout)
-        rows = rows_of(found[0])
+        how = sweepable()["scan"]
+        rows = how.rows(found[0])
 
         store = Store(folder / "store", create=True)
         about = {"family": "gpt2", "n_parameters": 1, "n_layers": 12, "n_heads": 12, "support": "exact", "finished": ""}
         jobs = [
-            Job(model=f"m{i}", revision="main", content="c", what="scan", settings=SETTINGS["scan"], dtype="auto")
+            Job(model=f"m{i}", revision="main", content="c", what="scan", settings=dict(how.settings), dtype="auto")
             for i in range(100)
         ]
         put_s = cpu_seconds(lambda: [store.put(Outcome(job=job, about=about, rows=rows)) for job in jobs])
