@@ -479,8 +479,8 @@ def test_another_document_is_refused(content, message, tmp_path):
 @pytest.mark.parametrize(
     ("receivers", "message"),
     [
-        (["L0H1"], "L0H1 lies in the first layer with attention; no head comes before it"),
-        (["L1H0", "L0H1"], "L0H1 lies in the first layer"),
+        (["L0H1"], "L0H1 is in the first layer with attention; no head comes before it"),
+        (["L1H0", "L0H1"], "L0H1 is in the first layer"),
         (["L9H9"], "has no head L9H9"),
         ([], "there is no head; name at least one"),
         (["best"], "'best' is not a head"),
