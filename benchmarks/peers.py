@@ -38,7 +38,8 @@ import torch
 import transformers
 
 import headscope as hs
-from benchmarks.scan import gpt2_small, own_forward, resident
+from benchmarks.peak import peak_above
+from benchmarks.scan import gpt2_small, own_forward
 from benchmarks.timing import interleaved, medians, ratio
 
 PERIOD = 50
@@ -155,13 +156,9 @@ def child(road: str, what: str) -> None:
                 two_layers(64).save_pretrained(folder)
                 opening(road, folder)()
             run = opening(road, what)
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-        before = resident("VmHWM")
         started = time.perf_counter()
-        kept = run()
-        print(json.dumps({"s": time.perf_counter() - started, "bytes": resident("VmHWM") - before}))
-        del kept
+        peak = peak_above(run)
+        print(json.dumps({"s": time.perf_counter() - started, "bytes": peak}))
 
 
 def in_child(road: str, what: str) -> dict[str, float]:

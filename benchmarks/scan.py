@@ -8,6 +8,7 @@ Long: one prompt of 8,192 tokens, every detector, against the body's plain forwa
 Llama: 8 x 149 tokens of Llama 1B's shape, bfloat16, grouped queries, against the full forward pass. A processor without
 bfloat16 instructions takes minutes for that pass, which hides what a scan adds: it is then not measured, and
 `--only llama_bf16 --llama-layers 1` shows that it runs.
+Windowed: windows, soft-caps and sinks at 8,192 tokens; `benchmarks.windowed`, which measures them alone.
 Check: the self-check at loading against a default scan of the same model.
 Memory: peak resident bytes above those of the loaded model, each in a process of its own, in turns, median of seven:
 the allocator's chance moves a single figure by a tenth.
@@ -29,6 +30,8 @@ import torch
 import transformers
 
 import headscope as hs
+from benchmarks import windowed
+from benchmarks.peak import peak_above
 from benchmarks.timing import interleaved, medians, ratio
 from benchmarks.tiny import random_llama_bf16
 from headscope.model.selfcheck import selfcheck
@@ -181,7 +184,7 @@ def peak_bytes(what: str) -> int:
 
 
 def child(what: str) -> None:
-    """Print the peak of one run. Writing 5 to clear_refs resets the kernel's high-water mark to the present."""
+    """Print the peak of one run."""
     hf = gpt2_small(LONG)
     prompt = long_prompt()
     if what == "scan":
@@ -193,18 +196,7 @@ def child(what: str) -> None:
     else:
         run = own_forward(hf.transformer, torch.from_numpy(prompt)[None])
         own_forward(hf.transformer, torch.from_numpy(prompt[:37])[None])()
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-    before = resident("VmHWM")
-    run()
-    print(resident("VmHWM") - before)
-
-
-def resident(field: str) -> int:
-    """A figure of /proc/self/status in bytes."""
-    with open("/proc/self/status") as file:
-        line = next(line for line in file if line.startswith(field + ":"))
-    return int(line.split()[1]) * 1024
+    print(peak_above(run))
 
 
 def measure(rounds: int) -> dict[str, Any]:
@@ -234,6 +226,8 @@ def measure(rounds: int) -> dict[str, Any]:
             "bfloat16": has_bf16(),
         },
     }
+    found |= windowed.measure(windowed.FAMILIES, few)
+    found["bars"] |= {"ratio_windowed": 1.15, "memory_ratio_windowed": 1.15}
     if has_bf16():
         found["llama_bf16"] = llama_bf16(few)
         found["ratio_llama_bf16"] = found["llama_bf16"]["ratio"]

@@ -150,6 +150,11 @@ def _fused(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, ...]:
     spelt = {one.name: one.default_value for one in func._schema.arguments}  # what is left out has its default
     spelt |= dict(zip(spelt, args, strict=False)) | kwargs
     logits = q.float() @ k.float().mT * spelt["scale"]
+    if (bias := spelt.get("attn_bias")) is not None:
+        bias = bias.held
+        if bias.dtype != q.dtype or bias.shape != logits.shape or any(one % 16 for one in bias.stride()[:-1]):
+            raise RuntimeError(f"{func}: a bias of {bias.dtype} {bias.shape}, strides {bias.stride()}: no such kernel")
+        logits = logits + bias.float()
     if spelt["is_causal"]:
         logits = logits.masked_fill(torch.ones(logits.shape[-2:], dtype=torch.bool).triu(1), -torch.inf)
     lse = torch.full(said[1].shape, torch.nan)

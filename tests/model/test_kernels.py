@@ -225,6 +225,63 @@ def test_query_head_h_uses_key_head_h_over_group():
     assert repeat_heads(kv, 2) is kv
 
 
+def windowed(n, width, **options):
+    """In float64: q, k, v, and a rule whose mask lets each query see itself and the `width - 1` keys before it."""
+    bias = additive(window(n, width)[:1, None], torch.float64)
+    return *vectors(n_query=n, n_key=n, dtype=torch.float64), AttentionSpec(
+        scale=0.3, causal=False, bias=bias, **options
+    )
+
+
+def test_a_block_of_queries_reads_the_keys_that_its_window_holds(monkeypatch):
+    # 40 queries in blocks of 8, each seeing itself and 2 before: 8 keys, then 4 times 8 + 2, of 5 * 40
+    read = []
+    fused = kernels._fused
+    monkeypatch.setattr(kernels, "BLOCK", 8)
+    monkeypatch.setattr(kernels, "_fused", lambda q, k, v, rule: read.append(k.shape[2]) or fused(q, k, v, rule))
+    q, k, v, rule = windowed(40, 3)
+    given_ = flash(q, k, v, rule)
+    assert read == [8, 10, 10, 10, 10]
+    torch.testing.assert_close(given_, reference(q, k, v, rule), atol=1e-10, rtol=0)
+    assert [rule.seen(start, start + 8, 40) for start in (0, 16)] == [(0, 8), (14, 24)]
+
+
+def test_tiled_reads_no_more_with_a_soft_cap():
+    # 2 prompts of 4 heads, tiles of 8 queries over 40 keys would be 2 * 4 * 8 * 40 logits; a window of 3 leaves 10 keys
+    q, k, v, rule = windowed(40, 3, softcap=2.0)
+    with _Largest() as seen:
+        given_ = tiled(q, k, v, rule, tile=8)
+    assert seen.elements == max(2 * 4 * 8 * 10, z := q.numel()) == z
+    torch.testing.assert_close(given_, reference(q, k, v, rule), atol=1e-10, rtol=0)
+
+
+@settings(max_examples=30)
+@given(n=st.integers(2, 24), block=st.integers(1, 9), share=st.sampled_from([0.05, 0.3, 0.9]), seed=st.integers(0, 99))
+def test_blocks_change_no_row_that_sees_a_key(n, block, share, seed):
+    # Any mask, rows and columns that are closed among them; what a row without keys gives means nothing.
+    torch.manual_seed(seed)
+    allowed = (torch.rand(2, 4, n, n) < share) & (torch.rand(n) < 0.7)
+    rule = AttentionSpec(
+        scale=0.5, causal=False, bias=additive(allowed, torch.float64), sinks=torch.randn(1, 4, 1).double()
+    )
+    q, k, v = vectors(n_query=n, n_key=n, dtype=torch.float64)
+    sees, wanted = allowed.any(-1), reference(q, k, v, rule)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "BLOCK", block)
+        for given_ in (flash(q, k, v, rule), tiled(q, k, v, rule, tile=block)):
+            assert all(one.isfinite().all() for one in given_)
+            for ours, theirs in zip(given_, wanted, strict=True):
+                torch.testing.assert_close(ours[sees], theirs[sees], atol=1e-10, rtol=0)
+
+
+def test_gradients_flow_through_blocks(monkeypatch):
+    monkeypatch.setattr(kernels, "BLOCK", 8)
+    q, k, v, rule = windowed(40, 3)
+    inputs = [one.requires_grad_() for one in (q, k, v)]
+    ours = torch.autograd.grad(flash(q, k, v, rule)[0].square().sum(), inputs)
+    torch.testing.assert_close(ours, torch.autograd.grad(reference(q, k, v, rule)[0].square().sum(), inputs))
+
+
 def test_inputs_are_left_unchanged():
     q, k, v, rule, *_ = made("everything")
     before = [x.clone() for x in (q, k, v, rule.bias, rule.sinks)]
@@ -334,11 +391,14 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device 
 
 @cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", ["causal", "values narrower than keys", "sinks per row", "one token"])
+@pytest.mark.parametrize(
+    "name", ["causal", "values narrower than keys", "sinks per row", "one token", "left padding", "sinks and window"]
+)
 def test_flash_on_cuda_computes_the_definition(name, dtype):
     q, k, v, rule, z, lse = made(name, dtype)
     sinks = None if rule.sinks is None else rule.sinks.cuda()
-    rule = AttentionSpec(scale=rule.scale, causal=rule.causal, sinks=sinks)
+    bias = None if rule.bias is None else rule.bias.cuda()
+    rule = AttentionSpec(scale=rule.scale, causal=rule.causal, bias=bias, sinks=sinks)
     given_z, given_lse, used = attend(q.cuda(), k.cuda(), v.cuda(), rule)
     assert used == "flash"
     atol = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.15}[dtype]
@@ -347,9 +407,9 @@ def test_flash_on_cuda_computes_the_definition(name, dtype):
 
 
 @cuda
-def test_masks_soft_caps_and_wide_heads_go_to_tiled_on_cuda():
-    q, k, v, rule, z, lse = made("left padding")
-    rule = AttentionSpec(scale=rule.scale, causal=False, bias=rule.bias.cuda())
+def test_soft_caps_and_wide_heads_go_to_tiled_on_cuda():
+    q, k, v, rule, z, lse = made("soft-cap and mask")
+    rule = AttentionSpec(scale=rule.scale, causal=False, bias=rule.bias.cuda(), softcap=rule.softcap)
     given_z, given_lse, used = attend(q.cuda(), k.cuda(), v.cuda(), rule)
     assert used == "tiled"
     assert_close(given_z.cpu(), z, 1e-4)

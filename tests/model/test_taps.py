@@ -536,15 +536,3 @@ def test_a_module_that_the_self_check_did_not_reach_is_an_error_of_ours(tokens):
     ) as caught:
         forward(model, route, tokens, nothing)
     assert "\n" not in str(caught.value)
-
-
-def test_masks_made_afresh_for_each_layer_are_not_confused():
-    # a mask that was dropped may leave its id to the next: the additive form that is kept must be its own
-    generator = torch.Generator().manual_seed(0)
-    q, biases = torch.zeros(1, 1, 5, 4), {}
-    for _ in range(50):
-        mask = torch.rand(1, 1, 5, 5, generator=generator) > 0.5
-        rule = interface._rule(torch.nn.Identity(), q, q, mask, {}, biases)
-        assert torch.equal(rule.bias == 0, mask)
-        assert len(biases) <= interface.MASKS_KEPT
-        del mask, rule

@@ -38,7 +38,7 @@ from headscope.heads import HeadId
 from headscope.interventions.ablation import BATCH_TOKENS, token_losses
 from headscope.model import kernels
 from headscope.model.attention import Attention
-from headscope.model.kernels import AttentionSpec
+from headscope.model.kernels import AttentionSpec, additive
 from headscope.model.load import Model
 from headscope.model.memory import in_batches
 from headscope.model.precision import widened, widest
@@ -394,7 +394,7 @@ def _bias_rows(rule: AttentionSpec, head: int, rows: Tensor, query: Tensor, n_ke
         bias = rule.bias
         at_row = rows if bias.shape[0] > 1 else torch.zeros_like(rows)
         at_query = query if bias.shape[2] > 1 else torch.zeros_like(query)
-        added = added + widened(bias[at_row, head if bias.shape[1] > 1 else 0, at_query, :n_keys])
+        added = added + additive(bias[at_row, head if bias.shape[1] > 1 else 0, at_query, :n_keys], added.dtype)
     return added.masked_fill(place > query[:, None], -torch.inf) if rule.causal else added
 
 

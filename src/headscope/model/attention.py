@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.model.kernels import AttentionSpec, repeat_heads
+from headscope.model.kernels import BLOCK, AttentionSpec, closed, repeat_heads
 
 CHUNK = 1 << 18
 """Numbers of q gathered at once, 1 MiB in float32, so that they stay in the processor's cache: larger pieces take up to
@@ -108,18 +108,15 @@ class Attention:
         bias = self.scores.rule.bias if self.scores is not None else None
         if bias is None:
             return (key <= query).float(), (query + 1).float()
-        open_ = ~closed(bias[:, 0])
+        open_ = bias[:, 0] if bias.dtype == torch.bool else ~closed(bias[:, 0])
         if self.scores is not None and self.scores.rule.causal:
             n_query, n_key = self.scores.q.shape[2], self.scores.k.shape[2]
             open_ = open_ & torch.ones(n_query, n_key, dtype=torch.bool, device=bias.device).tril()
         rows = batch if open_.shape[0] > 1 else torch.zeros_like(batch)
         line = query if open_.shape[1] > 1 else torch.zeros_like(query)
-        return open_[rows, line, key].float(), open_.sum(-1)[rows, line].float()
-
-
-def closed(bias: Tensor) -> Tensor:
-    """Where an additive mask forbids attention: half of the most negative number of its dtype, or less."""
-    return bias < torch.finfo(bias.dtype).min / 2
+        # A sum over booleans widens all that it is given to eight times the size.
+        seen = torch.cat([block.sum(-1) for block in open_.split(BLOCK, dim=1)], dim=1)
+        return open_[rows, line, key].float(), seen[rows, line].float()
 
 
 def _gradients_as_of(lse: Tensor) -> AbstractContextManager[None]:
@@ -147,7 +144,8 @@ def _gathered(
         rows = batch if bias.shape[0] > 1 else torch.zeros_like(batch)
         line = query if bias.shape[2] > 1 else torch.zeros_like(query)
         added = bias[rows, :, line, key]
-        logits = logits + added
+        if added.dtype != torch.bool:
+            logits = logits + added
     if s.rule.causal:
         logits = logits.masked_fill((key > query)[:, None], float("-inf"))
     probability = torch.exp(logits - s.lse.transpose(1, 2)[batch, query])

@@ -78,7 +78,7 @@ class _Watch(TorchFunctionMode):
         rule = kernels.AttentionSpec(
             scale=query.shape[-1] ** -0.5 if scale is None else scale,
             causal=is_causal,
-            bias=None if mask is None else kernels.additive(mask, query.dtype),
+            bias=mask if mask is None or mask.dtype == torch.bool else mask.to(query.dtype),
         )
         z, lse, kernel = kernels.attend(query, key, value, rule)
         self.latest = _Attended(scores=Scores(q=query, k=key, v=value, rule=rule, lse=lse), kernel=kernel)

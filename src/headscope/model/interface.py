@@ -54,10 +54,6 @@ _WITHOUT_MEANING_HERE = {
 """Arguments that do not change attention in evaluation mode once the mask is there."""
 
 
-MASKS_KEPT = 4
-"""Masks whose additive form is kept during a pass: layers share theirs, and few models make more than two kinds."""
-
-
 class UnknownArgument(Exception):
     """The model passes its attention function an argument that we do not know."""
 
@@ -81,12 +77,11 @@ def installed(
         additive_mask: Give the model masks of numbers to add, for families that extend them as such; else boolean ones,
             or none where causal is all they say, which the fused kernels like better.
     """
-    biases: dict[int, tuple[Tensor, Tensor]] = {}
 
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **named: Any
     ) -> tuple[Tensor, None]:
-        rule = _rule(module, query, key, attention_mask, named, biases)
+        rule = _rule(module, query, key, attention_mask, named)
         layer, call = number(module)
         mixed, lse, name = kernels.attend(query, key, value, rule, kernel)
         z = mixed.transpose(1, 2)
@@ -115,7 +110,6 @@ def _rule(
     key: Tensor,
     mask: Tensor | None,
     named: dict[str, Any],
-    biases: dict[int, tuple[Tensor, Tensor]],
 ) -> AttentionSpec:
     """The rule that a call's arguments spell."""
     given = {name: value for name, value in named.items() if value is not None and name not in _WITHOUT_MEANING_HERE}
@@ -132,20 +126,16 @@ def _rule(
         raise UnknownArgument(", ".join(sorted(given)))
     bias = None
     if mask is not None:
-        if id(mask) not in biases:
-            if len(biases) == MASKS_KEPT:
-                biases.clear()
-            biases[id(mask)] = (mask, kernels.additive(mask, query.dtype))
-        bias = biases[id(mask)][1]
+        bias = mask if mask.dtype == torch.bool else mask.to(query.dtype)
         if bias.shape[-1] > key.shape[2]:
             bias = bias[..., : key.shape[2]]
     if indices is not None:
         chosen = torch.zeros(query.shape[0], query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
         chosen.scatter_(-1, indices.long(), True)
         allowed = kernels.additive(chosen[:, None], query.dtype)
-        bias = allowed if bias is None else torch.minimum(bias, allowed)
+        bias = allowed if bias is None else torch.minimum(kernels.additive(bias, query.dtype), allowed)
     if position_bias is not None:
-        bias = position_bias if bias is None else position_bias + bias
+        bias = position_bias if bias is None else position_bias + kernels.additive(bias, query.dtype)
     plain = mask is None and query.shape[2] > 1
     causal = plain and bool(getattr(module, "is_causal", True) if causal is None else causal)
     return AttentionSpec(

@@ -190,7 +190,7 @@ def _mask(seen: Seen, site: Site, n_rows: int, dtype: torch.dtype) -> Tensor | N
     mask = seen.sdpa["mask"]
     if mask is None:
         return None
-    mask = kernels.additive(mask, dtype)
+    mask = mask if mask.dtype == torch.bool else mask.to(dtype)
     if mask.dim() <= 2:
         return mask[(None,) * (4 - mask.dim())]
     n_leads = seen.result.dim() - 2
