@@ -5,14 +5,15 @@ tensors lie on different devices raises, with PyTorch's own exceptions to that r
 numbers without dimensions. Plain tensors lie on the host, which is a third device.
 
 What a GPU adds: CUDA's fused attention gives shapes and types as PyTorch's own meta kernels say, and real numbers; MPS
-refuses float64. PyTorch's C++ does not take part: there these tensors lie on `cpu:2` and `cpu:3`, so a model's own
-scaled-dot-product attention picks its kernel as on a processor, and no kernel of a GPU ever runs.
+and an XPU refuse float64. PyTorch's C++ does not take part: there these tensors lie on `cpu:2` to `cpu:4`, so a model's
+own scaled-dot-product attention picks its kernel as on a processor, and no kernel of a GPU ever runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -26,9 +27,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 FIRST, SECOND = torch.device("cpu", 0), torch.device("cpu", 1)
 
-CUDA, MPS = torch.device("cuda", 0), torch.device("mps", 0)
-"""GPUs that are imitated."""
-BEHIND = {CUDA: torch.device("cpu", 2), MPS: torch.device("cpu", 3)}
+CUDA, MPS, XPU = torch.device("cuda", 0), torch.device("mps", 0), torch.device("xpu", 0)
+"""GPUs that are imitated; the XPU is one of those without float64."""
+BEHIND = {CUDA: torch.device("cpu", 2), MPS: torch.device("cpu", 3), XPU: torch.device("cpu", 4)}
 """Where PyTorch's own C++ believes them to be: its guards know no CUDA in a build without it."""
 FACES = {place: face for face, place in BEHIND.items()}
 
@@ -105,10 +106,12 @@ def two_devices() -> Iterator[None]:
 
 @contextmanager
 def gpu() -> Iterator[None]:
-    """Within the block tensors can be made on `CUDA` and `MPS`; the CUDA device is of compute capability 9.0."""
+    """Within the block tensors can be made on these GPUs; the CUDA device is of compute capability 9.0."""
     with (
         mock.patch("torch.cuda._lazy_init", return_value=None),
+        mock.patch("torch.xpu._lazy_init", return_value=None),
         mock.patch("torch.cuda.get_device_capability", return_value=(9, 0)),
+        mock.patch("torch.xpu.get_device_properties", return_value=SimpleNamespace(has_fp64=False)),
         two_devices(),
     ):
         yield
@@ -120,15 +123,14 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     here = _meeting(func, args, kwargs)
     if func in FUSED and here == BEHIND[CUDA]:
         return _fused(func, args, kwargs)
-    on_mps = here == BEHIND[MPS]
+    before = here
     if kwargs.get("device") is not None:
         asked = torch.device(kwargs["device"])
         here, kwargs = _named(asked), kwargs | {"device": "cpu"}
     out = func(*tree_map_only(Placed, _held, args), **tree_map_only(Placed, _held, kwargs))
-    if (on_mps or here == BEHIND[MPS]) and any(
-        one.dtype == torch.float64 for one in tree_leaves(out) if isinstance(one, Tensor)
-    ):
-        raise TypeError(f"{func}: the MPS framework doesn't support float64")
+    narrow = {BEHIND[MPS], BEHIND[XPU]} & {before, here}
+    if narrow and any(one.dtype == torch.float64 for one in tree_leaves(out) if isinstance(one, Tensor)):
+        raise TypeError(f"{func}: {FACES[narrow.pop()].type} doesn't support float64")
     if here is None:
         return out
     placed = tree_map_only(Tensor, lambda one: Placed(one, here), out)

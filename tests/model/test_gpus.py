@@ -1,4 +1,4 @@
-"""What a GPU would refuse, shown without one: on tensors that call themselves CUDA's or MPS's (`tests.model.places`).
+"""What a GPU would refuse, shown without one: on tensors that say they lie on CUDA, MPS or XPU (`tests.model.places`).
 
 They hold real numbers, since scan, verify and path patching decide by numbers; what comes out must be what the
 processor gives. CUDA's two fused kernels answer with the shapes and types that PyTorch's meta kernels give on fake
@@ -27,7 +27,7 @@ from headscope.model.kernels import AttentionSpec, attend, flash_applies
 from headscope.model.precision import brought, widened
 from headscope.probes.corrupt import corrupt_pairs
 from tests.model.alike import difference
-from tests.model.places import CUDA, MPS, gpu, placed
+from tests.model.places import CUDA, MPS, XPU, gpu, placed
 
 ROUNDING = 2**10 * torch.finfo(torch.float32).eps
 """1.2e-4, as for layers on two devices."""
@@ -221,15 +221,16 @@ def test_a_tensor_of_another_device_is_found_out(mutation, monkeypatch):
 # --- A device without float64 -----------------------------------------------------------------------------------------
 
 
-def test_mps_refuses_float64_here_as_there():
+@pytest.mark.parametrize("place", [MPS, XPU], ids=str)
+def test_float64_is_refused_here_as_there(place):
     with gpu():
-        one = torch.ones(2).to(MPS)
-        assert (one + one).device == MPS
-        for asked in (one.double, lambda: one.to("cpu", torch.float64), lambda: torch.ones(2).double().to(MPS)):
-            with pytest.raises(TypeError, match="MPS framework doesn't support float64"):
+        one = torch.ones(2).to(place)
+        assert (one + one).device == place
+        for asked in (one.double, lambda: one.to("cpu", torch.float64), lambda: torch.ones(2).double().to(place)):
+            with pytest.raises(TypeError, match=f"{place.type} doesn't support float64"):
                 asked()
         assert one.cpu().double().dtype == torch.float64
-        assert brought(torch.ones(2).double(), MPS).dtype == widened(one).dtype == torch.float32
+        assert brought(torch.ones(2).double(), place).dtype == widened(one).dtype == torch.float32
     assert widened(torch.ones(2)).dtype == brought(torch.ones(2).double(), torch.device("cpu")).dtype == torch.float64
 
 
@@ -246,19 +247,20 @@ def asked_of_the_atlas(model):
 
 
 @pytest.mark.parametrize(
-    "asked",
+    ("place", "asked"),
     [
-        (scanned, ablated, patched),
-        (composed, learned),
-        pytest.param((verified, traced, asked_of_the_atlas), marks=pytest.mark.slow),
+        (MPS, (scanned, ablated, patched)),
+        (XPU, (scanned, ablated)),
+        (MPS, (composed, learned)),
+        pytest.param(MPS, (verified, traced, asked_of_the_atlas), marks=pytest.mark.slow),
     ],
 )
-def test_results_of_a_device_without_float64_are_those_of_the_processor(asked):
+def test_results_of_a_device_without_float64_are_those_of_the_processor(place, asked):
     hf = tiny_causal_lm("llama")
     model = hs.load(hf)
     with gpu():
-        there = hs.load(placed(copy.deepcopy(hf), MPS))
-        assert (there.device, there.check.kernels) == (MPS, ("tiled",)), there.check.reason
+        there = hs.load(placed(copy.deepcopy(hf), place))
+        assert (there.device, there.check.kernels) == (place, ("tiled",)), there.check.reason
         found = [ask(there) for ask in asked]
     for given, ask in zip(found, asked, strict=True):
         if ask is patched:
@@ -269,5 +271,5 @@ def test_results_of_a_device_without_float64_are_those_of_the_processor(asked):
 
 def test_float64_on_the_way_is_found_out(monkeypatch):
     monkeypatch.setattr(precision, "widest", lambda device: torch.float64)
-    with gpu(), pytest.raises(HeadscopeError, match="the MPS framework doesn't support float64"):
+    with gpu(), pytest.raises(HeadscopeError, match="mps doesn't support float64"):
         hs.load(placed(tiny_causal_lm("llama"), MPS))
