@@ -22,7 +22,7 @@ CHOICES = {
     "positions": ("learned", "rotary", "alibi"),
     "n_kv": (4, 2, 1),
     "order": ("h d", "d h"),
-    "out": ("linear", "F.linear", "matmul", "einsum"),
+    "out": ("linear", "F.linear", "matmul", "einsum", "tensordot", "multiplied"),
     "block": ("pre", "post", "parallel"),
     "tied": (False, True),
     "gives": ("tensor", "tuple", "dict", "object"),
@@ -160,6 +160,10 @@ class Attention(nn.Module):
                 return z @ self.w_o
             case "einsum":
                 return torch.einsum("bti,io->bto", z, self.w_o)
+            case "tensordot":
+                return torch.tensordot(z, self.w_o, dims=1)
+            case "multiplied":
+                return (z[..., None] * self.w_o).sum(-2)
 
 
 def rotated(x):

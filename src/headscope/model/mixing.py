@@ -27,24 +27,39 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from headscope.model.attention import Attention
 from headscope.model.interface import Visit
 from headscope.model.kernels import Kernel
 from headscope.model.precision import widened
 from headscope.model.product import (
     ADDED,
     SOFTMAXES,
+    TIMES,
     NotMixing,
     Seen,
     Site,
     attention_of,
+    joined,
     placed,
     product_of,
     queries_and_keys,
     tensors_in,
 )
 from headscope.model.scope import hooking
+from headscope.model.unseen import Unseen
 
-_LINEAR = {F.linear, torch.mm, Tensor.mm, F.conv1d, torch.conv1d, F.bilinear}
+_LINEAR = {
+    F.linear,
+    torch.mm,
+    Tensor.mm,
+    F.conv1d,
+    torch.conv1d,
+    F.bilinear,
+    torch.tensordot,
+    torch.inner,
+    Tensor.inner,
+}
+_SUMS = {torch.sum, Tensor.sum}
 _SWAPS = {torch.transpose, Tensor.transpose, torch.swapaxes, Tensor.swapaxes, torch.swapdims, Tensor.swapdims}
 _TURNS = {Tensor.mT.__get__}  # type: ignore[attr-defined]
 # nn.MultiheadAttention calls one function for everything; a copy of it that does not hand itself over to the mode as a
@@ -75,20 +90,23 @@ class Watch(TorchFunctionMode):
     Args:
         n_tokens: Length of the input.
         meet: Sees each call.
-        reads: With it, z is followed to the first linear map that reads it, whose input `reads(index, input)` gets;
-            `index` counts the attention calls.
+        reads: With it, z is followed to the first linear map that reads it, whose input `reads(indices, input)` gets;
+            these count the attention calls.
+        unseen: With it, what mixes tokens and is not read is noted.
     """
 
     def __init__(
         self,
         n_tokens: int,
         meet: Callable[[Seen], Tensor | None],
-        reads: Callable[[int, Tensor], None] | None = None,
+        reads: Callable[[frozenset[int], Tensor], None] | None = None,
+        unseen: Unseen | None = None,
     ) -> None:
         super().__init__()
+        self.unseen: Unseen | None = unseen
         self.n_tokens: int = n_tokens
         self.meet: Callable[[Seen], Tensor | None] = meet
-        self.reads: Callable[[int, Tensor], None] | None = reads
+        self.reads: Callable[[frozenset[int], Tensor], None] | None = reads
         self.owners: list[str] = []
         self.begun: Counter[str] = Counter()
         """How often each module has begun."""
@@ -98,7 +116,10 @@ class Watch(TorchFunctionMode):
         """Why a matrix over tokens that came from a softmax is not what mixes values; the first reason."""
         self._patterns: dict[int, _Probabilities] = {}
         self._dots: tuple[Tensor, Tensor] | None = None
-        self._results: dict[int, tuple[Tensor, int]] = {}
+        self.given: list[Tensor] = []
+        """What the module got as z, of each call since `mixing` began with a layer's first part."""
+        self._results: dict[int, tuple[Tensor, frozenset[int], bool]] = {}
+        """What came of z: a tensor, of which calls, and whether it was multiplied out for a sum."""
         self._count = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -115,6 +136,8 @@ class Watch(TorchFunctionMode):
             if mixed is not None:
                 return mixed
         result = func(*args, **kwargs)
+        if self.unseen is not None:
+            self.unseen.note(func, args, kwargs, result)
         if isinstance(result, Tensor) and result.dim() >= 3 and result.shape[-1] == self.n_tokens:
             self._note(func, args, kwargs, result)
         if self._results:
@@ -250,31 +273,35 @@ class Watch(TorchFunctionMode):
             self.paused = False
 
     def _track(self, result: Tensor) -> None:
+        self.given.append(result)
         if self.reads is not None:
-            self._results[id(result)] = (result, self._count)
+            self._results[id(result)] = (result, frozenset({self._count}), False)
         self._count += 1
 
     def _follow(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         """From z to the linear map that reads it."""
         assert self.reads is not None
-        found = [(one, self._results[id(one)][1]) for one in tensors_in((args, kwargs)) if id(one) in self._results]
+        found = [self._results[id(one)] for one in tensors_in((args, kwargs)) if id(one) in self._results]
         if not found:
             return
-        operand, index = found[0]
-        if func in _LINEAR or func in ADDED or product_of(func, args, kwargs) is not None:
+        operand, indices = found[0][0], frozenset[int]().union(*(of for _, of, _ in found))
+        spread = any(one for _, _, one in found)
+        sums = spread and func in _SUMS
+        if sums or func in _LINEAR or func in ADDED or product_of(func, args, kwargs) is not None:
             self.paused = True
             try:
-                self.reads(index, operand)
+                self.reads(indices, operand)
             finally:
                 self.paused = False
-            for number in [number for number, (_, at) in self._results.items() if at == index]:
+            for number in [number for number, (_, of, _) in self._results.items() if of & indices]:
                 del self._results[number]
         elif result is None and args and isinstance(args[0], Tensor):  # written into another tensor
-            self._results[id(args[0])] = (args[0], index)
+            self._results[id(args[0])] = (args[0], indices, spread)
         else:
             for one in tensors_in(result):
                 if one.is_floating_point():
-                    self._results[id(one)] = (one, index)
+                    wider = func in TIMES and one.numel() > operand.numel()
+                    self._results[id(one)] = (one, indices, spread or wider)
 
 
 def _is_turned(before: Tensor, after: Tensor) -> bool:
@@ -311,7 +338,7 @@ def mixing(
     visit: Visit,
     kernel: Kernel | None = None,
     unknown: Callable[[str], Exception] = RuntimeError,
-    reads: Callable[[int, Tensor], None] | None = None,
+    reads: Callable[[tuple[int, int], Tensor], None] | None = None,
 ) -> Generator[Watch, None, None]:
     """Within the block `visit` sees each attention of the module; what it returns replaces z.
 
@@ -322,10 +349,12 @@ def mixing(
         visit: Sees each call.
         kernel: Force a kernel where scaled-dot-product attention is called.
         unknown: Makes the error for a call that the self-check did not see.
-        reads: As `Watch`.
+        reads: Gets layer and call of each attention, and the input of the first linear map that reads its heads.
     """
     n_rows, n_tokens = shape
     counts: dict[str, int] = {}
+    places: list[tuple[int, int]] = []
+    waiting: list[tuple[Site, Seen, Attention]] = []
 
     def meet(seen: Seen) -> Tensor | None:
         number = counts.get(seen.owner, 0)
@@ -334,12 +363,26 @@ def mixing(
         if number >= len(here):
             raise unknown(seen.owner)
         site = here[number]
-        attention = attention_of(seen, site, n_rows, kernel)
-        replaced = visit(attention)
+        places.append((site.layer, site.call))
+        if site.part == 0:
+            waiting.clear()
+            watch.given.clear()
+        waiting.append((site, seen, attention_of(seen, site, n_rows, kernel)))
+        own = waiting[-1][2]
+        replaced = None
+        if site.part == site.parts - 1:
+            replaced = visit(own if site.parts == 1 else joined([one for _, _, one in waiting]))
         if replaced is None:
-            return site.back(attention.z.transpose(1, 2), seen.result.shape) if seen.sdpa is not None else None
-        return site.back(replaced.transpose(1, 2), seen.result.shape)
+            return site.back(own.z.transpose(1, 2), seen.result.shape) if seen.sdpa is not None else None
+        new = replaced.split([one.n_heads for _, _, one in waiting], dim=2)
+        for given, part, (other, before, _) in zip(watch.given, new, waiting, strict=False):
+            given.copy_(other.back(part.transpose(1, 2), before.result.shape))
+        return site.back(new[-1].transpose(1, 2), seen.result.shape)
 
-    watch = Watch(n_tokens, meet, reads)
+    def read(indices: frozenset[int], given: Tensor) -> None:
+        assert reads is not None
+        reads(places[min(indices)], given)
+
+    watch = Watch(n_tokens, meet, None if reads is None else read)
     with owning(module, watch, [name for name in sites if name]), watch:
         yield watch

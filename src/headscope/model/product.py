@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from headscope.model.precision import widened
 
 SOFTMAXES: set[Any] = {F.softmax, torch.softmax, Tensor.softmax}
 _MATMULS = {torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__}
+TIMES: set[Any] = {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.multiply, Tensor.multiply}  # type: ignore[attr-defined]
 ADDED: set[Any] = {torch.baddbmm, Tensor.baddbmm, torch.addmm, Tensor.addmm}
 MASKED = -9e3
 """Logits below this are masked: families write -1e4, -1e9, the smallest number or minus infinity."""
@@ -39,6 +40,10 @@ class Site:
     """Whether, where prompts and heads share one axis, the prompts run fastest."""
     scale: float | None = None
     """Factor of q . k in the softmax's input; None where queries and keys cannot be seen."""
+    part: int = 0
+    """Where a layer's heads are computed one after another: which of its parts this is."""
+    parts: int = 1
+    """How many parts the layer's heads come in."""
 
     def by_head(self, given: Tensor, n_rows: int) -> Tensor:
         """[batch head ...] from [*axes before query and key, ...]; two axes follow."""
@@ -85,26 +90,47 @@ class Seen:
     """Mask, scale and whether it is causal, of a call of scaled-dot-product attention."""
 
 
+def axes_of(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[list[Tensor], list[list[str]], list[str]] | None:
+    """The tensors that a call multiplies, with a label for each of their axes and of the result's; None of others."""
+    if func is not torch.einsum:
+        product = product_of(func, args, kwargs)
+        return None if product is None else ([product.left, product.right], *_listed(product))
+    if not (args and isinstance(args[0], str)):
+        return None
+    operands = list(args[1]) if len(args) == 2 and isinstance(args[1], (list, tuple)) else list(args[1:])
+    equation = args[0].replace(" ", "")
+    if "->" not in equation:
+        return None
+    inputs, out = equation.split("->")
+    sides = inputs.split(",")
+    extra = max(one.dim() - len(side.replace("...", "")) for one, side in zip(operands, sides, strict=True))
+    letters = [f"...{place}" for place in range(extra)]
+    written: list[list[str]] = []
+    for side, n_dim in (*zip(sides, [one.dim() for one in operands], strict=True), (out, None)):
+        names: list[str] = list(side.replace("...", "."))
+        if "." in names:
+            place = names.index(".")
+            count = extra if n_dim is None else n_dim - len(names) + 1
+            names[place : place + 1] = letters[extra - count :]
+        written.append(names)
+    return operands, written[:-1], written[-1]
+
+
+def _listed(product: Product) -> tuple[list[list[str]], list[str]]:
+    left, right, out = (list(one) for one in product.labels)
+    return [left, right], out
+
+
 def product_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Product | None:
     """The product that a call computes, if it is one of two tensors."""
-    if func is torch.einsum and args and isinstance(args[0], str):
-        operands = list(args[1]) if len(args) == 2 and isinstance(args[1], (list, tuple)) else list(args[1:])
-        equation = args[0].replace(" ", "")
-        if len(operands) != 2 or "->" not in equation:
+    if func is torch.einsum:
+        axes = axes_of(func, args, kwargs)
+        if axes is None or len(axes[0]) != 2:
             return None
-        inputs, out = equation.split("->")
-        sides = inputs.split(",")
-        extra = max(one.dim() - len(side.replace("...", "")) for one, side in zip(operands, sides, strict=True))
-        letters = [f"...{place}" for place in range(extra)]
-        written = []
-        for side, n_dim in (*zip(sides, [one.dim() for one in operands], strict=True), (out, None)):
-            names: list[str] = list(side.replace("...", "."))
-            if "." in names:
-                place = names.index(".")
-                count = extra if n_dim is None else n_dim - len(names) + 1
-                names[place : place + 1] = letters[extra - count :]
-            written.append(names)
-        return Product(operands[0], operands[1], (written[0], written[1], written[2]))
+        (left, right), inputs, out = axes
+        return Product(left, right, (inputs[0], inputs[1], out))
     if func in _MATMULS and len(args) == 2:
         left, right = args
     elif func in ADDED and len(args) == 3:
@@ -183,6 +209,24 @@ def attention_of(seen: Seen, site: Site, n_rows: int, kernel: Kernel | None = No
     if scores is None:
         return Attention(layer=site.layer, call=site.call, z=z, kernel="own", own_pattern=pattern)
     return Attention(layer=site.layer, call=site.call, z=z, kernel="own", scores=scores)
+
+
+def joined(parts: Sequence[Attention]) -> Attention:
+    """One call, of heads that were computed one after another."""
+    first, z = parts[0], torch.cat([one.z for one in parts], dim=2)
+    scores = [one.scores for one in parts if one.scores is not None]
+    kinds = {(s.q.shape[1], s.k.shape[1], s.rule.scale, s.rule.causal, s.rule.bias is None) for s in scores}
+    if len(scores) < len(parts) or len(kinds) > 1:
+        return replace(
+            first, z=z, kernel="own", scores=None, own_pattern=torch.cat([one.pattern() for one in parts], 1)
+        )
+    rule = scores[0].rule
+    if rule.bias is not None:
+        rows = max(s.rule.bias.shape[0] for s in scores if s.rule.bias is not None)
+        biases = [s.rule.bias.expand(rows, s.q.shape[1], -1, -1) for s in scores if s.rule.bias is not None]
+        rule = replace(rule, bias=torch.cat(biases, 1))
+    q, k, v, lse = (torch.cat([getattr(s, name) for s in scores], 1) for name in ("q", "k", "v", "lse"))
+    return replace(first, z=z, scores=Scores(q=q, k=k, v=v, rule=rule, lse=lse))
 
 
 def _mask(seen: Seen, site: Site, n_rows: int, dtype: torch.dtype) -> Tensor | None:

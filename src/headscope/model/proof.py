@@ -14,10 +14,11 @@ from __future__ import annotations
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import replace
+from itertools import takewhile
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from headscope.model.attention import Attention
 from headscope.model.backbone import Backbone
@@ -27,9 +28,14 @@ from headscope.model.precision import widened
 from headscope.model.product import Seen, Site, fitted_scale
 from headscope.model.scope import evaluating
 from headscope.model.taps import TOLERANCE, Route, Stop
+from headscope.model.unseen import Unseen
 
 LEAST_PART = 1e-3
 """Numbers below this share of the largest tell no factor."""
+
+
+ROUNDING = 1e-4
+"""Share by which the fitted scales of heads that have one scale may differ."""
 
 
 class NotProven(Exception):
@@ -54,13 +60,19 @@ def proven_route(backbone: Backbone, tokens: Int[Tensor, "prompt position"]) -> 
     def meet(call: Seen) -> None:
         seen.append((call, watch.begun[call.owner]))
 
-    watch = Watch(rows.shape[1], meet, lambda index, given: None)
+    readers: list[frozenset[int]] = []
+    unseen = Unseen(*rows.shape)
+    watch = Watch(rows.shape[1], meet, lambda indices, given: readers.append(indices), unseen)
     with torch.no_grad(), evaluating(backbone.module), owning(backbone.module, watch), watch:
         backbone.call(rows)
+    if unseen.reason is not None:
+        raise NotProven(unseen.reason)
     if not seen:
         return None
-    sites = _numbered(seen, [_laid_out(call, len(rows), tolerance) for call, _ in seen])
-    route = Route(path="module", layers=_layers(sites), calls=len(seen), sites=sites)
+    groups = _groups(len(seen), readers)
+    found = [_laid_out(call, len(rows), tolerance) for call, _ in seen]
+    layers, sites = _numbered(backbone.module, seen, found, groups)
+    route = Route(path="module", layers=layers, calls=len(groups), sites=sites)
     _prove(backbone, route, rows, tolerance)
     return route
 
@@ -82,31 +94,73 @@ def _laid_out(seen: Seen, n_rows: int, tolerance: float) -> Site:
     raise NotProven(f"of the axes {list(leads)} before its queries, none is that of the prompts")
 
 
-def _numbered(seen: list[tuple[Seen, int]], found: list[Site]) -> dict[str, tuple[Site, ...]]:
-    """Layer and call of each site. A module without a number in its name may hold several layers."""
+def _groups(n_calls: int, readers: list[frozenset[int]]) -> list[list[int]]:
+    """Calls whose results one linear map reads together: a layer's heads, computed one after another."""
+    together = {min(one): sorted(one) for one in readers}
+    later = {index for group in together.values() for index in group[1:]}
+    return [together.get(index, [index]) for index in range(n_calls) if index not in later]
+
+
+def _numbered(
+    module: nn.Module, seen: list[tuple[Seen, int]], found: list[Site], groups: list[list[int]]
+) -> tuple[dict[str, int], dict[str, tuple[Site, ...]]]:
+    """Layers by the module that holds them, and the sites of each module, with their layer and call.
+
+    A module without a number in its name may hold several layers.
+    """
+    holders: list[str] = []
     names: list[str] = []
     at: dict[tuple[str, int], int] = defaultdict(int)
-    for call, begun in seen:
-        number = at[call.owner, begun]
-        at[call.owner, begun] += 1
-        names.append(call.owner if stack_of(call.owner) is not None else f"{call.owner}@{number}")
-    layers, calls = layer_numbers(names), defaultdict[int, int](int)
+    for group in groups:
+        holder, begun = _common(module, [seen[index][0].owner for index in group]), seen[group[0]][1]
+        number = at[holder, begun]
+        at[holder, begun] += 1
+        holders.append(holder)
+        names.append(holder if stack_of(holder) is not None else f"{holder}@{number}")
+    numbers, calls = layer_numbers(names), defaultdict[int, int](int)
+    layers: dict[str, int] = {}
     sites: dict[str, list[Site]] = {}
-    for (call, _), name, site in zip(seen, names, found, strict=True):
-        layer = layers[name]
-        sites.setdefault(call.owner, []).append(replace(site, layer=layer, call=calls[layer]))
+    for group, holder, name in zip(groups, holders, names, strict=True):
+        layer = numbers[name]
+        layers.setdefault(holder, layer)
+        widths = sorted({seen[index][0].result.shape[-1] for index in group})
+        if len(widths) > 1:
+            raise NotProven(f"the heads of layer {layer} are {widths} numbers wide; they have to be of one width")
+        scale = _one_scale([found[index].scale for index in group])
+        for part, index in enumerate(group):
+            site = replace(found[index], layer=layer, call=calls[layer], part=part, parts=len(group), scale=scale)
+            sites.setdefault(seen[index][0].owner, []).append(site)
         calls[layer] += 1
-    return {owner: tuple(own) for owner, own in sites.items()}
+    return layers, {owner: tuple(own) for owner, own in sites.items()}
 
 
-def _layers(sites: dict[str, tuple[Site, ...]]) -> dict[str, int]:
-    return {owner: own[0].layer for owner, own in sites.items()}
+def _one_scale(scales: list[float | None]) -> float | None:
+    """The factor of q . k that heads fitted one by one share, but for rounding; None where they do not."""
+    known = [one for one in scales if one is not None]
+    if len(known) < len(scales) or max(known) - min(known) > ROUNDING * max(map(abs, known)):
+        return None
+    return sum(known) / len(known)
+
+
+def _common(module: nn.Module, owners: list[str]) -> str:
+    """The innermost module that runs and holds all of these."""
+    if len(set(owners)) == 1:
+        return owners[0]
+    parts = zip(*(owner.split(".") for owner in owners), strict=False)
+    found = ".".join(same[0] for same in takewhile(lambda steps: len(set(steps)) == 1, parts))
+    while isinstance(module.get_submodule(found), (nn.ModuleList, nn.ModuleDict)):
+        found = found.rpartition(".")[0]
+    return found
 
 
 def _prove(backbone: Backbone, route: Route, rows: Tensor, tolerance: float) -> None:
     plain = _read(backbone, route, rows, None)
-    order = sorted((site.layer, site.call, site.n_heads) for own in route.sites.values() for site in own)
-    for layer, call, n_heads in order:
+    order: dict[tuple[int, int], int] = defaultdict(int)
+    parts: dict[tuple[int, int], int] = {}
+    for site in (site for own in route.sites.values() for site in own):
+        order[site.layer, site.call] += site.n_heads
+        parts[site.layer, site.call] = site.parts
+    for (layer, call), n_heads in sorted(order.items()):
         factors = 1 + torch.arange(1, n_heads + 1, dtype=torch.float64) / (n_heads + 1)
         read = _read(backbone, route, rows, (layer, call, factors))
         name = f"layer {layer}"
@@ -119,9 +173,10 @@ def _prove(backbone: Backbone, route: Route, rows: Tensor, tolerance: float) -> 
         ratio = after[tells] / before[tells]
         off, which = (ratio[:, None] - factors.to(ratio)).abs().min(dim=1)
         if float(off.max()) > min(0.2 / (n_heads + 1), max(tolerance, 1e-3) * 3) or len(which.unique()) < n_heads:
+            one_by_one = ", or one is used before all are there" if parts[layer, call] > 1 else ""
             raise NotProven(
                 f"between the heads of {name} and the linear map that reads them their results are mixed, normalised "
-                "or added to, so none of its inputs belongs to one head"
+                f"or added to{one_by_one}, so none of its inputs belongs to one head"
             )
 
 
@@ -130,17 +185,15 @@ def _read(
 ) -> dict[tuple[int, int], Tensor]:
     """What the linear map behind each attention call reads, with one call's heads multiplied by these factors."""
     inputs: dict[tuple[int, int], Tensor] = {}
-    order: list[tuple[int, int]] = []
 
     def visit(attention: Attention) -> Tensor | None:
-        order.append((attention.layer, attention.call))
-        if edit is None or order[-1] != edit[:2]:
+        if edit is None or (attention.layer, attention.call) != edit[:2]:
             return None
         return attention.z * edit[2].to(attention.z)[:, None]
 
-    def reads(index: int, given: Tensor) -> None:
-        inputs[order[index]] = given.clone()
-        if edit is not None and order[index] == edit[:2]:
+    def reads(place: tuple[int, int], given: Tensor) -> None:
+        inputs[place] = given.clone()
+        if edit is not None and place == edit[:2]:
             raise Stop
 
     with torch.no_grad(), evaluating(backbone.module):

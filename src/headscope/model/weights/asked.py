@@ -10,6 +10,7 @@ one over n_heads * d_head + 1.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -22,6 +23,7 @@ from headscope.model.attention import Attention
 from headscope.model.load import Model
 from headscope.model.weights.layer import LayerWeights
 from headscope.model.weights.norms import input_norm, output_norm
+from headscope.model.weights.readers import refuse_other_readers
 from headscope.model.weights.recording import (
     N_POSITIONS,
     N_PROMPTS,
@@ -61,16 +63,31 @@ class Affine:
 
 
 def asked_weights(model: Model) -> dict[int, LayerWeights] | None:
-    """The weights of every layer that has attention; None where one does not read the output of a module affinely."""
+    """The weights of every layer that has attention; None where one does not read the output of a module affinely.
+
+    Also where a layer attends in several modules: their weights are not one set.
+    """
+    owners: dict[int, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for owner, site in ((owner, site) for owner, sites in model.route.sites.items() for site in sites):
+        owners[site.layer][site.call].add(owner)
+    if any(one != calls[0] for calls in owners.values() for one in calls.values()):
+        return None
     blocks = {layer: decoder_layer(model, layer) for layer in sorted(set(model.route.layers.values()))}
     random = torch.Generator().manual_seed(3)
     tokens = torch.randint(model.n_embeddings, (N_PROMPTS, N_POSITIONS), generator=random).to(model.device)
     record = recorded(model, tokens, set(), set(blocks.values()))
     found = {layer: _layer(model, layer, block, record) for layer, block in blocks.items() if layer in record.seen}
-    return None if len(found) < len(blocks) or None in found.values() else cast(dict[int, LayerWeights], found)
+    known = {layer: one for layer, one in found.items() if one is not None}
+    if len(known) < len(blocks):
+        return None
+    weights, outputs = ({layer: one[at] for layer, one in known.items()} for at in (0, 1))
+    refuse_other_readers(
+        model, tokens, record, cast(dict[int, LayerWeights], weights), cast(dict[int, nn.Module], outputs)
+    )
+    return cast(dict[int, LayerWeights], weights)
 
 
-def _layer(model: Model, layer: int, block: nn.Module, record: Record) -> LayerWeights | None:
+def _layer(model: Model, layer: int, block: nn.Module, record: Record) -> tuple[LayerWeights, nn.Module] | None:
     (start, seen), inside = record.seen[layer], set(block.modules())
     before = [call for call in record.calls[:start] if call.module in inside]
     behind = [call for call in record.calls[start:] if call.module in inside]
@@ -78,8 +95,9 @@ def _layer(model: Model, layer: int, block: nn.Module, record: Record) -> LayerW
     wrote = None if read is None else _wrote(model, layer, behind, seen["z"], read.x.output.shape[-1])
     if read is None or wrote is None:
         return None
-    output, o = wrote
-    return LayerWeights(
+    writer, o = wrote
+    output = writer.output
+    weights = LayerWeights(
         layer=layer,
         w_q=read.maps["q"].matrix.transpose(0, 1).contiguous(),
         w_k=read.maps["k"].matrix.transpose(0, 1).contiguous(),
@@ -95,6 +113,7 @@ def _layer(model: Model, layer: int, block: nn.Module, record: Record) -> LayerW
         qk_norm=False,
         rotary=read.rotary,
     )
+    return weights, writer.module
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -143,7 +162,7 @@ def _read(model: Model, layer: int, before: list[Call], seen: dict[str, Tensor])
 
 def _wrote(
     model: Model, layer: int, behind: list[Call], z: Float[Tensor, "prompt position head d"], d_model: int
-) -> tuple[Tensor, Affine] | None:
+) -> tuple[Call, Affine] | None:
     """The last output behind the attention that is affine in the heads' results, and how."""
     calls = {
         call.module: rows
@@ -170,7 +189,7 @@ def _wrote(
     for module, output in reversed(calls.items()):
         o = Affine.of(torch.cat(answers[module]))
         if bool(o.matrix.any()) and o.apart(z.flatten(2), output) <= tolerance_of(model):
-            return next(call.output for call in reversed(behind) if call.module is module), o
+            return next(call for call in reversed(behind) if call.module is module), o
     return None
 
 

@@ -9,10 +9,11 @@ Tracing: every linear layer's output is replaced by random signs, different for 
 carries a column's signs was computed from it; so fused, interleaved, scaled and repeated projections need no case of
 their own, and a normalisation of q and k lets signs through too. The heads' results are replaced likewise, to see which
 linear layer reads them. A second pass, with numbers of all sizes in place of signs, tells a factor from a normalisation
-or a gate. In the end q, k, v and the output are recomputed on real tokens from what was found. What does not agree
-within the dtype's tolerance (`taps.TOLERANCE`) raises `UnsupportedModel`.
+or a gate. In the end q, k, v and the output are
+recomputed on real tokens from what was found, and nothing else may read the heads' results (`readers`). What does not
+agree within the dtype's tolerance (`taps.TOLERANCE`) raises `UnsupportedModel`.
 
-Cost: 3 forward passes over at most 64 prompts of 4 tokens, a fourth over 128 under query-key norm, and a copy of all
+Cost: 5 forward passes over at most 64 prompts of 4 tokens, a sixth over 128 under query-key norm, and a copy of all
 attention weights in float32 or wider: GPT-2 small takes 4 seconds and 113 MB on one core.
 
 It misleads where the weights are not all there is. Under `qk_norm` they give directions. Under `rotary` q and k hold at
@@ -33,6 +34,7 @@ from headscope.model.scope import evaluating
 from headscope.model.weights.asked import asked_weights
 from headscope.model.weights.layer import LayerWeights
 from headscope.model.weights.norms import input_norm, output_norm
+from headscope.model.weights.readers import refuse_other_readers
 from headscope.model.weights.recording import (
     N_POSITIONS,
     N_PROMPTS,
@@ -86,7 +88,10 @@ def _assemble(model: Model, traces: dict[int, Trace]) -> dict[int, LayerWeights]
     random = torch.Generator().manual_seed(3)
     tokens = torch.randint(model.n_embeddings, (N_PROMPTS, N_POSITIONS), generator=random).to(model.device)
     record = recorded(model, tokens, linear, set(blocks.values()))
-    return {layer: _layer(model, layer, trace, blocks[layer], record) for layer, trace in traces.items()}
+    found = {layer: _layer(model, layer, trace, blocks[layer], record) for layer, trace in traces.items()}
+    outputs = {layer: trace.o for layer, trace in traces.items() if trace.o is not None}
+    refuse_other_readers(model, tokens, record, found, outputs)
+    return found
 
 
 def _layer(model: Model, layer: int, trace: Trace, block: nn.Module, record: Record) -> LayerWeights:

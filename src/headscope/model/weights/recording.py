@@ -86,14 +86,16 @@ def watching(
 ) -> Generator[None, None, None]:
     """Within the block `after(module, input, output)` runs behind each module; a tensor it returns is the output."""
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor | None:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         given = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
         result = output[0] if isinstance(output, tuple) and output else output
         if not (isinstance(given, Tensor) and isinstance(result, Tensor)):
             return None
         given, whole, own = whole_rows(module, given, result)
         replaced = after(module, given, whole)
-        return own(replaced) if replaced is not None and result is output else None
+        if replaced is None or (result is not output and type(output) is not tuple):
+            return None
+        return own(replaced) if result is output else (own(replaced), *output[1:])
 
     with hooking(model.modules(), after=hook):
         yield

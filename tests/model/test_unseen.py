@@ -1,0 +1,159 @@
+"""Modules of which a part mixes tokens in a way that is not read: refused, and not the rest taken for the whole."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.written import HEADS, Attention, D, Written, agree
+from headscope.errors import UnsupportedModel
+from headscope.model.load import load
+from headscope.model.weights import layer_weights
+
+
+class Sink(Attention):
+    def attend(self, q, k, v, whole_k, whole_v, logits, bias, scale):
+        none = torch.zeros(*logits.shape[:-1], 1)
+        return torch.cat([logits, none], -1).softmax(-1)[..., :-1] @ whole_v
+
+
+class Chunks(Attention):
+    def attend(self, q, k, v, whole_k, whole_v, logits, bias, scale):
+        starts = range(0, logits.shape[-1], 5)
+        return torch.cat(
+            [logits[:, :, at : at + 5].softmax(-1)[..., : at + 5] @ whole_v[:, :, : at + 5] for at in starts], 2
+        )
+
+
+class OtherAxis(Attention):
+    def attend(self, q, k, v, whole_k, whole_v, logits, bias, scale):
+        return logits.mT.softmax(-2).mT @ whole_v
+
+
+class ThreeFactors(Attention):
+    def attend(self, q, k, v, whole_k, whole_v, logits, bias, scale):
+        return torch.einsum("bhqk,bhkd,de->bhqe", logits.softmax(-1), whole_v, torch.eye(self.d_head))
+
+
+class Multiplied(Attention):
+    def attend(self, q, k, v, whole_k, whole_v, logits, bias, scale):
+        return (logits.softmax(-1)[..., None] * whole_v[:, :, None]).sum(-2)
+
+
+class EvenTokens(Attention):
+    def attend(self, q, k, v, whole_k, whole_v, logits, bias, scale):
+        z = torch.zeros_like(whole_v)
+        z[:, :, ::2] = logits[:, :, ::2, ::2].softmax(-1) @ whole_v[:, :, ::2]
+        return z
+
+
+class Mapped(Attention):
+    def attend(self, q, k, v, whole_k, whole_v, logits, bias, scale):
+        return torch.vmap(torch.vmap(lambda logits, v: logits.softmax(-1) @ v))(logits, whole_v)
+
+
+UNSEEN = {
+    Sink: r"a softmax of shape \[3, 4, 17, 18\] mixes tokens and is not one from each of its 17 tokens to each",
+    Chunks: r"a softmax of shape \[3, 4, 5, 17\] mixes tokens and is not one from each",
+    OtherAxis: r"a softmax of shape \[3, 4, 17, 17\] mixes tokens over another axis than the last",
+    ThreeFactors: r"or by another product than matmul, bmm or einsum of two tensors",
+    Multiplied: r"or by another product than matmul, bmm or einsum of two tensors",
+    EvenTokens: r"a softmax of shape \[3, 4, 9, 9\] mixes tokens and is not one from each",
+    Mapped: r"a softmax of shape \[17, 17\] mixes tokens",
+}
+
+
+@pytest.mark.parametrize("kind", UNSEEN)
+@pytest.mark.parametrize("layers", [(1,), (0, 1)])
+def test_what_is_not_read_is_said_also_where_another_layer_is(kind, layers):
+    written = Written().eval()
+    for layer in layers:
+        written.blocks[layer].attention.__class__ = kind
+    with pytest.raises(UnsupportedModel, match=UNSEEN[kind] + ".* so part of its attention would go unseen"):
+        load(written)
+
+
+class Experts(nn.Module):
+    """A softmax over experts, whose results differ from token to token."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.router = how, nn.Linear(D, 3)
+        self.experts = nn.ModuleList(nn.Linear(D, D) for _ in range(3))
+
+    def forward(self, x):
+        weight, given = self.router(x).softmax(-1), [one(x) for one in self.experts]
+        match self.how:
+            case "slices":
+                return sum(weight[..., at : at + 1] * one for at, one in enumerate(given))
+            case "matmul":
+                return (weight[..., None, :] @ torch.stack(given, -2))[..., 0, :]
+            case "einsum":
+                return torch.einsum("bte,bted->btd", weight, torch.stack(given, -2))
+            case _:
+                matrices = torch.stack([one.weight for one in self.experts])
+                return torch.einsum("bte,btd,efd->btf", weight, x, matrices)
+
+
+class Slots(nn.Module):
+    """A softmax over learned slots, which no token changes."""
+
+    def __init__(self, expanded):
+        super().__init__()
+        self.expanded, self.keys, self.values = expanded, *(nn.Parameter(torch.randn(6, D)) for _ in range(2))
+
+    def forward(self, x):
+        values = self.values.expand(len(x), -1, -1) if self.expanded else self.values
+        return (x @ self.keys.T).softmax(-1) @ values
+
+
+@pytest.mark.parametrize("how", ["slices", "matmul", "einsum", "one einsum"])
+def test_a_router_of_experts_is_not_attention(how):
+    written = Written().eval()
+    written.blocks[0].mlp = Experts(how)
+    agree(written, load(written))
+
+
+@pytest.mark.parametrize("expanded", [True, False])
+def test_learned_slots_are_not_tokens(expanded):
+    written = Written().eval()
+    written.blocks[1].mlp = Slots(expanded)
+    agree(written, load(written))
+
+
+class TwoOutputs(Attention):
+    """Heads' results are read by two maps."""
+
+    def output(self, z):
+        match self.how:
+            case "shares":
+                return 0.3 * self.o(z) + 0.7 * self.second(z)
+            case "experts":
+                share = torch.sigmoid(z[..., :1])
+                return share * self.o(z) + (1 - share) * self.second(z)
+            case "squares":
+                return self.o(z) + self.second(z**2)
+
+
+def two_outputs(how):
+    written = Written().eval()
+    attention = written.blocks[1].attention
+    attention.__class__, attention.how, attention.second = TwoOutputs, how, nn.Linear(D, D)
+    model = load(written)
+    assert model.check.heads == {0: HEADS, 1: HEADS}
+    return attention, model
+
+
+@pytest.mark.parametrize("how", ["experts", "squares"])
+def test_weights_are_refused_where_a_second_map_reads_the_heads(how):
+    with pytest.raises(UnsupportedModel, match="more than one map reads its heads' results"):
+        layer_weights(two_outputs(how)[1])
+
+
+def test_two_maps_that_are_one_matrix_together_are_read_as_that():
+    attention, model = two_outputs("shares")
+    wanted = (0.3 * attention.o.weight + 0.7 * attention.second.weight).T.unflatten(
+        0, (HEADS, -1)
+    )  # [head d_v d_model]
+    torch.testing.assert_close(layer_weights(model)[1].w_o, wanted, atol=1e-5, rtol=1e-5)
