@@ -2,10 +2,10 @@
 
     python -m benchmarks [--json] [--only scan,peers] [--long]
 
-Each runs in a process of its own, alone; its document is kept in `build/benchmarks`. `--only` measures some again and
-takes the others from there. `bars` in a document are the most a figure may be, `floors` the least. What a benchmark
-cannot measure here (no GPU, a package that is missing) is said, not left out. Half an hour on two cores; `--long` adds
-those that train models for tens of minutes.
+Each runs in a process of its own, alone; its document is kept in `benchmarks/documents`, beside the page. `--only`
+measures some again and takes the others from there. `bars` in a document are the most a figure may be, `floors` the
+least. What a benchmark cannot measure here (no GPU, a package that is missing) is said, not left out. Half an hour on
+two cores; `--long` adds those that train models for tens of minutes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
-KEPT = Path(__file__).parents[1] / "build" / "benchmarks"
+KEPT = Path(__file__).with_name("documents")
 QUICK: Mapping[str, tuple[str, ...]] = {
     "scan": ("--rounds", "6"),
     "peers": ("--rounds", "3"),
@@ -100,7 +100,7 @@ def markdown(found: Mapping[str, dict[str, Any]]) -> str:
         lines += _peers(found["peers"])
     if "median_s" in found.get("start", {}):
         lines += _start(found["start"])
-    lines += ["", "The documents behind this page: `python -m benchmarks --json`.", ""]
+    lines += ["", "The documents behind this page are in `benchmarks/documents`.", ""]
     return "\n".join(lines)
 
 
@@ -210,7 +210,7 @@ def main() -> None:
         if unknown := [name for name in wanted if name not in {**QUICK, **LONG}]:
             parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join({**QUICK, **LONG})}")
         chosen = {name: {**QUICK, **LONG}[name] for name in wanted}
-    KEPT.mkdir(parents=True, exist_ok=True)
+    KEPT.mkdir(exist_ok=True)
     for name, arguments in chosen.items():
         print(f"{name} ...", file=sys.stderr, flush=True)
         (KEPT / f"{name}.json").write_text(json.dumps(run(name, arguments), indent=1))
