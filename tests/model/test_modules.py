@@ -133,3 +133,52 @@ def test_random_combinations_are_right(seed):
     choices = {name: drawn.choice(values) for name, values in CHOICES.items() if name != "twist"}
     written = Written(**choices).eval()
     agree(written, load(written))
+
+
+class Stacked(nn.Module):
+    """All layers in one module, their weights stacked."""
+
+    def __init__(self):
+        super().__init__()
+        d = D // HEADS
+        self.embed, self.unembed = nn.Parameter(torch.randn(VOCABULARY, D)), nn.Parameter(torch.randn(D, VOCABULARY))
+        self.w_q, self.w_k, self.w_v = (nn.Parameter(torch.randn(3, D, HEADS, d) * 0.3) for _ in range(3))
+        self.w_o = nn.Parameter(torch.randn(3, HEADS, d, D) * 0.3)
+        self.patterns = []
+
+    def forward(self, ids, without=None):
+        x, n = self.embed[ids], ids.shape[1]
+        self.patterns = []
+        for layer in range(3):
+            y = nn.functional.layer_norm(x, (D,))
+            q, k, v = (torch.einsum("btm,mhd->bhtd", y, w[layer]) for w in (self.w_q, self.w_k, self.w_v))
+            logits = q @ k.mT * 0.4 + torch.full((n, n), float("-inf")).triu(1)
+            self.patterns.append(torch.exp(logits - torch.logsumexp(logits, -1, keepdim=True)).detach())
+            w_o = self.w_o[layer].clone()
+            if without is not None and without[0] == layer:
+                w_o[without[1]] = 0
+            x = x + torch.einsum("bhqd,hdm->bqm", logits.softmax(-1) @ v, w_o)
+        return x @ self.unembed
+
+
+def test_layers_of_one_module_with_stacked_weights_are_right():
+    torch.manual_seed(0)
+    module = Stacked().eval()
+    model = load(module)
+    assert (model.check.support, model.check.heads) == ("exact", {0: 4, 1: 4, 2: 4})
+    ids = torch.randint(VOCABULARY, (3, 13))
+    seen = {}
+    model.run(ids, lambda attention: seen.update({attention.layer: attention.pattern().clone()}))
+    module(ids)
+    for layer, pattern in enumerate(module.patterns):
+        torch.testing.assert_close(seen[layer], pattern, atol=1e-5, rtol=0)
+
+    def without(attention):
+        if attention.layer == 1:
+            z = attention.z.clone()
+            z[:, :, 2] = 0
+            return z
+        return None
+
+    given = model.backbone.logits(model.run(ids, without))
+    torch.testing.assert_close(given, module(ids, (1, 2)).detach(), atol=1e-5, rtol=1e-5)

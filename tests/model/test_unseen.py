@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import headscope as hs
 from benchmarks.written import HEADS, Attention, D, Written, agree
 from headscope.errors import UnsupportedModel
 from headscope.model.load import load
@@ -72,6 +73,68 @@ def test_what_is_not_read_is_said_also_where_another_layer_is(kind, layers):
         written.blocks[layer].attention.__class__ = kind
     with pytest.raises(UnsupportedModel, match=UNSEEN[kind] + ".* so part of its attention would go unseen"):
         load(written)
+
+
+class Longer(Attention):
+    """Inputs of more than 20 tokens are attended to in chunks, or sparsely."""
+
+    def attend(self, q, k, v, whole_k, whole_v, logits, bias, scale):
+        if q.shape[2] <= 20:
+            return logits.softmax(-1) @ whole_v
+        if self.how == "chunks":
+            return Chunks.attend(self, q, k, v, whole_k, whole_v, logits, bias, scale)
+        pattern = logits.softmax(-1)
+        return torch.where(pattern > 0.1, pattern, 0.0) @ whole_v
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"), [("chunks", "blocks.1.attention runs, and its attention is not seen"), ("sparse", "where")]
+)
+def test_a_layer_that_attends_otherwise_to_longer_input_is_refused_then(how, reason):
+    written = Written().eval()
+    attention = written.blocks[1].attention
+    attention.__class__, attention.how = Longer, how
+    model = load(written)
+    agree(written, model)  # 13 tokens
+    with pytest.raises(UnsupportedModel, match=f"attend in another way than the self-check's did: .*{reason}"):
+        hs.scan(model, probe=hs.repeated_tokens(model, n_prompts=2, period=12))
+
+
+def test_layers_that_run_in_another_order_than_their_numbers_are_refused():
+    class Backwards(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Written()
+
+        def forward(self, ids):
+            x = self.inner.embed(ids) + self.inner.position[: ids.shape[1]]
+            for block in reversed(self.inner.blocks):
+                x = block(x)
+            return self.inner.unembed(x)
+
+    with pytest.raises(UnsupportedModel, match=r"its layers run in the order \[1, 0\]"):
+        load(Backwards().eval())
+
+
+@pytest.mark.parametrize("how", ["noise", "counter"])
+def test_an_output_that_is_another_each_time_is_refused_with_that_reason(how):
+    class Unsteady(Written):
+        def forward(self, ids):
+            given = super().forward(ids)
+            if how == "noise":
+                return given + torch.randn_like(given)
+            self.n = getattr(self, "n", 0) + 1
+            return given * self.n
+
+    with pytest.raises(UnsupportedModel, match="its output is another each time"):
+        load(Unsteady().eval())
+
+
+def test_compiled_torchscript_is_refused_with_that_reason():
+    with pytest.warns(DeprecationWarning, match="torch.jit.script"):
+        compiled = torch.jit.script(nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5)).eval())
+    with pytest.raises(UnsupportedModel, match="holds compiled TorchScript, whose attention cannot be seen"):
+        load(compiled)
 
 
 class Experts(nn.Module):

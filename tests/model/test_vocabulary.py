@@ -135,3 +135,25 @@ def test_copying_is_that_of_the_same_weights_in_modules():
 def test_what_no_table_describes_is_refused(choices, reason):
     with pytest.raises(UnsupportedModel, match=reason):
         vocabulary(load(Bare(**choices).eval()))
+
+
+def test_layers_without_a_number_in_their_name_have_a_final_norm_too():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            choices = {name: values[0] for name, values in CHOICES.items()}
+            self.embed, self.position = nn.Embedding(VOCABULARY, D), nn.Parameter(torch.randn(CONTEXT, D))
+            self.first, self.second = Block(**choices), Block(**choices)
+            self.norm, self.unembed = nn.LayerNorm(D), nn.Linear(D, VOCABULARY)
+
+        def forward(self, ids):
+            x = self.embed(ids) + self.position[: ids.shape[1]]
+            return self.unembed(self.norm(self.second(self.first(x))))
+
+    torch.manual_seed(0)
+    module = Named().eval()
+    nn.init.uniform_(module.norm.weight, 0.5, 1.5)
+    words = vocabulary(load(module))
+    assert words.norm is not None
+    torch.testing.assert_close(words.norm.gain, module.norm.weight.detach(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(words.unembedding, module.unembed.weight.detach(), atol=1e-4, rtol=1e-4)

@@ -224,7 +224,7 @@ class Watch(TorchFunctionMode):
         return None
 
     def _refuse_if_not_probabilities(self, pattern: Tensor, found: _Probabilities) -> None:
-        if self.reads is None or found.why is None:  # looked at in the check alone
+        if found.why is None:
             return
         rows = widened(pattern).sum(-1)
         if float((rows - 1).abs().max()) > 1e-2 or float(pattern.min()) < 0:
@@ -350,6 +350,9 @@ def mixing(
         kernel: Force a kernel where scaled-dot-product attention is called.
         unknown: Makes the error for a call that the self-check did not see.
         reads: Gets layer and call of each attention, and the input of the first linear map that reads its heads.
+
+    Raises:
+        NotMixing: this input is attended to in another way than the self-check's, such as a longer one in chunks.
     """
     n_rows, n_tokens = shape
     counts: dict[str, int] = {}
@@ -386,3 +389,8 @@ def mixing(
     watch = Watch(n_tokens, meet, None if reads is None else read)
     with owning(module, watch, [name for name in sites if name]), watch:
         yield watch
+    for name, own in sites.items():
+        replaced = "forward" in module.get_submodule(name).__dict__  # then it may have been left out
+        ran = watch.begun[name] > 0 and not replaced if name else True
+        if ran and counts.get(name, 0) < (1 if name else len(own)):
+            raise NotMixing(f"{name or 'it'} runs, and its attention is not seen")

@@ -118,6 +118,9 @@ def _numbered(
         holders.append(holder)
         names.append(holder if stack_of(holder) is not None else f"{holder}@{number}")
     numbers, calls = layer_numbers(names), defaultdict[int, int](int)
+    order = [numbers[name] for name in dict.fromkeys(names)]
+    if order != sorted(order):
+        raise NotProven(f"its layers run in the order {order}, not in that of the numbers in their names")
     layers: dict[str, int] = {}
     sites: dict[str, list[Site]] = {}
     for group, holder, name in zip(groups, holders, names, strict=True):
@@ -198,6 +201,6 @@ def _read(
 
     with torch.no_grad(), evaluating(backbone.module):
         shape = (rows.shape[0], rows.shape[1])
-        with mixing(backbone.module, route.sites, shape, visit, reads=reads), suppress(Stop):
+        with suppress(Stop), mixing(backbone.module, route.sites, shape, visit, reads=reads):
             backbone.call(rows)
     return inputs

@@ -119,11 +119,10 @@ def selfcheck(model: Backbone) -> Check:
         best = min(degraded, key=lambda check: check.max_abs_diff or 0.0)
         return replace(best, reason=_after(checks[0], best))
     if checks:
-        reason = _of_its_batch(model, tokens, own) or checks[0].reason + _unlike_eager(model, tokens, own)
+        reason = _unlike_itself(model, tokens, own) or checks[0].reason + _unlike_eager(model, tokens, own)
         return replace(checks[0], reason=reason)
-    return _unsupported(
-        failures[0] if failures else "no softmax attention over its tokens was seen in its forward pass"
-    )
+    why = failures[0] if failures else "no softmax attention over its tokens was seen in its forward pass"
+    return _unsupported(_unlike_itself(model, tokens, own) or why)
 
 
 def _unsupported(reason: str) -> Check:
@@ -170,20 +169,22 @@ def _after(first: Check, best: Check) -> str:
     return f"{first.reason}, so its own code is watched: patterns and z are read there, and queries and keys are hidden"
 
 
-def _of_its_batch(model: Backbone, tokens: Tensor, own: Tensor) -> str:
-    """Says so where a prompt's output depends on the other prompts of its batch; else empty."""
+def _unlike_itself(model: Backbone, tokens: Tensor, own: Tensor) -> str:
+    """Says so where a model's output is not a function of one prompt, so that nothing can be compared; else empty."""
+    limit = TOLERANCE.get(own.dtype, TOLERANCE[torch.float32]) * max(1.0, float(own.abs().max()))
     try:
-        with torch.no_grad(), evaluating(model.module):
-            alone = model.run(tokens[:1])
+        again = float((_own_output(model, tokens) - own).abs().max())
+        alone = float((_own_output(model, tokens[:1]) - own[:1]).abs().max())
     except FAMILY_ERRORS:
         return ""
-    difference = float((alone - own[:1]).abs().max())
-    if difference <= TOLERANCE.get(own.dtype, TOLERANCE[torch.float32]) * max(1.0, float(own.abs().max())):
-        return ""
-    return (
-        f"its output for one prompt depends on the other prompts of the batch (by {difference:.2g}), as where a "
-        "quantised layer takes its outliers over all of them"
-    )
+    if again > limit:
+        return f"its output is another each time (by {again:.2g}), as with noise, or with what it keeps between calls"
+    if alone > limit:
+        return (
+            f"its output for one prompt depends on the other prompts of the batch (by {alone:.2g}), as where a "
+            "quantised layer takes its outliers over all of them"
+        )
+    return ""
 
 
 def _unlike_eager(model: Backbone, tokens: Tensor, own: Tensor) -> str:

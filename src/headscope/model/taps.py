@@ -24,7 +24,7 @@ from headscope.model.hooks import hooked
 from headscope.model.interface import UnknownArgument, Visit, installed
 from headscope.model.kernels import Kernel
 from headscope.model.mixing import mixing
-from headscope.model.product import Site
+from headscope.model.product import NotMixing, Site
 from headscope.model.scope import evaluating, implementation, outside
 
 Path = Literal["interface", "hooks", "module"]
@@ -79,7 +79,7 @@ def forward(
 
     Raises:
         ShapeError: what `visit` returned does not have the shape of z.
-        UnsupportedModel: this input reaches attention that the self-check's did not.
+        UnsupportedModel: this input reaches attention that the self-check's did not, or is attended to in another way.
     """
     model = backbone.module
     names = {model.get_submodule(name): layer for name, layer in route.layers.items()}
@@ -113,26 +113,31 @@ def forward(
             raise Stop
         return replaced
 
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
-        stack.enter_context(torch.enable_grad() if grad else torch.no_grad())
-        if route.path == "interface":
-            stack.enter_context(installed(model, counted, number, kernel=kernel, additive_mask=route.additive_mask))
-        elif route.path == "module":
-            shape = (tokens.shape[0], tokens.shape[1])
-            stack.enter_context(mixing(model, route.sites, shape, counted, kernel, unknown_call))
-        else:
-            stack.enter_context(implementation(model, route.implementation))
-            stack.enter_context(hooked(list(names), tokens.shape[1], counted, number))
-        try:
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(evaluating(model))
+            stack.enter_context(torch.enable_grad() if grad else torch.no_grad())
+            if route.path == "interface":
+                stack.enter_context(installed(model, counted, number, kernel=kernel, additive_mask=route.additive_mask))
+            elif route.path == "module":
+                shape = (tokens.shape[0], tokens.shape[1])
+                stack.enter_context(mixing(model, route.sites, shape, counted, kernel, unknown_call))
+            else:
+                stack.enter_context(implementation(model, route.implementation))
+                stack.enter_context(hooked(list(names), tokens.shape[1], counted, number))
             return backbone.call(tokens)
-        except Stop:
-            return None
-        except UnknownArgument as unknown:
-            raise UnsupportedModel(
-                f"this input makes the model call its attention with an argument we do not know ({unknown}); "
-                "use another input or another model."
-            ) from unknown
+    except Stop:
+        return None
+    except NotMixing as why:
+        raise UnsupportedModel(
+            f"this input makes the model attend in another way than the self-check's did: {why}; "
+            "use input of another length or another model."
+        ) from why
+    except UnknownArgument as unknown:
+        raise UnsupportedModel(
+            f"this input makes the model call its attention with an argument we do not know ({unknown}); "
+            "use another input or another model."
+        ) from unknown
 
 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}

@@ -39,6 +39,11 @@ def backbone(
     Raises:
         UnsupportedModel: it does not give logits for token ids alone; the message shows the call to write.
     """
+    if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
+        raise UnsupportedModel(
+            f"{type(module).__name__} holds compiled TorchScript, whose attention cannot be seen; load the Python "
+            "module that it was compiled from."
+        )
     device = next((weight.device for weight in module.parameters()), torch.device("cpu"))
     ids = torch.tensor([[0, 1, 1, 0, 1], [1, 0, 0, 1, 0]], device=device)
     failure: Exception | None = None

@@ -40,7 +40,7 @@ def _inside(given: Any) -> Any | None:
     if isinstance(given, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return given.module
     if isinstance(given, nn.Module):
-        return given._modules.get("_orig_mod")
+        return dict(given.named_children()).get("_orig_mod")
     if any(kind.__name__ == "Pipeline" and kind.__module__.startswith("transformers") for kind in type(given).__mro__):
         return given.model
     return None

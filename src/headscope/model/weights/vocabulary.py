@@ -85,7 +85,7 @@ def _vocabulary(model: Model) -> Vocabulary:
         _refuse_vocabulary(model, "it has no language-model head")
     random = torch.Generator().manual_seed(5)
     tokens = torch.randint(model.n_embeddings, (N_PROMPTS, N_POSITIONS), generator=random).to(model.device)
-    blocks = decoder_layers(model) or [decoder_layer(model, min(model.route.layers.values()))]
+    blocks = decoder_layers(model) or [decoder_layer(model, layer) for layer in sorted(model.route.layers.values())]
     record = recorded(model, tokens, set() if head is None else {head}, {blocks[0]})
     first = record.begun.get(blocks[0], [])
     stream = rows_of(widened(first[0]), *tokens.shape) if first else None
