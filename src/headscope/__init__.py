@@ -7,6 +7,7 @@
 Names are loaded when first used, so that `import headscope` costs nothing. `__init__.pyi` is the list of them.
 """
 
+# pyright: reportUnknownVariableType=false
 import lazy_loader
 
 from headscope.moved import install

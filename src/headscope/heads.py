@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 from headscope.errors import ArgumentError, brief
 
@@ -81,7 +81,7 @@ def heads_in(given: Any) -> list[HeadId]:
     one = _head(given)
     if one is not None:
         return [one]
-    each = list(given) if isinstance(given, Iterable) else [given]
+    each = list(cast("Iterable[Any]", given)) if isinstance(given, Iterable) else [given]
     heads = {index: head for index, one in enumerate(each) if (head := _head(one)) is not None}
     wrong = [one for index, one in enumerate(each) if index not in heads]
     if wrong:
@@ -100,8 +100,7 @@ def _head(given: Any) -> HeadId | None:
     if isinstance(inner := getattr(given, "head", None), HeadId):
         return inner
     place: Any = (getattr(given, "layer", None), inner) if isinstance(given, OfHead) else given
-    if not (isinstance(place, tuple) and len(place) == 2):
+    numbers = cast("tuple[Any, ...]", place) if isinstance(place, tuple) else ()
+    if len(numbers) != 2 or not all(isinstance(one, Integral) and not isinstance(one, bool) for one in numbers):
         return None
-    if not all(isinstance(one, Integral) and not isinstance(one, bool) for one in place):
-        return None
-    return HeadId(int(place[0]), int(place[1]))
+    return HeadId(int(numbers[0]), int(numbers[1]))

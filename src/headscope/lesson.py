@@ -20,6 +20,7 @@ Misleading as evidence: one prompt, a fixed offset and a threshold. A head that 
 here. `headscope.scan` varies the offset and adds intervals and a control; `headscope.verify` gives a verdict.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import re
@@ -437,7 +438,7 @@ def _pattern_svg(pattern: Float[Tensor, "query key"], words: Sequence[str], titl
     cell = max(3, min(14, 560 // n_tokens))
     side = n_tokens * cell
     width, height = max(_LEFT + side + 12, 440), _TOP + side + _BELOW
-    cells = []
+    cells: list[str] = []
     for query, key in torch.nonzero(pattern >= _FAINT).tolist():
         value = float(pattern[query, key])
         note = f"query {query} {words[query]} to key {key} {words[key]}: {value:.3f}"

@@ -19,6 +19,7 @@ Reference:
     Hall 1992, J. R. Stat. Soc. B 54, 221-228. Wilson 1927, J. Am. Stat. Assoc. 22, 209-212.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import math

@@ -26,6 +26,7 @@ Reference:
     Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; Olsson et al. 2022, arXiv:2209.11895.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -92,7 +93,7 @@ class TokenSpace:
 
     def ov(self, heads: Iterable[HeadId]) -> tuple[Float[Tensor, "d_model rank"], Float[Tensor, "rank d_model"]]:
         """What these heads do to an attended embedding, as two factors: read, then write, normalisation folded."""
-        reads, writes, device = [], [], self.embedding.device
+        reads, writes, device = list[Tensor](), list[Tensor](), self.embedding.device
         for head in heads:
             weights = self.layers[head.layer]
             reads.append(through(weights.norm, weights.w_v[weights.kv_head(head.head)]).to(device))
@@ -106,7 +107,7 @@ class TokenSpace:
         raised = _product(self.embedding[sample] @ read, write @ self.unembedding[sample].T)
         n = len(sample)
         size = min(GROUP, n)
-        shares = []
+        shares: list[float] = []
         for first in range(0, n - size + 1, size):
             block = widened(raised[first : first + size, first : first + size])
             block = block - block.mean(1, keepdim=True)

@@ -18,6 +18,7 @@ It misleads where embeddings are rewritten before the receiver reads them, by an
 own token: the stream then holds more than W_E says.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -267,7 +268,7 @@ def _rows(
 ) -> tuple[TokenRow, ...]:
     if top < 1:
         raise ArgumentError(f"top={top}; it needs at least 1.")
-    rows = []
+    rows: list[TokenRow] = []
     for token, row in zip(ids.tolist(), values, strict=True):
         best = row.topk(min(top, len(row)))
         own = row[columns == token]

@@ -10,6 +10,7 @@
 So programs that open connections and say nothing cost neither the user's page nor file handles nor lines in a log.
 """
 
+# pyright: reportUnknownLambdaType=false
 from __future__ import annotations
 
 import asyncio

@@ -17,6 +17,7 @@ their prompts for each power of two of tokens, then they are kept.
 One text proves nothing: it shows what `headscope verify` measures over many.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -407,7 +408,7 @@ class Reader:
         """What may come after each token."""
         probable = [row.to(torch.promote_types(row.dtype, torch.float32)).softmax(-1) for row in rows]
         best = torch.cat([row.topk(min(TOP, row.shape[-1])).indices for row in probable], dim=-1).tolist()
-        found = []
+        found: list[tuple[Option, ...]] = []
         for position, ids in enumerate(best):
             wanted = torch.tensor(list(dict.fromkeys([*ids, *tokens[position + 1 : position + 2].tolist()])))
             clean, *ablated = (row[position, wanted.to(row.device)].tolist() for row in probable)

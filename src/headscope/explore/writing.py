@@ -14,6 +14,7 @@ It misleads about heads that speak to other heads: what they write is read befor
 between output projection and stream (Granite) is not in these numbers.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ class Writing:
         exact = float((factor * whole - wanted).abs().max()) <= tolerance_of(logits)
         if not exact:
             factor = torch.ones_like(factor)
-        found = []
+        found: list[Written] = []
         for (layer, call), heads in z.items():
             weights = self._layers[layer]
             parts = torch.einsum("hd,hdm->hm", heads.to(weights.w_o), weights.w_o)

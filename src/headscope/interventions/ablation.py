@@ -14,6 +14,7 @@ Losses are means over a prompt's queries in nats, one number per world, prompt a
 `headscope.interventions.choices` asks which of two tokens comes next.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -99,7 +100,7 @@ class Ablator:
     """First position to edit and the one after the last; None for all."""
     seed: int
     """Of the draw of `resample`."""
-    _means: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    _means: dict[tuple[int, int], Tensor] = field(default_factory=dict[tuple[int, int], Tensor])
 
     @classmethod
     def of(
@@ -366,7 +367,7 @@ class LossTargets:
         row, query = np.nonzero(asked)
         number = np.full(tokens.shape, -1)
         number[row, query] = np.arange(len(row))
-        weights = {}
+        weights: dict[str, np.ndarray] = {}
         for kind, places in queries.items():
             weights[kind] = np.zeros((len(index), len(row)))
             for at, one in enumerate(index):

@@ -13,6 +13,7 @@ Reference:
     Geva et al. 2023, arXiv:2304.14767, where keys are masked.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence

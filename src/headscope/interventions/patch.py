@@ -5,6 +5,7 @@ The two texts differ before their last words, so their ends are laid upon each o
 the claim to the answer it carries into one of these.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,9 @@ class ActivationPatch:
     """How many positions."""
     own_last: int = 0
     """The last so many of these keep their own z."""
-    _last: dict[tuple[int, ...], Callable[[Attention], Tensor]] = field(default_factory=dict)
+    _last: dict[tuple[int, ...], Callable[[Attention], Tensor]] = field(
+        default_factory=dict[tuple[int, ...], Callable[[Attention], Tensor]]
+    )
 
     @classmethod
     def of(cls, model: Model, prompts: Sequence[Tokens], sources: Sequence[Tokens]) -> ActivationPatch:

@@ -86,9 +86,9 @@ class _Run:
     """One pass over clean or corrupt prompts, and what it left."""
 
     replay: Replay
-    z: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-    asked: dict[HeadId, _Asked] = field(default_factory=dict)
-    held: dict[nn.Module, Any] = field(default_factory=dict)
+    z: dict[tuple[int, int], Tensor] = field(default_factory=dict[tuple[int, int], Tensor])
+    asked: dict[HeadId, _Asked] = field(default_factory=dict[HeadId, "_Asked"])
+    held: dict[nn.Module, Any] = field(default_factory=dict[nn.Module, Any])
 
 
 class Paths:
@@ -356,7 +356,11 @@ class Paths:
 
 def _cloned(given: Any) -> Any:
     """What a module gave, safe from a family that adds to it in place (Falcon)."""
-    return tree_map(lambda part: part.clone() if isinstance(part, Tensor) else part, given)
+
+    def clone(part: Any) -> Any:
+        return part.clone() if isinstance(part, Tensor) else part
+
+    return tree_map(clone, given)
 
 
 def mlps(model: Model) -> list[nn.Module]:

@@ -16,6 +16,7 @@ model, so scores are those of the model without them.
 """
 
 # pyright: reportPrivateUsage=false
+# pyright: reportUnknownArgumentType=false
 from __future__ import annotations
 
 import weakref

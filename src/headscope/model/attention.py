@@ -5,6 +5,7 @@ are `exp(logits - lse)` and cost O(targets * d_head). Where only the model's own
 Either way `probabilities` answers the same question.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from contextlib import AbstractContextManager

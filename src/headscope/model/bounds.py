@@ -18,7 +18,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from headscope.errors import ModelError, UnsafeWeights, brief
 
@@ -62,7 +62,7 @@ def refuse_kernels(source: str, config: Mapping[str, Any]) -> None:
         UnsafeWeights: with the key and its value.
     """
     for key, value in _entries(config):
-        names = value.values() if isinstance(value, dict) else (value,)
+        names = list(cast("dict[str, Any]", value).values()) if isinstance(value, dict) else [value]
         named = next((name for name in names if isinstance(name, str) and "/" in name), None)
         if key in _IMPLEMENTATIONS and named is not None:
             raise UnsafeWeights(
@@ -75,7 +75,7 @@ def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for key, value in config.items():
         yield key, value
         if isinstance(value, dict):
-            yield from _entries(value)
+            yield from _entries(cast("dict[str, Any]", value))
 
 
 def _number(value: int | float) -> str:

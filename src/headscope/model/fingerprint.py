@@ -33,7 +33,7 @@ def fingerprint(model: Opened) -> str:
 
 def reading(model: Model) -> dict[str, Any]:
     """What a measurement depends on besides weights, JSON-ready: config, context, start token, path and tokenizer."""
-    config = getattr(model.backbone.config, "to_dict", dict)()
+    config: dict[str, Any] = getattr(model.backbone.config, "to_dict", dict)()
     text = repr(sorted((name, value) for name, value in config.items() if name not in UNREAD and name[0] != "_"))
     return {
         "config": hashlib.sha256(text.encode()).hexdigest(),
@@ -52,6 +52,6 @@ def _tokenizer_digits(tokenizer: Any) -> str | None:
     if rules is not None:
         text = rules.to_str()
     else:
-        vocabulary = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
+        vocabulary: dict[str, int] = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
         text = f"{type(tokenizer).__name__} {sorted(vocabulary.items())}"
     return hashlib.sha256(text.encode()).hexdigest()

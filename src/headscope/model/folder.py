@@ -15,6 +15,7 @@ Misleading when: another program changes the folder while it is read; a file on 
 checked once it is fetched.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import json

@@ -89,7 +89,7 @@ def _added(step: dict[str, Any]) -> int:
     """Tokens that a template adds to a single text."""
     if step.get("type") == "Sequence":
         return sum(_added(inner) for inner in step["processors"])
-    special = step.get("special_tokens", {}) if step.get("type") == "TemplateProcessing" else {}
-    pieces = step.get("single", []) if special else []
+    special: dict[str, Any] = step.get("special_tokens", {}) if step.get("type") == "TemplateProcessing" else {}
+    pieces: list[dict[str, Any]] = step.get("single", []) if special else []
     names = [piece["SpecialToken"]["id"] for piece in pieces if "SpecialToken" in piece]
     return sum(len(special[name]["ids"]) for name in names)

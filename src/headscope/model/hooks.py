@@ -8,6 +8,7 @@ memory is O(n^2) for one layer.
 """
 
 # pyright: reportPrivateUsage=false
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from collections.abc import Generator

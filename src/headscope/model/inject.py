@@ -39,7 +39,7 @@ def queries_and_keys(
         UnsupportedModel: the layer cannot be distinguished, or hides its queries and keys.
     """
     size = max(1, BATCH_NUMBERS // ((position + 1) * vectors.shape[1]))
-    parts = [_run(model, layer, part, position) for part in vectors.split(size)]
+    parts = [_run(model, layer, part, position) for part in torch.split(vectors, size)]
     return torch.cat([q for q, _ in parts]), torch.cat([k for _, k in parts])
 
 

@@ -10,6 +10,7 @@ falls back to the family's own code (`headscope.model.hooks`).
 """
 
 # pyright: reportPrivateUsage=false
+# pyright: reportUnknownVariableType=false
 from __future__ import annotations
 
 import itertools

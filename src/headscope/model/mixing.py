@@ -13,6 +13,7 @@ give the softmax's input (`fitted_scale`).
 Cost: the module's own pass, O(n^2) memory for one layer at a time.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from collections import Counter

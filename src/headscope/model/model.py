@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -141,23 +141,18 @@ class Opened:
     @property
     def start_and_end_ids(self) -> frozenset[int]:
         """Ids that begin or end a text, by tokenizer and config."""
-        found = (
+        return _whole(
             getattr(one, f"{name}_token_id", None)
             for one in (self.tokenizer, self.backbone.config)
             for name in ("bos", "eos")
         )
-        flat = (one for item in found for one in (item if isinstance(item, list) else [item]))
-        return frozenset(one for one in flat if isinstance(one, int))
 
     @property
     def special_token_ids(self) -> frozenset[int]:
         """Ids that are not text: the tokenizer's special tokens, or the start, end and padding ids of the config."""
         if self.tokenizer is not None:
-            ids = list(self.tokenizer.all_special_ids)
-        else:
-            ids = [getattr(self.backbone.config, f"{name}_token_id", None) for name in ("bos", "eos", "pad")]
-        flat = [one for item in ids for one in (item if isinstance(item, list) else [item])]
-        return frozenset(one for one in flat if isinstance(one, int))
+            return _whole(self.tokenizer.all_special_ids)
+        return _whole(getattr(self.backbone.config, f"{name}_token_id", None) for name in ("bos", "eos", "pad"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -206,3 +201,12 @@ class Model(Opened):
                 f"{self.n_heads} heads, counted from 0."
             )
         return found
+
+
+def _whole(ids: Iterable[Any]) -> frozenset[int]:
+    """Those that are token ids, alone or in a list of several."""
+    found: set[int] = set()
+    for one in ids:
+        several = cast("list[Any]", one) if isinstance(one, list) else [one]
+        found |= {each for each in several if isinstance(each, int)}
+    return frozenset(found)

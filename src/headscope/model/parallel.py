@@ -18,6 +18,7 @@ Misleading when: an error strikes one process alone, like running out of memory;
 process group gives up.
 """
 
+# pyright: reportUnknownVariableType=false
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -1,5 +1,6 @@
 """Products in which probabilities mix values: their axes, what was seen of them, and an `Attention` made of it."""
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence

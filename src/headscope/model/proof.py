@@ -9,6 +9,7 @@ that are added to, normalised over heads, or mixed between them fail, and are re
 Cost: two passes, and one for each attention call, over 3 prompts of 17 tokens.
 """
 
+# pyright: reportUnknownArgumentType=false
 from __future__ import annotations
 
 from collections import defaultdict

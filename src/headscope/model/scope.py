@@ -18,6 +18,7 @@ Misleading when: a family runs its layers in threads of its own, or compiles its
 and the self-check says so.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import threading
@@ -50,7 +51,7 @@ class _Scope:
 
     blocks: frozenset[object] = frozenset()
     """The `hooking` and `around` blocks whose functions run."""
-    names: dict[int, str] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict[int, str])
     """Attention implementation by the config's id."""
     evaluated: frozenset[int] = frozenset()
     """Ids of the modules that are in evaluation mode."""

@@ -11,6 +11,7 @@ Cost: two forward passes, over 2 and over 3 prompts of 17 tokens; the third repe
 not show what long inputs do: a sliding window longer than the input is not exercised.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import math

@@ -9,6 +9,7 @@ was. Cost: a few microseconds of Python and one small read for each weight; no w
 """
 
 # pyright: reportPrivateUsage=false
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import functools

@@ -45,7 +45,7 @@ class Route:
     """On the path `hooks`, the attention implementation that the configs must name; None leaves theirs."""
     additive_mask: bool = False
     """On the path `interface`, whether the model's masks must be numbers to add."""
-    sites: dict[str, tuple[Site, ...]] = field(default_factory=dict)
+    sites: dict[str, tuple[Site, ...]] = field(default_factory=dict[str, "tuple[Site, ...]"])
     """On the path `module`, the attention calls of each module, in their order."""
 
 

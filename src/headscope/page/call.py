@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from headscope.errors import ArgumentError
 from headscope.heads import heads_in
@@ -41,7 +41,7 @@ def python_call(function: str, *given: Any, **named: Any) -> str:
 def _is_asked(name: str, value: Any) -> bool:
     if value is None or (name == "seed" and value == 0):
         return False
-    return bool(value) if isinstance(value, (tuple, list)) else True
+    return len(cast("tuple[Any, ...]", value)) > 0 if isinstance(value, (tuple, list)) else True
 
 
 def _written(name: str, value: Any) -> str:

@@ -1,5 +1,6 @@
 """Codes of tokens and positions, and random bases: what models built by hand are written in."""
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import itertools

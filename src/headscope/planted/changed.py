@@ -9,6 +9,7 @@ The first three work whatever the head. A LoRA of a given size may change much o
 query reads leave attention as it was. `keys_adapted` therefore takes the size, and who uses it measures what it did.
 """
 
+# pyright: reportUnknownVariableType=false
 from __future__ import annotations
 
 import copy

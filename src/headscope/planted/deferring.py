@@ -27,6 +27,7 @@ Cost: 20 s on one core each, `copying` 0.2 s.
 Misleading as: language models. The behaviour is as clean here as it can be made.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator

@@ -31,6 +31,7 @@ Cost: about `4 * n_layers * d_model^2` parameters, a million for the plain model
 Misleading as: a picture of learned heads. These do one thing perfectly, which learned heads never do.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import math
@@ -195,8 +196,7 @@ def handbuilt(
     layers[first], layers[second] = senders, receivers
     for layer in range(n_layers):
         filled = layers[layer] + [plan.none() for _ in range(n_heads - len(layers[layer]))]
-        order = torch.randperm(n_heads, generator=random).tolist()
-        layers[layer] = [filled[index] for index in order]
+        layers[layer] = [filled[int(index)] for index in torch.randperm(n_heads, generator=random)]
 
     embedding = torch.zeros(vocab_size, space.n_directions, dtype=torch.float64)
     embedding[:, space["token"]] = token_code

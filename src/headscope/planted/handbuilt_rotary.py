@@ -41,6 +41,7 @@ also a hard case for composition scores with the *senders* as receivers: 0/0. An
 decoy sender equals that of the true one: weights alone cannot distinguish them, only what their attention does.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -255,7 +256,7 @@ class _Plan:
 
     def layer(self, roles: list[RotaryRole], n_sharing: int) -> list[_Group]:
         """Heads with these roles, each `n_sharing` neighbours with the first one's keys and values."""
-        groups = []
+        groups: list[_Group] = []
         for first in range(0, len(roles), n_sharing):
             keys = self._keys(roles[first])
             groups.append(_Group(keys=keys, heads=[self._head(r, keys) for r in roles[first : first + n_sharing]]))
@@ -340,7 +341,7 @@ Item = TypeVar("Item")
 
 def _shuffled(groups: list[_Group], random: torch.Generator) -> list[_Group]:
     def order(items: list[Item]) -> list[Item]:
-        return [items[index] for index in torch.randperm(len(items), generator=random).tolist()]
+        return [items[int(index)] for index in torch.randperm(len(items), generator=random)]
 
     return [_Group(keys=group.keys, heads=order(group.heads)) for group in order(groups)]
 

@@ -188,7 +188,7 @@ def known_roles(
         filled = [(name, plan.head(name)) for name in here]
         loud = "small" in here
         filled += [("", plan.loud() if loud else plan.parts.none()) for _ in range(n_heads - len(filled))]
-        filled = [filled[one] for one in torch.randperm(n_heads, generator=random).tolist()]
+        filled = [filled[int(one)] for one in torch.randperm(n_heads, generator=random)]
         built.append([head for _, head in filled])
         heads |= {name: HeadId(layer, one) for one, (name, _) in enumerate(filled) if name}
     delimiters = tuple(range(vocab_size - 3, vocab_size))

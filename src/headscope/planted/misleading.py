@@ -18,6 +18,7 @@ an induction head's pattern in the second, everything rotated at random. Each ca
                           its stripe is 0.37
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import math
@@ -131,7 +132,7 @@ def misleading(
     layers, verdicts = [], {}
     for layer, heads in enumerate((first, second)):
         filled = [*heads, *((None, plan.none()) for _ in range(n_heads - len(heads)))]
-        filled = [filled[one] for one in torch.randperm(n_heads, generator=random).tolist()]
+        filled = [filled[int(one)] for one in torch.randperm(n_heads, generator=random)]
         layers.append([head for _, head in filled])
         verdicts |= {HeadId(layer, one): name for one, (name, _) in enumerate(filled) if name is not None}
     embedding = torch.zeros(vocab_size, space.n_directions, dtype=torch.float64)

@@ -9,6 +9,7 @@ For GPT-2 models whose normalisations have one gain for all directions and no bi
 last takes any GPT-2. Up to rounding the logits are the same.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import copy

@@ -28,7 +28,7 @@ from transformers import GPT2LMHeadModel
 from headscope.heads import HeadId
 from headscope.planted import handbuilt as parts
 from headscope.planted.basis import Space, digit_code, position_code
-from headscope.planted.handbuilt import COPY_GAIN, MATCH_GAIN, POSITION_GAIN
+from headscope.planted.handbuilt import COPY_GAIN, MATCH_GAIN, POSITION_GAIN, PlannedHead
 
 Wiring = Literal["one", "two", "three", "two_token", "pointer", "one_further"]
 WIRINGS: tuple[Wiring, ...] = get_args(Wiring)
@@ -104,10 +104,10 @@ def wired(wiring: Wiring, *, seed: int = 0, n_heads: int = 4, vocab_size: int = 
             pattern = plan.pattern(("token", "before_2", MATCH_GAIN), rest_gain=MATCH_GAIN)
             copy = plan.write("before", "token", COPY_GAIN)
     second = [("receiver", plan.head("induction", pattern, copy))]
-    layers, where = [], dict[str, list[HeadId]]()
+    layers, where = list[list[PlannedHead]](), dict[str, list[HeadId]]()
     for layer, heads in enumerate((first, second)):
         filled = [*heads, *(("none", plan.none()) for _ in range(n_heads - len(heads)))]
-        filled = [filled[one] for one in torch.randperm(n_heads, generator=random).tolist()]
+        filled = [filled[int(one)] for one in torch.randperm(n_heads, generator=random)]
         layers.append([head for _, head in filled])
         for index, (name, _) in enumerate(filled):
             where.setdefault(name, []).append(HeadId(layer, index))

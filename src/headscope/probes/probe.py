@@ -4,11 +4,12 @@ Prompts are ragged: each is a plain array of token ids, and padding is cut off b
 reaches a model and cannot change a score.
 """
 
+# pyright: reportUnknownArgumentType=false
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Int
@@ -193,15 +194,14 @@ def _listed(token_ids: Any) -> list[Any]:
     """One entry per prompt."""
     if hasattr(token_ids, "detach"):
         token_ids = token_ids.detach().cpu().numpy()
-    if isinstance(token_ids, Iterable) and not hasattr(token_ids, "ndim"):
-        token_ids = list(token_ids)
-        if token_ids and not isinstance(token_ids[0], (list, tuple)) and not hasattr(token_ids[0], "__len__"):
-            token_ids = [token_ids]
-    elif getattr(token_ids, "ndim", None) == 1:
-        token_ids = [token_ids]
-    elif getattr(token_ids, "ndim", None) != 2:
+    n_axes = getattr(token_ids, "ndim", None)
+    if n_axes is None and isinstance(token_ids, Iterable):
+        each = list(cast("Iterable[Any]", token_ids))
+        several = not each or isinstance(each[0], (list, tuple)) or hasattr(each[0], "__len__")
+        return each if several else [each]
+    if n_axes not in (1, 2):
         raise TokenError("token ids must be [prompt, position] or a list of lists of whole numbers.")
-    return list(token_ids)
+    return [token_ids] if n_axes == 1 else list(token_ids)
 
 
 def _row(row: Any, index: int, kinds: str) -> Tokens:

@@ -105,7 +105,7 @@ def repeated_tokens(
         settings["usual_period"] = usual
 
     def draw(first: int, count: int) -> Probe:
-        pairs = []
+        pairs: list[tuple[Tokens, Tokens]] = []
         for index in range(first, first + count):
             rng = np.random.default_rng([seed, index])
             run = int(rng.integers(shortest, longest + 1))

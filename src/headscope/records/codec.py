@@ -11,7 +11,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterable
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from headscope.errors import ArgumentError, brief
 from headscope.heads import HeadId
@@ -30,9 +30,9 @@ def encode(value: Any) -> Any:
             document |= part if field.name == "head" else {field.name: part}
         return document
     if isinstance(value, (tuple, list)):
-        return [encode(one) for one in value]
+        return [encode(one) for one in cast("Iterable[Any]", value)]
     if isinstance(value, dict):
-        return {key: encode(one) for key, one in value.items()}
+        return {key: encode(one) for key, one in cast("dict[str, Any]", value).items()}
     return value
 
 
@@ -56,10 +56,10 @@ def body_of(document: Any, *, schema: str) -> dict[str, Any]:
     Raises:
         ArgumentError: the document has another schema, or none.
     """
-    given = document.get("schema") if isinstance(document, dict) else None
-    if given != schema:
+    found = cast("dict[str, Any]", document) if isinstance(document, dict) else {}
+    if (given := found.get("schema")) != schema:
         raise ArgumentError(f"schema {brief(repr(given))} is not {schema!r}; give a file that headscope wrote as such.")
-    return {key: value for key, value in document.items() if key != "schema"}
+    return {key: value for key, value in found.items() if key != "schema"}
 
 
 def refuse_repeated(heads: Iterable[HeadId]) -> None:
@@ -94,8 +94,9 @@ def _decoded(kind: Any, value: Any, where: str) -> Any:
             _decoded(part, one, f"{where}[{i}]") for i, (part, one) in enumerate(zip(parts, value, strict=True))
         )
     if kind is HeadId:
-        _if(isinstance(value, dict) and {"layer", "head"} <= set(value) <= {"layer", "head", "call"}, value, where)
-        return HeadId(*(_decoded(int, value.get(name, 0), f"{where}.{name}") for name in ("layer", "head", "call")))
+        parts = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+        _if({"layer", "head"} <= set(parts) <= {"layer", "head", "call"}, value, where)
+        return HeadId(*(_decoded(int, parts.get(name, 0), f"{where}.{name}") for name in ("layer", "head", "call")))
     if is_dataclass(kind):
         return _record(kind, _if(isinstance(value, dict), value, where), where)
     if kind is float:

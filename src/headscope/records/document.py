@@ -1,5 +1,6 @@
 """A result as a JSON document and as files in a folder, in one way for every kind of evidence."""
 
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import json

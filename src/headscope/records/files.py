@@ -7,7 +7,7 @@ import math
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from headscope.errors import ArgumentError, brief
 
@@ -33,12 +33,14 @@ def read_document(path: str | Path, name: str) -> dict[str, Any]:
     file = path / name if os.path.isdir(path) else path  # Path.is_dir raises where the system refuses the name
     kind = Path(name).stem
     try:
-        document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
+        document: Any = json.loads(
+            file.read_text(encoding="utf-8"), parse_constant=_refuse_constant, parse_float=_finite
+        )
     except (OSError, RecursionError, ValueError) as error:
         raise ArgumentError(
             f"{str(file)!r} cannot be read as {'an' if kind[:1] in 'aeiou' else 'a'} {kind}: {brief(error)}"
         ) from error
-    return document if isinstance(document, dict) else {}
+    return cast("dict[str, Any]", document) if isinstance(document, dict) else {}
 
 
 def write_whole(path: Path, content: bytes) -> None:

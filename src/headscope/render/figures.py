@@ -6,6 +6,7 @@ cell's value, and `figure.savefig("name.pdf")` writes it with text as text: True
 are settings of matplotlib that are read while a file is written, so the figure sets them then.
 """
 
+# pyright: reportUnknownVariableType=false
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

@@ -71,7 +71,7 @@ def _row(model: Model, pair: CorruptPair, head: HeadId, name: str, tokens: Token
     """One prompt: its title, arrows from the query, boxes, and what each marked place is called."""
     found: dict[HeadId, Tensor] = {}
     patterns(model, torch.from_numpy(tokens)[None].to(model.device), found.__setitem__, [head])
-    attention = found[head][0, pair.query].float().cpu().tolist()
+    attention = [float(one) for one in found[head][0, pair.query].float().cpu()]
     base = top + _TITLE + _ARCS
     title = f"from the query, {head} puts {attention[pair.key]:.2f} of its attention on the key"
     parts = [

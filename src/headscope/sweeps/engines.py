@@ -6,6 +6,7 @@ dies, the jobs whose outcome has not arrived are given out again; a job during w
 failure. Outcomes come to this process, which alone writes to the store: workers need the models, not the store.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import logging

@@ -8,6 +8,7 @@ So a bit that flipped, a file that was copied over another or into another job's
 wrote are each found when the file is read.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import hashlib

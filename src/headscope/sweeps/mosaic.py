@@ -8,6 +8,7 @@ Misleading when: the scans of a store read different probes. Scores move with th
 model read.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import json
@@ -251,7 +252,7 @@ class _Page:
                 yield Box(x + start * cell_w, place, (end - start) * cell_w - gap, cell_h - gap, shade(value), note)
 
     def _footnotes(self) -> list[str]:
-        notes = []
+        notes: list[str] = []
         if self.mosaic.failed:
             names = ", ".join(map(short, self.mosaic.failed))
             notes.append(cut(f"Not shown, since their scan failed: {names}", PAGE - 2 * MARGIN, 11))

@@ -7,6 +7,7 @@ Names are read as `headscope.emergence` reads them (`headscope.evidence.emergenc
 Nothing is measured: the store's scans are read. `headscope.emergence` measures checkpoints, and more of each.
 """
 
+# pyright: reportUnknownArgumentType=false
 from __future__ import annotations
 
 import json

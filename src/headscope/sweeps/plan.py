@@ -23,7 +23,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from headscope.errors import ArgumentError, HeadscopeError, ModelError, ModelNotFound
 from headscope.evidence.kinds import sweepable
@@ -218,7 +218,7 @@ def _entry(entry: Any) -> list[str]:
 def _list(given: Any) -> list[Any]:
     if not isinstance(given, list):
         raise TypeError
-    return given
+    return cast("list[Any]", given)
 
 
 def _kinds(what: Sequence[str], settings: Mapping[str, Any]) -> list[str]:

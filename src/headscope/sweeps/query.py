@@ -7,6 +7,7 @@ sees `scan`, `verify`, `circuit`, `icl` and `jobs`, and nothing else there is.
 Memory: the tables that the question names, whole.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
 from __future__ import annotations
 
 import re

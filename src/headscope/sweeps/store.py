@@ -15,6 +15,7 @@ aside. A file that was removed cannot be named; its job is one that is still to 
 Cost: a table is read in one go, many files at a time. A sweep reads the files of its own jobs that are done.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import json

@@ -150,7 +150,7 @@ def _groups(plan: Plan, todo: dict[str, Job], store: Store) -> Iterator[list[Job
     groups = plan.groups()
     random.SystemRandom().shuffle(groups)
     for group in groups:
-        wanted = []
+        wanted: list[Job] = []
         for job in group:
             if job.identity in todo and store.has(job):
                 del todo[job.identity]

@@ -5,6 +5,7 @@ and the model. `jobs` has one row per job, finished or failed, with everything e
 Columns have fixed types, so that the files of a store always fit together, also those without a row.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from typing import TYPE_CHECKING

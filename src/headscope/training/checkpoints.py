@@ -12,6 +12,7 @@ The state holds checksums of the weights, of the log and of itself, so that a ru
 Every checkpoint is kept; of states only the newest. Two programs must not write to one folder at a time.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import hashlib

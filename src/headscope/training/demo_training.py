@@ -173,7 +173,7 @@ def token_stream(tokenizer: Tokenizer, texts: list[str]) -> Int[Tensor, " positi
 
 
 def _rounded(scores: Float[Tensor, "layer head"]) -> list[list[float]]:
-    return [[round(score, 3) for score in layer] for layer in scores.tolist()]
+    return [[round(float(score), 3) for score in layer] for layer in scores]
 
 
 def _write(out: Path, model: LlamaForCausalLM, tokenizer: Tokenizer, record: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ every layer, `O(layers * heads * n_tokens^2)` memory, which a lab model can affo
 """
 
 # pyright: reportPrivateUsage=false
+# pyright: reportUnknownArgumentType=false
 from dataclasses import dataclass
 
 import torch
@@ -68,7 +69,7 @@ def text_loss(model: PreTrainedModel, stream: Int[Tensor, " position"], *, bos_t
     windows = stream[: len(stream) // body * body].view(-1, body)
     total = 0.0
     with torch.no_grad():
-        for chunk in windows.split(32):
+        for chunk in torch.split(windows, 32):
             tokens = torch.cat([torch.full((len(chunk), 1), bos_token_id), chunk], dim=1)
             logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
             total += cross_entropy(logits.flatten(0, 1), chunk.flatten(), reduction="sum").item()
@@ -78,4 +79,4 @@ def text_loss(model: PreTrainedModel, stream: Int[Tensor, " position"], *, bos_t
 def unigram_entropy(stream: Int[Tensor, " position"], *, vocab_size: int) -> float:
     """Entropy in nats of a text's own token frequencies: `-sum p log p`."""
     frequency = stream.bincount(minlength=vocab_size).double() / len(stream)
-    return torch.special.entr(frequency).sum().item()
+    return float(torch.special.entr(frequency).sum())

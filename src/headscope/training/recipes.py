@@ -14,6 +14,7 @@ form, in 150 to 250 steps instead of 500. What forms there does not reach far, s
 stay among them for a seed that forms late.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -168,7 +169,7 @@ def seeded_phases(preset: Preset, *, seed: int, steps: int) -> tuple[Phase, ...]
     Fewer steps change nothing here: such a run is the beginning of the longer one.
     """
     spare = max(0, steps - preset.steps)
-    phases = []
+    phases: list[Phase] = []
     for number, phase in enumerate(preset.phases):
         last = number == len(preset.phases) - 1
         recipe = replace(

@@ -239,7 +239,7 @@ class _Course:
         self.n_ablations = 0
         self.left: frozenset[HeadId] | None = None
         """Heads that a race did not rule out; None where all were read alike."""
-        self._report = progress or (lambda done, total: None)
+        self._report: Callable[[int, int], None] = progress or (lambda done, total: None)
 
     def exhaustive(self) -> list[HeadEffect]:
         """Every head in every prompt."""
@@ -268,7 +268,7 @@ class _Course:
         center, half = np.empty(n_heads), np.empty(n_heads)
         running, read, bar = np.argsort(-first_order.mean(1)), 0, least
         for until in rounds:
-            exact[running, read:until] = self._ablated([self.heads[one] for one in running], range(read, until))
+            exact[running, read:until] = self._ablated([self.heads[int(one)] for one in running], range(read, until))
             read = until
             missed = exact[running, :read] - first_order[running, :read]
             center[running] = first_order[running].mean(1) + missed.mean(1)
@@ -335,7 +335,7 @@ def _kth(values: np.ndarray, k: int) -> float:
 
 def _rounds(n_prompts: int) -> list[int]:
     """Prompts read by the end of each round; the last reads all."""
-    rounds, read = [], FIRST_ROUND
+    rounds, read = list[int](), FIRST_ROUND
     while read < n_prompts:
         rounds.append(read)
         read *= GROWTH

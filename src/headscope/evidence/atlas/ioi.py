@@ -73,14 +73,14 @@ def objects(runner: RoleRunner) -> Objects:
     length = len(cut.template)
     if runner.model.max_tokens is not None and length > runner.model.max_tokens:
         raise NotAsked(f"its prompts have {length} tokens and the model reads at most {runner.model.max_tokens}")
-    made = []
+    made: list[tuple[Tokens, Tokens, Tokens, int, int, int, int]] = []
     n_names = len(cut.names)
     for index in range(2 * runner.n_prompts):
         random = np.random.default_rng([runner.seed, index])
         # Every name in each place equally often, so that a mean over prompts says none of them.
         order = np.random.default_rng([runner.seed, index // n_names, 1]).permutation(n_names)
-        one, two, three = (cut.names[order[(index + step) % n_names]] for step in (0, 2, 1))
-        place, thing = (words[random.integers(len(words))] for words in (cut.places, cut.things))
+        one, two, three = (cut.names[int(order[(index + step) % n_names])] for step in (0, 2, 1))
+        place, thing = (words[int(random.integers(len(words)))] for words in (cut.places, cut.things))
         giver, other = (two, one) if index % 2 else (one, two)
         prompt, corrupt, control = (cut.prompt(one, two, place, each, thing) for each in (giver, other, three))
         once, again = (0, 1) if index % 2 else (1, 0)
@@ -140,7 +140,7 @@ def tested(
     )
     specific = runner.outcome_without(heads, asked.prompts, asked.choices, targets)
     drops, directly = intact_drops(runner, asked, heads), moved_directly(runner, asked, heads)
-    found = {}
+    found: dict[HeadId, _Tests] = {}
     for head in heads:
         own = {"specific": specific[head]} if head in specific else {}
         values = drops[head] | own | {"transfer": moved[head], "direct": directly[head]}

@@ -8,6 +8,7 @@ the program's version: what was measured for another model, tokenizer, seed or v
 whole and say what they are; one that is damaged, or something else by its own account, is measured again.
 """
 
+# pyright: reportUnknownVariableType=false
 from __future__ import annotations
 
 import hashlib

@@ -207,7 +207,7 @@ def _measured(role: Role, runner: RoleRunner, *, quick: bool, started: float) ->
         has = candidates(role, scored)
         tests: Mapping[HeadId, Mapping[str, Sample]] = {}
         if not quick and role.test is not None:
-            order = np.argsort(-scored.score.mean(0), kind="stable")
+            order = [int(one) for one in np.argsort(-scored.score.mean(0), kind="stable")]
             best = [scored.heads[one] for one in order if has[one]][: role.tested]
             tests = role.test(runner, scored, best) if best else {}
     except NotAsked as why:
@@ -308,7 +308,7 @@ class _Progress:
 
     def __init__(self, plan: Plan, progress: Callable[[str, int, int], None] | None) -> None:
         self._total = max(plan.passes, 1e-9)
-        self._tell = progress or (lambda what, done, total: None)
+        self._tell: Callable[[str, int, int], None] = progress or (lambda what, done, total: None)
         self._what, self._before, self._step = "reading", 0.0, 0.0
 
     def begin(self, what: str, passes: float) -> None:

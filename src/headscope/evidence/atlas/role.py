@@ -30,15 +30,15 @@ class Scored:
     """What a head that looks everywhere alike would score."""
     control: Float[np.ndarray, "prompt head"] | None = None
     """The same on the matched control; None for roles that need none."""
-    measures: Mapping[str, Float[np.ndarray, "prompt head"]] = field(default_factory=dict)
+    measures: Mapping[str, Float[np.ndarray, "prompt head"]] = field(default_factory=dict[str, np.ndarray])
     """Further numbers by name, shown beside the score."""
     has_score: np.ndarray | None = None
     """[head] whether the head has the score, for roles with a criterion of their own; by default the rule's."""
     always: bool = False
     """`has_score` holds whether or not the score is above chance: for claims about what a head does not do."""
-    variants: Mapping[HeadId, str] = field(default_factory=dict)
+    variants: Mapping[HeadId, str] = field(default_factory=dict[HeadId, str])
     """What else to say of a head, like `3 tokens back`."""
-    probe: dict[str, Any] = field(default_factory=dict)
+    probe: dict[str, Any] = field(default_factory=dict[str, Any])
     """How the prompts were made, JSON-ready."""
 
 

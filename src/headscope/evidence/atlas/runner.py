@@ -75,7 +75,7 @@ class RoleRunner:
         self._keep = keep or Keep.nowhere()
         self._shared: dict[str, dict[str, np.ndarray]] = {}
         self._by_head: dict[str, dict[HeadId, Any]] = {}
-        self._report = report or (lambda what, done, total: None)
+        self._report: Callable[[str, int, int], None] = report or (lambda what, done, total: None)
         self.heads: tuple[HeadId, ...] = model.heads
 
     def kept(self, name: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

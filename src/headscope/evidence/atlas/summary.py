@@ -36,7 +36,7 @@ def judged(
         some = [(at, name) for at, name in places if (findings[at].tests[name].within_nats is not None) == equivalence]
         values = benjamini_hochberg(np.asarray([findings[at].tests[name].p_value for at, name in some]))
         q_tests |= dict(zip(some, values.tolist(), strict=True))
-    made = []
+    made: list[RoleFinding] = []
     for at, one in enumerate(findings):
         tests = {name: replace(test, q_value=q_tests[at, name]) for name, test in one.tests.items()}
         q = float(scores[at])
@@ -69,7 +69,7 @@ def summaries(
     }
     matter = {head: held for head, held in held_by.items() if held and sign(removed.get(head), rule)}
     unexplained = _unexplained(runner, matter, known, removed, rule)
-    made = []
+    made: list[HeadSummary] = []
     for head, mine in of.items():
         held, test = held_by[head], removed.get(head)
         status: Status = "not_tested"
@@ -128,8 +128,8 @@ def _unexplained(
     rule: OutcomeRule,
 ) -> dict[HeadId, float]:
     """By head; see this module's text. Heads whose roles have no targets on repeated tokens are left out."""
-    places = {}
-    whole = {}
+    places: dict[HeadId, list[np.ndarray]] = {}
+    whole: dict[HeadId, float] = {}
     for head, held in held_by.items():
         targets = [(find, one) for one in held if (find := roles[one.role].targets) is not None]
         zero = runner.removal(head, "zero second_copy")

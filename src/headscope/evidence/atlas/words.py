@@ -68,7 +68,7 @@ def ordered_classes(model: Model) -> tuple[OrderedClass, ...]:
     Raises:
         NotAsked: the model has no tokenizer, or it cuts every class into pieces.
     """
-    found = []
+    found: list[OrderedClass] = []
     for name, words in ORDERED.items():
         ids = one_token_ids(model, words)
         run = _longest_run([ids.get(word) for word in words])
@@ -87,7 +87,7 @@ def one_token_ids(model: Model, words: Sequence[str]) -> dict[str, int]:
     Raises:
         NotAsked: the model has no tokenizer.
     """
-    forms = []
+    forms: list[dict[str, int]] = []
     for read in _cut(model, words, 1):
         ids = [ids for (ids,) in read.values()]
         forms.append({word: one for word, (one,) in read.items() if ids.count(one) == 1})
@@ -100,7 +100,7 @@ def two_token_words(model: Model) -> tuple[tuple[int, int], ...]:
     Raises:
         NotAsked: the model has no tokenizer, or it cuts too few words in two.
     """
-    forms = []
+    forms: list[tuple[tuple[int, int], ...]] = []
     for read in _cut(model, LONGER, 2):
         found: list[tuple[int, int]] = []
         seen: set[int] = set()
@@ -122,7 +122,7 @@ def _cut(model: Model, words: Sequence[str], size: int) -> list[dict[str, tuple[
     Raises:
         NotAsked: the model has no tokenizer.
     """
-    forms = []
+    forms: list[dict[str, tuple[int, ...]]] = []
     for form in (" {}", "{}"):
         read = {word: token_ids(model, form.format(word)) for word in words}
         forms.append({word: ids for word, ids in read.items() if len(ids) == size and all_known(model, ids)})

@@ -193,7 +193,7 @@ def _copies(evidence: Evidence, rule: ConclusionRule) -> tuple[bool, list[str]]:
 
 def _specific(head_set: SetFinding, controls: BehaviorControls, rule: ConclusionRule) -> tuple[bool, list[str]]:
     """Whether random sets do less, and the model keeps what it knows."""
-    good, reasons = True, []
+    good, reasons = True, list[str]()
     draws, own = controls.draws, controls.set_removed
     if not draws or own is None:
         return False, ["no other heads to hold it against"]

@@ -1,5 +1,6 @@
 """Tries to disprove a head set: random sets in its place, the induction heads, the set on other contrasts."""
 
+# pyright: reportUnknownArgumentType=false
 from __future__ import annotations
 
 import math
@@ -103,7 +104,7 @@ class Disproof:
             rest = [head for head in self.heads if head not in found]
             count = min(len(found), len(rest))
             draws = [self.random.permutation(len(rest))[:count] for _ in range(N_DRAWS)]
-            worlds = [frozenset(found), *(frozenset(rest[one] for one in draw) for draw in draws)]
+            worlds = [frozenset(found), *(frozenset(rest[int(one)] for one in draw) for draw in draws)]
             rows = runner.by_fact(runner.patched(pairs, worlds, "induction heads"), pairs)
             effect = runner.mean_effect(pairs)
             patched = of_effect(rows[0])

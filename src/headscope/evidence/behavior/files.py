@@ -22,6 +22,7 @@ JSONL, CSV with these names in its first line, TOML (`name`, `lead` and `[[pairs
 numbers, and nothing else is lost.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import csv
@@ -97,7 +98,7 @@ def load_contrast(
 
 def save_contrast(contrast: Contrast, path: str | Path) -> Path:
     """Write pairs as JSONL that `load_contrast` reads."""
-    lines = []
+    lines: list[str] = []
     for pair in contrast.pairs:
         fields = {field: getattr(pair, field) for field in OWN}
         lines.append(json.dumps({field: value for field, value in fields.items() if value is not None}))
@@ -142,7 +143,7 @@ def _toml(text: str, path: Path, problems: list[str]) -> tuple[str | None, list[
             f"{str(path)!r} has no [[pairs]]; give each pair a table with prompt, twin, answer and other."
         )
     common = {field: document[field] for field in ("lead", "topic", "form") if field in document}
-    name, lines = document.get("name"), []
+    name, lines = document.get("name"), list[tuple[int, dict[str, Any]]]()
     for number, pair in enumerate(pairs, start=1):
         if isinstance(pair, dict):
             lines.append((number, common | pair))

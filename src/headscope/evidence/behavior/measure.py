@@ -4,6 +4,7 @@ Everything here is `headscope.interventions.ablation` and its gradient on the pa
 difference between two prompts of one pair.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -52,7 +53,7 @@ class ForwardCounter:
     def __init__(self, expected: int, report: Callable[[str, int, int], None] | None = None) -> None:
         self.forwards: int = 0
         self._expected = expected
-        self._report = report or (lambda label, done, total: None)
+        self._report: Callable[[str, int, int], None] = report or (lambda label, done, total: None)
 
     def add(self, label: str, count: int) -> None:
         """So many prompts more, and what for."""
@@ -214,7 +215,7 @@ class ContrastRunner:
         kinds: tuple[PromptKind, ...] = ("neutral",) if self.calm == "neutral" else ("prompt", "twin")
         texts = [self.reading.tokens[kind][one] for one in chosen for kind in kinds]
         start = self.model.bos_token_id
-        rows = []
+        rows: list[Tokens] = []
         for first in range(min(count, len(texts))):
             row, at = texts[first], first
             while len(row) < length:
@@ -247,7 +248,7 @@ def by_group(values: np.ndarray, groups: Int[np.ndarray, " _chosen"]) -> np.ndar
 def _facts(pairs: Sequence[Pair]) -> Int[np.ndarray, " pair"]:
     """The number of each pair's fact: pairs share one where they share their id or every word."""
     numbers: dict[object, int] = {}
-    found = []
+    found: list[int] = []
     for pair in pairs:
         keys = (pair.id, (pair.prompt, pair.twin, pair.neutral, pair.answer, pair.other))
         number = next((numbers[key] for key in keys if key in numbers), len(found))

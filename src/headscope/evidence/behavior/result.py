@@ -1,5 +1,6 @@
 """The result of `behavior`, as objects, JSON, Parquet and frames."""
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from collections.abc import Iterable

@@ -258,7 +258,7 @@ class _Search:
         groups = [group for group in groups if group]
         if min(map(len, groups)) < FEW:
             groups = [list(own)]
-        searched, held_out = [], []
+        searched, held_out = list[np.ndarray](), list[np.ndarray]()
         for group in groups:
             order = self.random.permutation(group)
             half = len(order) // 2
@@ -410,7 +410,7 @@ class _Search:
         answer = torch.from_numpy(self.runner.reading.answer["prompt"][self.held_out]).to(words.device)
         other = torch.from_numpy(self.runner.reading.other["prompt"][self.held_out]).to(words.device)
         between = words[answer] - words[other]
-        pushes = {}
+        pushes: dict[HeadId, np.ndarray] = {}
         for head, z in mixed.items():
             _, write = self.circuits.ov([head])
             pushes[head] = ((torch.from_numpy(z).to(write) @ write) * between.to(write)).sum(1).cpu().double().numpy()

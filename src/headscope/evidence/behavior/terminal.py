@@ -117,7 +117,7 @@ def _set(head_set: SetFinding) -> Text:
 
 
 def _controls(found: BehaviorResult) -> list[str]:
-    controls, lines = found.controls, []
+    controls, lines = found.controls, list[str]()
     for kind in dict.fromkeys(draw.kind for draw in controls.draws):
         draws = [draw for draw in controls.draws if draw.kind == kind]
         gone = [draw.removed.mean for draw in draws]

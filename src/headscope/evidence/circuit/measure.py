@@ -93,7 +93,7 @@ def trace_circuit(
         UnsupportedModel: queries and keys that cannot be seen, or no LM head.
     """
     model = load(model)
-    report = progress or (lambda what, done, total: None)
+    report: Callable[[str, int, int], None] = progress or (lambda what, done, total: None)
     if probe is None:
         probe = repeated_tokens(model, n_prompts=N_PROMPTS, period=fitting_period(model, PERIOD), seed=seed)
     probe = probe_of(model, probe)

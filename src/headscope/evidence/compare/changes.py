@@ -62,13 +62,13 @@ def head_changes(
     means = [{(score.head, score.detector): score.mean for score in scan.scores} for scan in (one, two)]
     has = [{(score.head, role.name) for role in scan.roles for score in scan.heads(role.name)} for scan in (one, two)]
     roles = list(dict.fromkeys(role for _, role in found))
-    changes = []
+    changes: list[HeadChange] = []
     for head in heads_of(one):
         if head not in counterparts:
             changes.append(HeadChange(head=head, counterpart=None, how=None, match=None, roles=()))
             continue
         other, how = counterparts[head]
-        made = []
+        made: list[RoleChange] = []
         for role in roles:
             difference, value = found[head, role][0], float(q[head, role])
             changed = value <= RULE.false_discovery and abs(difference.mean) >= RULE.difference

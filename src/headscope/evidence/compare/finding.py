@@ -26,7 +26,7 @@ def finding(
     compared = [one for one in heads if one.counterpart is not None]
     changed = changed_heads(compared)
     moved = [one for one in compared if one.counterpart != one.head]
-    parts = []
+    parts: list[str] = []
     if not compared:
         return f"No head of {from_} has a counterpart in {to}, so none was compared."
     if changed:

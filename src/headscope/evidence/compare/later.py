@@ -18,7 +18,7 @@ def verdict_changes(
 ) -> tuple[VerdictChange, ...]:
     """Heads whose verdict differs, or that have a role in either model."""
     of_two = {found.head: found for found in two.heads}
-    made = []
+    made: list[VerdictChange] = []
     for before in one.heads:
         after = of_two.get(counterparts.get(before.head, HeadId(-1, -1)))
         if after is None:
@@ -52,7 +52,7 @@ def edge_changes(one: Circuit, two: Circuit, counterparts: Mapping[HeadId, HeadI
         for edge in two.edges
         if edge.sender in back and edge.receiver in back
     }
-    made = []
+    made: list[EdgeChange] = []
     for place in sorted({*before, *after}):
         sender, receiver, through = place
         ours, theirs = before.get(place), after.get(place)
@@ -73,7 +73,7 @@ def edge_changes(one: Circuit, two: Circuit, counterparts: Mapping[HeadId, HeadI
 def outcome_changes(one: Atlas, two: Atlas, counterparts: Mapping[HeadId, HeadId]) -> tuple[OutcomeChange, ...]:
     """Heads and roles that either model holds, of roles that both were asked for; by head, then role."""
     of_two = {(found.head, found.role): found for found in two.findings}
-    made = []
+    made: list[OutcomeChange] = []
     for before in one.findings:
         other = counterparts.get(before.head)
         after = None if other is None else of_two.get((other, before.role))
@@ -105,7 +105,7 @@ def later_changes(
     outcomes: Sequence[OutcomeChange] | None = None,
 ) -> list[str]:
     """What changed of them, in words."""
-    parts = []
+    parts: list[str] = []
     if verdicts is not None:
         changed = [one for one in verdicts if one.changed]
         named = "; ".join(f"{one.head} {_words(one.a)}, now {_words(one.b)}" for one in changed[:3])

@@ -24,6 +24,7 @@ Reference:
     Hoeffding 1951, Ann. Math. Stat. 22, 558-566 (moments of a permuted sum of products).
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from collections.abc import Sequence

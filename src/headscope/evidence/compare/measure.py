@@ -133,7 +133,7 @@ def compare(
     if len(more) > 24:
         raise ArgumentError(f"{len(more) + 2} models were given; compare takes 2 to 26: use a sweep for more.")
     started = time.perf_counter()
-    report = progress or (lambda what, done, total: None)
+    report: Callable[[str, int, int], None] = progress or (lambda what, done, total: None)
     models = [load(one) for one in (a, b, *more)]
     shared = [shared_vocabulary(models[0], one) for one in models]
 
@@ -163,7 +163,7 @@ def compare(
         short = min(READABLE, common.settings["period"])
         return readable(models[0], token_ids=common_ids(readers), period=short, seed=seed).prompts[0]
 
-    read, prepared = [], Prepared()
+    read, prepared = list[_Read](), Prepared()
     for index, (model, own, why) in enumerate(zip(models, probes, shared, strict=True)):
         label, patterns = label_of(index), Patterns()
         says = f"scanning {label}"

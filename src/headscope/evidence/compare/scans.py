@@ -21,8 +21,9 @@ import numpy as np
 from headscope.errors import ArgumentError, brief
 from headscope.evidence.compare.changes import head_changes, heads_of, label_of, side_of, unlike
 from headscope.evidence.compare.finding import finding
-from headscope.evidence.compare.result import RULE, Comparison, Likeness, PairChange
+from headscope.evidence.compare.result import RULE, Comparison, How, Likeness, PairChange
 from headscope.evidence.scan.result import HeadScore, Scan, Timing
+from headscope.heads import HeadId
 from headscope.records.common import Estimate
 from headscope.stats import Summary, t_quantile, two_summaries
 
@@ -44,7 +45,7 @@ def compare_scans(scans: Sequence[Scan]) -> Comparison:
         values = (f"{key} ({', '.join(sorted({brief(one.probe.get(key)) for one in scans}))})" for key in others)
         raise ArgumentError(f"the scans' prompts differ in {'; '.join(values)}; compare scans of one kind of prompts.")
     labels = [label_of(index) for index in range(len(scans))]
-    nearest = []
+    nearest: list[Likeness] = []
     for (a, one), (b, two) in combinations(zip(labels, scans, strict=True), 2):
         ours, theirs = ({(score.head, score.detector): score.mean for score in scan.scores} for scan in (one, two))
         if ours.keys() == theirs.keys():
@@ -62,12 +63,13 @@ def compare_scans(scans: Sequence[Scan]) -> Comparison:
 def _pair(a: str, b: str, one: Scan, two: Scan) -> PairChange:
     ours, theirs = ({(score.head, score.detector): score for score in scan.scores} for scan in (one, two))
     same = heads_of(one) == heads_of(two)
-    estimates = {}
+    estimates: dict[tuple[HeadId, str], tuple[Estimate, float]] = {}
     for place, score in ours.items():
         if same and place in theirs:
             mean, ci95, p = two_summaries(_summary(score), _summary(theirs[place]))
             estimates[place] = Estimate(mean=mean, ci95=ci95), p
-    changes = head_changes(one, two, {head: (head, "number") for head in heads_of(one)} if same else {}, estimates)
+    counterparts: dict[HeadId, tuple[HeadId, How]] = {head: (head, "number") for head in heads_of(one) if same}
+    changes = head_changes(one, two, counterparts, estimates)
     unmatched = () if same else tuple(heads_of(two))
     differ = tuple(unlike(one, two))
     return PairChange(

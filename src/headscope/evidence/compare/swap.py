@@ -18,6 +18,7 @@ output projection. So it takes models whose heads keep their numbers, and `every
 transfer together; far below 1, the difference is carried elsewhere, by MLPs or output projections.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -184,7 +185,7 @@ def _random(sources: Sequence[HeadId], others: Sequence[HeadId], seed: int) -> l
     if not sources or len(pool) < len(sources):
         return []
     for _ in range(DRAWS):
-        draw = frozenset(pool[one] for one in random.permutation(len(pool))[: len(sources)])
+        draw = frozenset(pool[int(one)] for one in random.permutation(len(pool))[: len(sources)])
         if draw not in draws:
             draws.append(draw)
     return draws

@@ -28,9 +28,9 @@ def shared_vocabulary(first: Model, other: Model) -> str | None:
 
 def common_ids(models: Sequence[Model]) -> list[int] | None:
     """The ids to draw from that all models have and none takes for special; None where the first's own are these."""
-    pools = []
+    pools: list[set[int]] = []
     for model in models:
         known = model.n_predicted if model.tokenizer is None else min(model.n_predicted, len(model.tokenizer))
         pools.append(set(range(known)) - set(model.special_token_ids))
-    common = set.intersection(*pools)
+    common = pools[0].intersection(*pools)
     return None if common == pools[0] else sorted(common)

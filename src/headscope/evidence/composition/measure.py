@@ -36,6 +36,7 @@ Reference:
     uniformly random orthogonal H, checked by simulation in tests/evidence/test_composition.py.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import time
@@ -274,7 +275,7 @@ def _notes(layers: Mapping[int, LayerWeights], numbers: Scores, fold: bool) -> l
         return "every layer" if all(those) else f"{sum(those)} of {len(those)} layers"
 
     every = list(layers.values())
-    notes = []
+    notes: list[str] = []
     if any(shared := [layer.w_k.shape[0] < layer.w_q.shape[0] for layer in every]):
         notes.append(
             f"query heads share key-value heads in {where(shared)}: W_V of a sender and W_K and W_V of a receiver are "

@@ -149,7 +149,7 @@ class Composition(WrittenDocument):
 
         layers, heads = (np.array([getattr(head, name) for head in self.heads], int) for name in ("layer", "head"))
         kv_heads = np.array(self.numbers.kv_heads, int)
-        parts = []
+        parts: list[pd.DataFrame] = []
         for kind in self.kinds:
             rows, columns = self._valid(kind)
             score = self.scores[kind][rows, columns]
@@ -203,7 +203,7 @@ class Composition(WrittenDocument):
         }
 
     def __repr__(self) -> str:
-        best = []
+        best: list[str] = []
         for kind in self.kinds:
             rows, columns = self._valid(kind)
             if len(rows):

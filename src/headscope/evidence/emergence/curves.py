@@ -164,7 +164,7 @@ def _marked(change: PhaseChange, x: Callable[[float], float], under: int) -> str
 def _names(panel: CurvePanel, x: Callable[[float], float], y: Callable[[float], float]) -> list[str]:
     """The bold curves' names at the upper right of the panel, in their colours."""
     named = [(curve.label, colour) for curve, colour in zip(panel.curves, _BOLD, strict=False)]
-    parts, at = [], float(_WIDTH - _RIGHT)
+    parts, at = list[str](), float(_WIDTH - _RIGHT)
     for label, colour in reversed(named if len(named) > 1 else []):
         parts.append(f'<text x="{at:.0f}" y="32" text-anchor="end" fill="{colour}">{escape(label)}</text>')
         at -= 7 * len(label) + 12

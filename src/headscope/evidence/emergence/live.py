@@ -7,6 +7,7 @@ and torch, on the CPU and on CUDA devices, are those from before. Modes, configs
 """
 
 # pyright: reportPrivateUsage=false
+# pyright: reportUnknownArgumentType=false
 from __future__ import annotations
 
 import random

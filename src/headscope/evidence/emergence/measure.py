@@ -15,6 +15,7 @@ the same head. And that scores and losses change together does not show that one
 out (`headscope verify`).
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import json

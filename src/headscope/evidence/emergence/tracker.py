@@ -226,8 +226,8 @@ class Tracker:
 def _strongest_senders(found: Composition) -> tuple[Pair, ...]:
     """For each head that reads from an earlier one, the sender with the highest k-score."""
     scores = found.scores["k"]
-    receivers = np.flatnonzero(np.isfinite(scores).any(axis=0))
-    senders = np.nanargmax(scores[:, receivers].round(6), axis=0) if len(receivers) else []
+    receivers = [int(one) for one in np.flatnonzero(np.isfinite(scores).any(axis=0))]
+    senders = [int(one) for one in np.nanargmax(scores[:, receivers].round(6), axis=0)] if receivers else []
     return tuple(
         found.pair(found.heads[sender], found.heads[receiver], "k")
         for sender, receiver in zip(senders, receivers, strict=True)

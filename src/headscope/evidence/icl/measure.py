@@ -258,7 +258,7 @@ def _windows(model: Model, texts: list[Tokens], window: int) -> list[Tokens]:
     start = model.bos_token_id
     front = np.asarray([] if start is None else [start], dtype=np.int64)
     body = window - len(front)
-    found = []
+    found: list[Tokens] = []
     for row in texts:
         if start is not None and len(row) and row[0] == start:
             row = row[1:]

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from headscope.heads import HeadId
 from headscope.records.common import ModelInfo
@@ -196,6 +196,5 @@ def _config_shape(folder: Path) -> dict[str, Any]:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, RecursionError, ValueError):
         return {}
-    if not isinstance(config, dict):
-        return {}
-    return {name: next((config[key] for key in keys if key in config), None) for name, keys in _CONFIG.items()}
+    held = cast("dict[str, Any]", config) if isinstance(config, dict) else {}
+    return {name: next((held[key] for key in keys if key in held), None) for name, keys in _CONFIG.items() if held}

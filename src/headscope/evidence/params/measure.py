@@ -153,7 +153,11 @@ def _shapes(model: Model) -> dict[int, _Shape]:
 
     tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
     parts = [part for name in names.values() for part in model.module.get_submodule(name).modules() if _biases(part)]
-    with hooking(parts, after=lambda done, *_: ran.add(done)):
+
+    def note(module: nn.Module, *_: Any) -> None:
+        ran.add(module)
+
+    with hooking(parts, after=note):
         model.run(tokens, visit, stop_at_last=True)
     return dict(sorted(shapes.items()))
 

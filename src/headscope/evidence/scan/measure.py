@@ -200,7 +200,7 @@ class _Reading:
         self.model, self.detectors, self.watch = model, detectors, watch
         self._known = {} if prepared is None else prepared
         self.kernel: Kernel | None = kernel
-        self.progress = progress or (lambda done, total: None)
+        self.progress: Callable[[int, int], None] = progress or (lambda done, total: None)
         self.kernels: set[str] = set()
         self.tokens = 0
         self.heads: list[HeadId] = []
@@ -236,7 +236,7 @@ class _Reading:
         return self._known[name]
 
     def _located(self, tokens: Tokens, control: Tokens | None) -> _Prompt:
-        places, weights, scored = [], [], []
+        places, weights, scored = list[np.ndarray](), list[np.ndarray](), list[bool]()
         for index, detector in enumerate(self.detectors):
             targets = detector.targets(tokens)
             n = len(targets.query)

@@ -4,6 +4,7 @@ A result is data: it was computed once, and every table, page and picture is ren
 a temporary name and renamed, so a reader never sees half of one.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from collections.abc import Iterable

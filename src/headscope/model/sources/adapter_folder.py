@@ -7,6 +7,7 @@ every place its tensor. Without the package PEFT there is an error: the base's n
 Misleading when: the base that is named has changed since the adapter was trained; an adapter does not say which it was.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import os

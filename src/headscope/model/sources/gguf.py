@@ -9,6 +9,7 @@ Cost: the weights in 32 bits, or in `dtype`, whatever the file holds.
 Misleading when: a value of the file's metadata that transformers does not read, and that has no weights.
 """
 
+# pyright: reportUnknownVariableType=false
 from __future__ import annotations
 
 import os

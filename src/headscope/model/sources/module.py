@@ -5,6 +5,7 @@ linear layer whose output is the logits is the unembedding, and tables that are 
 context. `forward`, `max_tokens` and `tokenizer` of `headscope.load` say what that pass cannot show.
 """
 
+# pyright: reportUnknownVariableType=false
 from __future__ import annotations
 
 import inspect

@@ -8,6 +8,7 @@ Misleading when: it was trained by an older nanoGPT, whose MLP used GELU's appro
 tells, and here GELU itself is computed. The two differ by less than 0.0005 for each of the MLP's hidden units.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import os

@@ -4,6 +4,7 @@ Weights load from safetensors; pickled weights and remote code each need their f
 its weights is refused, since transformers would fill them with random numbers.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import os

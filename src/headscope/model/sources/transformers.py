@@ -1,5 +1,6 @@
 """Models of transformers."""
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from dataclasses import replace

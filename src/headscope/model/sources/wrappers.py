@@ -5,6 +5,7 @@ wrapper: it is measured itself, as the module that it is.
 """
 
 # pyright: reportPrivateUsage=false
+# pyright: reportUnknownVariableType=false
 from __future__ import annotations
 
 from dataclasses import replace

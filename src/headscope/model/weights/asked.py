@@ -8,6 +8,7 @@ Cost: for each layer a pass over d_model + 1 prompts of 4 tokens for every modul
 one over n_heads * d_head + 1.
 """
 
+# pyright: reportUnknownArgumentType=false
 from __future__ import annotations
 
 from collections import defaultdict

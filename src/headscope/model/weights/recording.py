@@ -1,11 +1,12 @@
 """What the modules of a model take and give in one pass, and how far two such tensors differ."""
 
+# pyright: reportUnknownVariableType=false
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -88,7 +89,7 @@ def watching(
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         given = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
-        result = output[0] if isinstance(output, tuple) and output else output
+        result = cast("tuple[Any, ...]", output)[0] if isinstance(output, tuple) and output else output
         if not (isinstance(given, Tensor) and isinstance(result, Tensor)):
             return None
         given, whole, own = whole_rows(module, given, result)
@@ -114,11 +115,11 @@ class Call:
 class Record:
     """One pass of the model."""
 
-    calls: list[Call] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list[Call])
     """In the order in which they ended, of those modules that keep the shape or were asked for."""
-    begun: dict[nn.Module, list[Tensor]] = field(default_factory=dict)
+    begun: dict[nn.Module, list[Tensor]] = field(default_factory=dict[nn.Module, list[Tensor]])
     """What the decoder layers took, in the order in which they began."""
-    seen: dict[int, tuple[int, dict[str, Tensor]]] = field(default_factory=dict)
+    seen: dict[int, tuple[int, dict[str, Tensor]]] = field(default_factory=dict[int, tuple[int, dict[str, Tensor]]])
     """For each layer how many calls ended before its attention, and its q, k, v and z."""
 
 

@@ -7,6 +7,7 @@ distinguishes a factor from a normalisation or a gate.
 """
 
 # pyright: reportPrivateUsage=false
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -133,7 +134,7 @@ def _match(
     """
     known, moved = signs - signs.mean(0), values - values.mean(0)
     unit, other = (part / part.norm(dim=0).clamp(min=torch.finfo(part.dtype).tiny) for part in (known, moved))
-    unit, place = unit.nan_to_num(0.0, 0.0, 0.0), []
+    unit, place = unit.nan_to_num(0.0, 0.0, 0.0), list[Tensor]()
     for part in other.T.split(1024):
         best = (part @ unit).abs_().max(1)
         if not bool((best.values >= LEAST_CORRELATION).all()):

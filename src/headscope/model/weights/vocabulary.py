@@ -140,7 +140,7 @@ def _asked_embedding(
         rows.append(widened(args[0] if args else named["hidden_states"]).reshape(-1, stream.shape[-1]).clone())
 
     with hooking([block], before=begin):
-        for ids in torch.arange(model.n_embeddings, device=model.device)[:, None].split(BATCH):
+        for ids in torch.split(torch.arange(model.n_embeddings, device=model.device)[:, None], BATCH):
             model.run(ids, _leave, stop_at_last=True)
     table = torch.cat(rows)
     if len(table) != model.n_embeddings or _factor(table, tokens, stream, tolerance) is None:
