@@ -5,6 +5,7 @@ other factor depends on the tokens, is summed over the softmax's axis and is the
 experts, whose results differ from query to query, and learned slots, which no token changes, are left alone.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from typing import Any

@@ -1,12 +1,12 @@
 """What the modules of a model take and give in one pass, and how far two such tensors differ."""
 
-# pyright: reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -89,7 +89,7 @@ def watching(
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         given = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
-        result = cast("tuple[Any, ...]", output)[0] if isinstance(output, tuple) and output else output
+        result = output[0] if isinstance(output, tuple) and output else output
         if not (isinstance(given, Tensor) and isinstance(result, Tensor)):
             return None
         given, whole, own = whole_rows(module, given, result)
