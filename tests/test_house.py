@@ -233,3 +233,17 @@ def test_files_excepted_from_a_rule_are_listed_with_the_reason(rule, section):
     listed = re.findall(r"`([\w/]+\.py)`", text)
     assert set(listed) == excepted
     assert len(listed) == len(excepted) > 5
+
+
+def test_whoever_catches_everything_says_why():
+    broad = re.compile(r"^ *except( (Base)?Exception\b.*)?:")
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in PACKAGE.rglob("*.py")
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if broad.match(line) and not re.search(r":  # \w", line)
+    ]
+    assert not found
+    assert broad.match("    except Exception as error:")
+    assert broad.match("except:")
+    assert not broad.match("    except ValueError as error:")

@@ -30,10 +30,9 @@ def main() -> None:
         run()
     except SystemExit:
         raise
-    except BaseException:
+    except BaseException:  # of Ctrl-C a library may make another error, or it was cut off while it was imported
         if not stopped:
             raise
-        # libraries may have made another error of it, or have been cut off while they were imported
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         say(STOPPED, err=True)
         sys.exit(130)

@@ -107,7 +107,13 @@ def test_every_recipe_draws_its_batches():
     stream = torch.arange(1, 1000)
     for preset in RECIPES.values():
         for phase in preset.phases:
-            try_sources(phase_sources(phase, vocab_size=preset.vocab_size, stream=stream))
+            sources = phase_sources(phase, vocab_size=preset.vocab_size, stream=stream)
+            try_sources(sources)
+            for draw in sources.values():
+                batch = draw(torch.Generator().manual_seed(1))
+                assert 0 <= batch.tokens.min()
+                assert batch.tokens.max() < max(preset.vocab_size, len(stream) + 1)
+                assert batch.counted.any(), "nothing would be learned from it"
 
 
 def test_the_table_in_the_docs_is_the_recipes():

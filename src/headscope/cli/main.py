@@ -38,7 +38,7 @@ class _Commands(TyperGroup):
 def _plain_errors() -> Generator[None, None, None]:
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # click's and typer's errors, whose classes typer may bring itself; it goes on
         if isinstance(message := getattr(error, "message", None), str):
             error.message = shown(message)  # type: ignore[attr-defined]
         raise

@@ -123,7 +123,7 @@ class BackgroundTask:
             self.state = Failed(error="it was stopped.", ours=False)
         except HeadscopeError as error:
             self.state = Failed(error=str(error), ours=False)
-        except Exception:
+        except Exception:  # any defect: it is printed here, and the page says that there was one
             traceback.print_exc(file=sys.stderr)
             self.state = Failed(error="a defect of headscope ended it; the terminal has the traceback.", ours=True)
 

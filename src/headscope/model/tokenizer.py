@@ -32,7 +32,7 @@ def tokenizing(model_id: str) -> Generator[None, None, None]:
         yield
     except (HeadscopeError, MemoryError):
         raise
-    except BaseException as error:
+    except BaseException as error:  # a tokenizer may be code of the model's own, or panic in Rust
         if not (isinstance(error, Exception) or is_panic(error)):
             raise
         raise TokenError(

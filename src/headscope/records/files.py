@@ -51,7 +51,7 @@ def write_whole(path: Path, content: bytes) -> None:
             file.write(content)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException:  # Ctrl-C too leaves no temporary file
         os.unlink(temporary)
         raise
 

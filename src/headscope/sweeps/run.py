@@ -96,7 +96,7 @@ def run_jobs(
     try:
         model = _load(jobs[0], loading)
         _refuse_changed(jobs[0])
-    except BaseException as error:
+    except BaseException as error:  # a model's own code may exit, and a panic of Rust is no Exception
         if isinstance(error, ends):
             raise
         failure = Failure.of(error)
@@ -140,7 +140,7 @@ def _run(model: Model, job: Job, load_s: float, ends: tuple[type[BaseException],
     try:
         result = measure(model, job)
         rows = sweepable()[job.what].rows(result)
-    except BaseException as error:
+    except BaseException as error:  # as above
         if isinstance(error, ends):
             raise
         return replace(failed(job, Failure.of(error)), about=_about(model) | {"load_s": load_s})
