@@ -160,6 +160,34 @@ def test_prompts_of_an_adapter_are_refused():
         load(adapted)
 
 
+def adapted_by(config):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return peft.get_peft_model(tiny_causal_lm("llama"), config).eval()
+
+
+def test_a_lora_that_acts_behind_certain_tokens_alone_is_refused():
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", alora_invocation_tokens=[3, 5])
+    adapted = adapted_by(config)
+    with pytest.raises(ArgumentError, match=r"acts only behind the tokens \[3, 5\] of its input"):
+        load(adapted)
+
+
+def test_vectors_that_all_layers_share_are_in_the_file_once(trained, tmp_path):
+    base, _, _ = trained
+    config = peft.VBLoRAConfig(r=4, target_modules=["q_proj", "o_proj"], num_vectors=16, vector_length=16, topk=2)
+    adapted = adapted_by(config)
+    with torch.no_grad():
+        for weight in (one for one in adapted.parameters() if one.requires_grad):
+            weight.add_(torch.randn_like(weight))
+    adapted.peft_config["default"].base_model_name_or_path = str(base)
+    adapted.save_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        wanted, plain = adapted(input_ids=IDS).logits, adapted.get_base_model()(input_ids=IDS).logits
+    torch.testing.assert_close(logits(load(tmp_path / "adapter")), wanted, atol=CLOSE, rtol=CLOSE)
+    torch.testing.assert_close(plain, wanted)  # the model inside has the adapter's share
+
+
 def test_composition_is_that_of_the_merged_model(trained, adapter):
     own = load(adapter)
     merged = tiny_causal_lm("llama")

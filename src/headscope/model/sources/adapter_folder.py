@@ -113,12 +113,20 @@ def _adapted(name: str, folder: Path, hf: Any, numbers: int | None) -> Any:
         raise
     except Exception as error:  # what PEFT raises on a file it cannot use is not one kind
         raise ModelError(f"the adapter {brief(name)!r} could not be put on its base: {first_line(error)}") from error
-    wrong = sorted(result.missing_keys) or sorted(result.unexpected_keys)
+    missing = _not_loaded(adapted, set(result.missing_keys))
+    wrong = missing or sorted(result.unexpected_keys)
     if wrong:
-        what = "lacks" if result.missing_keys else "holds"
-        why = "they would be random" if result.missing_keys else "its base has no place for them"
+        what = "lacks" if missing else "holds"
+        why = "they would be random" if missing else "its base has no place for them"
         raise ModelError(
             f"the adapter {brief(name)!r} {what} {len(wrong)} weights ({brief(', '.join(wrong[:3]))}); {why}: use an "
             "adapter and a base that belong together."
         )
     return adapted.eval()
+
+
+def _not_loaded(adapted: Any, missing: set[str]) -> list[str]:
+    """Names that the file lacks, but for those of a tensor that it holds under another name (VB-LoRA's vectors)."""
+    named = dict(adapted.named_parameters(remove_duplicate=False))
+    loaded = {id(held) for name, held in named.items() if name not in missing}
+    return sorted(name for name in missing if name not in named or id(named[name]) not in loaded)

@@ -1,8 +1,8 @@
 """Adapters of PEFT around a model: the model as it runs with them, merged or not.
 
 PEFT puts its layers into the model's own tree, so the tree is that of the model, and everything that runs through it
-has the adapters' share. Prompt-learning adapters, which put tokens before the input, are refused, and so are those
-whose whole gives other logits than the model inside.
+has the adapters' share. Prompt-learning adapters, which put tokens before the input, are refused, and so are activated
+LoRA and those whose whole gives other logits than the model inside.
 """
 
 from __future__ import annotations
@@ -51,13 +51,18 @@ def _refuse_other(given: Any, inside: Backbone) -> None:
 
 
 def refuse_prompts(config: Any) -> None:
-    """Raise unless an adapter changes the model alone, and not its input.
+    """Raise unless an adapter changes the model alone, neither its input nor by its input.
 
     Raises:
-        ArgumentError: it puts tokens of its own before the input.
+        ArgumentError: it puts tokens of its own before the input, or acts behind certain tokens alone.
     """
     if getattr(config, "is_prompt_learning", False):
         raise ArgumentError(
             f"load got an adapter with {type(config).__name__}, which puts tokens of its own before the input; load "
             "the model without it."
+        )
+    if getattr(config, "alora_invocation_tokens", None):
+        raise ArgumentError(
+            f"load got an activated LoRA, which acts only behind the tokens {config.alora_invocation_tokens} of its "
+            "input; load the model without it."
         )
