@@ -133,21 +133,12 @@ def compare(
     if len(more) > 24:
         raise ArgumentError(f"{len(more) + 2} models were given; compare takes 2 to 26: use a sweep for more.")
     started = time.perf_counter()
-    report: Callable[[str, int, int], None] = progress or (lambda what, done, total: None)
     models = [load(one) for one in (a, b, *more)]
-    shared = [shared_vocabulary(models[0], one) for one in models]
 
     def drawn(model: Model, token_ids: list[int] | None = None, period: int | None = period) -> Probe:
         return repeated_tokens(model, n_prompts=n_prompts, period=period, token_ids=token_ids, seed=seed)
 
-    readers = [one for one, why in zip(models, shared, strict=True) if why]
-    if probe is None:
-        common = _fitting(readers, drawn, period)
-    else:
-        common, shared = probe, ["the prompts were given" for _ in models]
-    if len(common.prompts) < 2:
-        raise ArgumentError("1 prompt was given; differences need intervals, and those at least 2 prompts.")
-    probes = [common if why else drawn(model) for model, why in zip(models, shared, strict=True)]
+    probes, shared = _prompts(models, probe, drawn, period)
     for model, own, why in zip(models, probes, shared, strict=True):
         if verify or circuit:
             judged_prompts(model, own, seed)
@@ -160,41 +151,18 @@ def compare(
         """The prompt on which patterns are drawn."""
         if probe is not None:
             return probe.prompts[0]
-        short = min(READABLE, common.settings["period"])
+        short = min(READABLE, probes[0].settings["period"])
+        readers = [one for one, why in zip(models, shared, strict=True) if why]
         return readable(models[0], token_ids=common_ids(readers), period=short, seed=seed).prompts[0]
 
-    read, prepared = list[_Read](), Prepared()
-    for index, (model, own, why) in enumerate(zip(models, probes, shared, strict=True)):
-        label, patterns = label_of(index), Patterns()
-        says = f"scanning {label}"
-        scan, samples = scanned(
-            model,
-            probe=own,
-            watch=patterns.watch,
-            prepared=prepared,
-            progress=lambda done, total, says=says: report(says, done, total),
+    prepared = Prepared()
+    read = [
+        _measured(
+            model, own, why, label_of(index), prepared,
+            verify=verify or circuit, circuit=circuit, atlas=atlas, seed=seed, progress=progress,
         )
-        verified = traced = asked = None
-        if verify or circuit:
-            verified = judge(model, probe=own, seed=seed, progress=progress)
-        if circuit:
-            traced = trace_circuit(model, verification=verified, seed=seed, progress=progress)
-        if atlas:
-            asked = ask_atlas(model, seed=seed, progress=progress)
-        read.append(
-            _Read(
-                label=label,
-                model=model,
-                probe=own,
-                scan=scan,
-                samples=samples,
-                patterns=patterns,
-                shares=why,
-                verified=verified,
-                traced=traced,
-                asked=asked,
-            )
-        )
+        for index, (model, own, why) in enumerate(zip(models, probes, shared, strict=True))
+    ]  # fmt: skip
     alike = {
         (one.label, two.label): agreement(one.patterns, two.patterns)
         for one, two in combinations(read, 2)
@@ -217,12 +185,70 @@ def compare(
     )
 
 
+# ---- one model
+
+
+def _prompts(
+    models: Sequence[Model], given: Probe | None, drawn: Callable[..., Probe], period: int | None
+) -> tuple[list[Probe], list[str | None]]:
+    """What each model reads, and why it reads the same as the first; None where it does not.
+
+    Raises:
+        ArgumentError: a single prompt was given.
+    """
+    shared = [shared_vocabulary(models[0], one) for one in models]
+    if given is not None:
+        common, shared = given, list[str | None](["the prompts were given"] * len(models))
+    else:
+        common = _fitting([one for one, why in zip(models, shared, strict=True) if why], drawn, period)
+    if len(common.prompts) < 2:
+        raise ArgumentError("1 prompt was given; differences need intervals, and those at least 2 prompts.")
+    return [common if why else drawn(model) for model, why in zip(models, shared, strict=True)], shared
+
+
 def _fitting(models: Sequence[Model], drawn: Callable[..., Probe], period: int | None) -> Probe:
     """Prompts that all of these can read: of the period asked for, or of the shortest that any of them would get."""
     ids = common_ids(models)
     first, *others = (drawn(one, ids) for one in (models if period is None else models[:1]))
     shortest = min((one.settings["period"] for one in others), default=first.settings["period"])
     return first if first.settings["period"] <= shortest else drawn(models[0], ids, shortest)
+
+
+def _measured(
+    model: Model,
+    probe: Probe,
+    shares: str | None,
+    label: str,
+    prepared: Prepared,
+    *,
+    verify: bool,
+    circuit: bool,
+    atlas: bool,
+    seed: int,
+    progress: Callable[[str, int, int], None] | None,
+) -> _Read:
+    """All that is measured of one model alone; `prepared` is what models that read the same prompts share."""
+    patterns = Patterns()
+    scan, samples = scanned(
+        model,
+        probe=probe,
+        watch=patterns.watch,
+        prepared=prepared,
+        progress=None if progress is None else lambda done, total: progress(f"scanning {label}", done, total),
+    )
+    verified = judge(model, probe=probe, seed=seed, progress=progress) if verify else None
+    return _Read(
+        label=label,
+        model=model,
+        probe=probe,
+        scan=scan,
+        samples=samples,
+        patterns=patterns,
+        shares=shares,
+        verified=verified,
+        traced=trace_circuit(model, verification=verified, seed=seed, progress=progress) if circuit else None,
+        asked=ask_atlas(model, seed=seed, progress=progress) if atlas else None,
+    )
 
 
 # ---- two models
