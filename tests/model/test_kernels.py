@@ -274,6 +274,18 @@ def test_blocks_change_no_row_that_sees_a_key(n, block, share, seed):
                 torch.testing.assert_close(ours[sees], theirs[sees], atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize("shape", [(24, 1), (1, 24), (1, 1)])
+def test_a_mask_that_says_the_same_of_every_key_or_query_closes_none_of_the_others(shape, monkeypatch):
+    # Blocks of 8 of 24 queries, which all see all 24 keys; a number per query moves a row's lse and nothing else.
+    monkeypatch.setattr(kernels, "BLOCK", 8)
+    q, k, v = vectors(n_query=24, n_key=24, dtype=torch.float64)
+    for bias in (torch.ones(1, 1, *shape, dtype=torch.bool), torch.randn(1, 4, *shape, dtype=torch.float64)):
+        rule = AttentionSpec(scale=0.3, causal=False, bias=bias)
+        wanted = reference(q, k, v, rule)
+        for given_ in (flash(q, k, v, rule), tiled(q, k, v, rule, tile=8)):
+            torch.testing.assert_close(given_, wanted, atol=1e-10, rtol=0)
+
+
 def test_gradients_flow_through_blocks(monkeypatch):
     monkeypatch.setattr(kernels, "BLOCK", 8)
     q, k, v, rule = windowed(40, 3)

@@ -14,6 +14,7 @@ from benchmarks.written import CHOICES, CONTEXT, HEADS, REFUSED, VOCABULARY, D, 
 from headscope.errors import UnsupportedModel
 from headscope.model.backbone import stated_context
 from headscope.model.load import load
+from headscope.model.selfcheck import _tokens
 
 RIGHT = {
     "separate": {},
@@ -55,6 +56,58 @@ def test_modules_written_by_hand_are_right(name):
         assert "queries and keys cannot be seen" in model.check.reason
     else:
         assert model.check.support == "exact", model.check.reason
+    agree(written, model)
+
+
+class Documents(Written):
+    """Attention ends where a document does, at token `end`: each prompt has a mask of its own."""
+
+    def __init__(self, end, **choices):
+        super().__init__(**choices)
+        self.end = end
+
+    def forward(self, ids):
+        document, n = (ids == self.end).cumsum(1), ids.shape[1]
+        closed = (document[:, :, None] != document[:, None]) | torch.ones(n, n).triu(1).bool()
+        for block in self.blocks:
+            block.attention.bias = lambda n: torch.zeros(closed.shape).masked_fill(closed, -1e9)[:, None]
+        return super().forward(ids)
+
+
+@pytest.mark.parametrize("attend", ["softmax", "einsum"])
+@pytest.mark.parametrize(("end", "checked"), [(29, True), (27, False)])
+def test_masks_that_differ_between_the_prompts_of_a_batch_are_each_prompt_s_own(attend, end, checked):
+    written = Documents(end, attend=attend).eval()
+    model = load(written)
+    assert bool((_tokens(model.backbone) == end).any()) == checked  # right also where the self-check meets no end
+    ids = torch.randint(27, (3, 13), generator=torch.Generator().manual_seed(1))
+    ids[0, 4] = ids[1, 9] = ids[1, 11] = end
+    places = torch.cartesian_prod(*map(torch.arange, (3, 13, 13))).T
+    seen = {}
+
+    def visit(attention):
+        seen[attention.layer] = attention.pattern(), attention.probabilities(*places)
+
+    model.run(ids, visit)
+    written.logits(ids)
+    for layer, wanted in enumerate(written.patterns):
+        pattern, single = seen[layer]
+        torch.testing.assert_close(pattern, wanted, atol=1e-5, rtol=0)
+        torch.testing.assert_close(single, wanted.permute(0, 2, 3, 1).flatten(0, 2), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("masked", [-1e4, -1e9])
+def test_a_mask_of_finite_numbers_closes_what_minus_infinity_closes(masked):
+    # Query 12 sees 13 of 16 keys; the three after it hold a finite number, whose probability is 0 all the same.
+    written = Written(attend="sdpa").eval()
+    bias = torch.zeros(HEADS, CONTEXT, CONTEXT).masked_fill(torch.ones(CONTEXT, CONTEXT).triu(1).bool(), masked)
+    for block in written.blocks:
+        block.attention.bias = lambda n: bias[:, :n, :n]
+    model, seen = load(written), []
+    places = torch.tensor([0, 0]), torch.tensor([12, 12]), torch.tensor([12, 13])
+    model.run(torch.randint(VOCABULARY, (1, 16)), lambda attention: seen.append(attention.allowed(*places)))
+    for open_, keys in seen:
+        assert (open_.tolist(), keys.tolist()) == ([1, 0], [13, 13])
     agree(written, model)
 
 

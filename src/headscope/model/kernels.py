@@ -73,7 +73,7 @@ class AttentionSpec:
     def _bias(self, start: int, stop: int, first: int, last: int) -> Tensor:
         assert self.bias is not None
         rows = self.bias if self.bias.shape[-2] == 1 else self.bias[:, :, start:stop]
-        return rows[..., first:last]
+        return rows if self.bias.shape[-1] == 1 else rows[..., first:last]
 
     def seen(self, start: int, stop: int, n_key: int) -> tuple[int, int]:
         """The first key that any query from `start` to `stop` may see, and the one after the last.
@@ -81,7 +81,7 @@ class AttentionSpec:
         Where none sees any, all count; so they do on a GPU, which would have to wait for the answer.
         """
         last = min(stop, n_key) if self.causal else n_key
-        if self.bias is None or self.bias.shape[-2] == 1 or self.bias.device.type != "cpu":
+        if self.bias is None or 1 in self.bias.shape[-2:] or self.bias.device.type != "cpu":
             return 0, last
         rows = self._bias(start, stop, 0, last)
         largest = rows.any(2, keepdim=True) if rows.dtype == torch.bool else rows.amax(2, keepdim=True)

@@ -235,7 +235,10 @@ def _mask(seen: Seen, site: Site, n_rows: int, dtype: torch.dtype) -> Tensor | N
     mask = seen.sdpa["mask"]
     if mask is None:
         return None
-    mask = mask if mask.dtype == torch.bool else mask.to(dtype)
+    if mask.dtype != torch.bool:
+        shut = mask < MASKED
+        shut &= ~shut.all(-1, keepdim=True)  # among keys that are all as low, the numbers still count
+        mask = mask.to(dtype).masked_fill(shut, torch.finfo(dtype).min)
     if mask.dim() <= 2:
         return mask[(None,) * (4 - mask.dim())]
     n_leads = seen.result.dim() - 2
@@ -263,10 +266,12 @@ def _scores(seen: Seen, site: Site, n_rows: int) -> Scores | None:
     if parts is None or seen.v is None or site.scale is None:
         return None
     logits, q, k = parts
+    masked = logits < MASKED
+    # A mask made from the tokens is each prompt's own; of one for all, the first prompt's is kept.
+    some = slice(1) if bool((masked == masked[:1]).all()) else slice(None)
     wide = torch.promote_types(logits.dtype, torch.float32)
-    dots = q[:1].to(wide) @ kernels.repeat_heads(k[:1], q.shape[1]).to(wide).mT
-    first = logits[:1].to(wide)
-    bias = (first - site.scale * dots).masked_fill(first < MASKED, torch.finfo(wide).min)
+    dots = q[some].to(wide) @ kernels.repeat_heads(k[some], q.shape[1]).to(wide).mT
+    bias = (logits[some].to(wide) - site.scale * dots).masked_fill(masked[some], torch.finfo(wide).min)
     v = seen.v
     v = v.expand(*(seen.result.shape[site.axis] if place == site.axis else -1 for place in range(v.dim())))
     rule = AttentionSpec(scale=site.scale, causal=False, bias=bias)
