@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 import headscope as hs
 from headscope.evidence.circuit.result import RULE, Circuit
-from headscope.evidence.composition.result import Pair
+from headscope.evidence.composition.result import HeadPair
 from headscope.heads import HeadId
 from headscope.planted.misleading import CASES, Case, misleading
 from headscope.planted.reparametrised import CHANGES, reparametrised
@@ -142,7 +142,7 @@ def weights(name: str) -> dict[str, Any]:
     return counted | {"margins": margins}
 
 
-def _margin(pair: Pair, among: Sequence[Pair]) -> float:
+def _margin(pair: HeadPair, among: Sequence[HeadPair]) -> float:
     """Its score over the largest of the others; 0 where there is none."""
     others = max((other.score for other in among if other is not pair), default=0.0)
     return pair.score / others if others > 0 else 0.0

@@ -235,6 +235,16 @@ def test_files_excepted_from_a_rule_are_listed_with_the_reason(rule, section):
     assert len(listed) == len(excepted) > 5
 
 
+def test_a_name_means_one_thing():
+    owners: dict[str, list[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        for name in re.findall(r"^(?:class )?(\w+)(?:[(:]| = Literal\[)", path.read_text(), re.MULTILINE):
+            owners.setdefault(name, []).append(path.relative_to(PACKAGE).as_posix())
+    assert len(owners["ModelInfo"]) == 1
+    meant_twice = ("Rule", "Kind", "Pair", "Change", "Draw", "Evidence", "Controls", "World", "Course")
+    assert not {name: owners[name] for name in meant_twice if len(owners.get(name, [])) > 1}
+
+
 def test_whoever_catches_everything_says_why():
     broad = re.compile(r"^ *except( (Base)?Exception\b.*)?:")
     found = [

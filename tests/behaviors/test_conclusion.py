@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from headscope.evidence.behavior.conclusion import RULE, Evidence, conclude
+from headscope.evidence.behavior.conclusion import RULE, BehaviorEvidence, conclude
 from headscope.evidence.behavior.findings import BehaviorControls, DrawnSet, HeadFinding, Induction, Score, SetFinding
 from headscope.heads import HeadId
 from headscope.records.common import Estimate
@@ -76,7 +76,7 @@ CONTROLS = BehaviorControls(
     held_out_pairs=48,
     tests=6,
 )
-LOCALISED = Evidence(
+LOCALISED = BehaviorEvidence(
     behavior="sycophancy",
     score=score(),
     verbatim=score(),

@@ -21,13 +21,13 @@ from transformers import GPT2LMHeadModel
 
 from headscope.heads import HeadId
 
-Change = Literal["v_o", "q_k", "stream", "heads"]
-CHANGES: tuple[Change, ...] = get_args(Change)
+Reparametrisation = Literal["v_o", "q_k", "stream", "heads"]
+CHANGES: tuple[Reparametrisation, ...] = get_args(Reparametrisation)
 SIZE = 50.0
 
 
 def reparametrised(
-    model: GPT2LMHeadModel, change: Change, *, seed: int = 0
+    model: GPT2LMHeadModel, change: Reparametrisation, *, seed: int = 0
 ) -> tuple[GPT2LMHeadModel, dict[HeadId, HeadId]]:
     """A copy of a model with other weights and the same logits, and where each head went."""
     random = torch.Generator().manual_seed(seed)

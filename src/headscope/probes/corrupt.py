@@ -27,8 +27,8 @@ from headscope.errors import TokenError
 from headscope.probes.copies import copies
 from headscope.probes.probe import Probe, Tokens
 
-Change = Literal["before_key", "two_before_key", "before_query"]
-CONTEXT: tuple[Change, ...] = ("two_before_key", "before_query")
+ChangedToken = Literal["before_key", "two_before_key", "before_query"]
+CONTEXT: tuple[ChangedToken, ...] = ("two_before_key", "before_query")
 """Changes that leave the token before the key alone."""
 
 
@@ -49,7 +49,7 @@ class CorruptPair:
     """The position whose token differs; None where the change that was asked for cannot be made in this prompt."""
 
 
-def corrupt_pairs(probe: Probe, *, seed: int = 0, change: Change = "before_key") -> tuple[CorruptPair, ...]:
+def corrupt_pairs(probe: Probe, *, seed: int = 0, change: ChangedToken = "before_key") -> tuple[CorruptPair, ...]:
     """A pair for each prompt of a probe, at a query drawn from those whose token occurs exactly once before.
 
     Args:

@@ -36,8 +36,8 @@ from headscope.model.confined import confined
 from headscope.model.load import Model
 from headscope.probes.probe import Tokens, text_ids
 
-Kind = Literal["prompt", "twin", "neutral"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+PromptKind = Literal["prompt", "twin", "neutral"]
+KINDS: tuple[PromptKind, ...] = get_args(PromptKind)
 
 MIN_PAIRS = 16
 """Pairs that a search needs: half to search, half held out."""
@@ -71,7 +71,7 @@ class Pair:
         """Whether the answer is in the prompt, where it could be copied from."""
         return _occurs(self.answer, self.prompt)
 
-    def text(self, kind: Kind) -> str | None:
+    def text(self, kind: PromptKind) -> str | None:
         """The prompt of this kind; None where there is none."""
         return {"prompt": self.prompt, "twin": self.twin, "neutral": self.neutral}[kind]
 
@@ -88,7 +88,7 @@ class Contrast:
     """Lines of the file that could not be used, each with its number."""
 
     @property
-    def kinds(self) -> tuple[Kind, ...]:
+    def kinds(self) -> tuple[PromptKind, ...]:
         """Which prompts every pair has."""
         return tuple(kind for kind in KINDS if all(pair.text(kind) is not None for pair in self.pairs))
 
@@ -164,7 +164,7 @@ def shared_end(one: Tokens, two: Tokens) -> int:
     return shared_start(one[::-1], two[::-1])
 
 
-def _read(model: Model, pair: Pair, kind: Kind) -> tuple[Tokens, int, int] | str:
+def _read(model: Model, pair: Pair, kind: PromptKind) -> tuple[Tokens, int, int] | str:
     """Ids up to where the two answers part, and the two tokens there; or why not."""
     text = pair.text(kind)
     assert text is not None

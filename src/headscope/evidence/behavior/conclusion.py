@@ -73,7 +73,7 @@ def not_measured(behavior: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class BehaviorEvidence:
     """What the conclusion rests on."""
 
     behavior: str
@@ -94,7 +94,7 @@ class Evidence:
     """Heads of the model."""
 
 
-def conclude(evidence: Evidence, rule: ConclusionRule = RULE) -> tuple[str, tuple[str, ...]]:
+def conclude(evidence: BehaviorEvidence, rule: ConclusionRule = RULE) -> tuple[str, tuple[str, ...]]:
     """The conclusion and the reasons for it, in words."""
     measured, reasons = _measured(evidence.score, rule)
     if not measured:
@@ -162,7 +162,7 @@ def _knows(score: Score) -> bool:
     return low > 0.5
 
 
-def _copies(evidence: Evidence, rule: ConclusionRule) -> tuple[bool, list[str]]:
+def _copies(evidence: BehaviorEvidence, rule: ConclusionRule) -> tuple[bool, list[str]]:
     """Whether the effect is there only where the answer can be copied, and is the induction heads' work."""
     stated, said = evidence.verbatim, evidence.paraphrase
     if said is None:

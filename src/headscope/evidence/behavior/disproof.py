@@ -11,8 +11,7 @@ from typing import get_args
 import numpy as np
 from jaxtyping import Float
 
-from headscope.evidence.behavior.findings import DrawnSet, Induction, Other, SetFinding
-from headscope.evidence.behavior.findings import Kind as DrawKind
+from headscope.evidence.behavior.findings import DrawKind, DrawnSet, Induction, Other, SetFinding
 from headscope.evidence.behavior.measure import ContrastRunner, Index, of_effect
 from headscope.evidence.copying import TokenSpace
 from headscope.heads import HeadId

@@ -17,7 +17,7 @@ from typing import Literal
 from headscope.heads import HeadId
 from headscope.records.common import Estimate
 
-Kind = Literal["random", "same layers", "same size"]
+DrawKind = Literal["random", "same layers", "same size"]
 """Control sets: any heads, heads of the same layers, heads whose output weights are of about the same size."""
 
 
@@ -142,7 +142,7 @@ class SetFinding:
 class DrawnSet:
     """Other heads taken out instead of the set."""
 
-    kind: Kind
+    kind: DrawKind
     """How they were drawn."""
     heads: tuple[HeadId, ...]
     """Which."""

@@ -22,8 +22,7 @@ from headscope.interventions.patch import ActivationPatch
 from headscope.model.attention import Attention
 from headscope.model.load import Model
 from headscope.model.memory import in_batches
-from headscope.probes.pairs import KINDS, Pair, Reading, claim_places
-from headscope.probes.pairs import Kind as PromptKind
+from headscope.probes.pairs import KINDS, Pair, PromptKind, Reading, claim_places
 from headscope.probes.probe import Tokens
 from headscope.records.common import Estimate
 

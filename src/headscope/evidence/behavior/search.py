@@ -35,7 +35,7 @@ import torch
 from jaxtyping import Float
 
 from headscope.errors import ArgumentError, ShapeError, UnsupportedModel
-from headscope.evidence.behavior.conclusion import RULE, Evidence, conclude
+from headscope.evidence.behavior.conclusion import RULE, BehaviorEvidence, conclude
 from headscope.evidence.behavior.disproof import FEW, HELD_OUT_PAIRS, Disproof, flips
 from headscope.evidence.behavior.findings import (
     BehaviorControls,
@@ -54,8 +54,7 @@ from headscope.heads import HeadId, ranking
 from headscope.interventions.ablation import AblatedHeads, Ablator
 from headscope.model.load import Source, load
 from headscope.probes import Probe, repeated_tokens
-from headscope.probes.pairs import Contrast, read_pairs
-from headscope.probes.pairs import Kind as PromptKind
+from headscope.probes.pairs import Contrast, PromptKind, read_pairs
 from headscope.probes.repeated import fitting_period
 from headscope.records.common import ModelInfo, Provenance
 from headscope.stats import benjamini_hochberg, p_values
@@ -128,7 +127,7 @@ def behavior(
     controls = search.disprove(heads, head_set)
     score, stated, said = runner.score(everyone), _some(runner, verbatim), _some(runner, ~verbatim)
     conclusion, reasons = conclude(
-        Evidence(
+        BehaviorEvidence(
             behavior="sycophancy" if label in BUILT_IN else label.replace("_", " "),
             score=score,
             verbatim=stated,

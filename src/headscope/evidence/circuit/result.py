@@ -10,7 +10,7 @@ from headscope.evidence.head_types import meanings
 from headscope.evidence.scan.result import Timing
 from headscope.heads import HeadId
 from headscope.interventions.paths import Input
-from headscope.probes.corrupt import Change
+from headscope.probes.corrupt import ChangedToken
 from headscope.records.common import Estimate, ModelInfo, Provenance
 from headscope.records.document import SavedDocument
 from headscope.render.figures import diagram_figure
@@ -112,7 +112,7 @@ class Edge:
     whose own removal takes its share."""
     share_ci95: tuple[float, float] | None = None
     """95% interval of the share (Fieller)."""
-    changed: Change = "before_key"
+    changed: ChangedToken = "before_key"
     """Which token differs in the corrupt prompts of this edge."""
 
 

@@ -17,7 +17,7 @@ from headscope.evidence.circuit.result import RULE, Edge, Receiver, SenderSet
 from headscope.evidence.circuit.sets import smallest
 from headscope.heads import HeadId, ranking
 from headscope.interventions.paths import INPUTS, Contents, Input, Mlps, Paths, Sources
-from headscope.probes.corrupt import Change
+from headscope.probes.corrupt import ChangedToken
 from headscope.records.common import Estimate
 from headscope.stats import benjamini_hochberg, p_values, ratio_interval
 
@@ -52,7 +52,7 @@ class Tracing:
         self._corrupt = dict(zip(paths.receivers, paths.stripe(paths.corrupt), strict=True))
         self._known: dict[tuple[str, Mlps, Sources], dict[HeadId, Contents]] = {}
 
-    def edges(self, change: Change, verdicts: Mapping[HeadId, Any]) -> list[Edge]:
+    def edges(self, change: ChangedToken, verdicts: Mapping[HeadId, Any]) -> list[Edge]:
         """Named senders and sets of all receivers, strongest first for each; their weights are not yet asked."""
         found: list[Edge] = []
         for head, worlds in self._search.named().items():
@@ -241,7 +241,7 @@ class Tracing:
         name: Input,
         sender: HeadId,
         world: Sources,
-        change: Change,
+        change: ChangedToken,
         q_value: float,
         losses: dict[str, Estimate],
         verdicts: Mapping[HeadId, Any],

@@ -49,7 +49,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.errors import ArgumentError, NonFiniteError
-from headscope.evidence.composition.result import KINDS, ROUNDING, Composition, Kind, Scores
+from headscope.evidence.composition.result import KINDS, ROUNDING, Composition, PairKind, Scores
 from headscope.evidence.copying import through
 from headscope.evidence.scan.result import Timing
 from headscope.heads import HeadId
@@ -176,7 +176,7 @@ def _sender(weights: LayerWeights, *, fold: bool, centred: bool, remove_top: int
     return _side(weights, _read(weights, "v", fold), _written(weights, fold, centred), remove_top)
 
 
-def _receiver(weights: LayerWeights, kind: Kind, *, fold: bool, centred: bool, remove_top: int) -> _Side:
+def _receiver(weights: LayerWeights, kind: PairKind, *, fold: bool, centred: bool, remove_top: int) -> _Side:
     """W_Q W_K^T, W_K W_Q^T or W_V W_O of a layer's heads."""
     match kind:
         case "q":
@@ -187,7 +187,7 @@ def _receiver(weights: LayerWeights, kind: Kind, *, fold: bool, centred: bool, r
             return _side(weights, _written(weights, fold, centred), _read(weights, "v", fold), remove_top)
 
 
-def _read(weights: LayerWeights, part: Kind, fold: bool) -> Float[Tensor, "head d_model rank"]:
+def _read(weights: LayerWeights, part: PairKind, fold: bool) -> Float[Tensor, "head d_model rank"]:
     """W_Q, W_K or W_V of every query head, through the layer's normalisation."""
     weight = {"q": weights.w_q, "k": weights.w_k, "v": weights.w_v}[part]
     if fold:
@@ -260,7 +260,7 @@ def _products(
     return found
 
 
-def _chosen(kinds: Sequence[str]) -> tuple[Kind, ...]:
+def _chosen(kinds: Sequence[str]) -> tuple[PairKind, ...]:
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or not kinds:
         given = f"kind {', '.join(map(repr, unknown))} is not known" if unknown else "no kind is given"

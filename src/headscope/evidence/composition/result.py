@@ -21,22 +21,22 @@ from headscope.records.document import WrittenDocument
 if TYPE_CHECKING:
     import pandas as pd
 
-Kind = Literal["q", "k", "v"]
-KINDS: tuple[Kind, ...] = ("q", "k", "v")
+PairKind = Literal["q", "k", "v"]
+KINDS: tuple[PairKind, ...] = ("q", "k", "v")
 
 ROUNDING = 1e-6
 """A map this small beside its factors, or beside what was removed from it, is rounding: it counts as zero."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
+class HeadPair:
     """How much of what one head writes a later one reads."""
 
     sender: HeadId
     """In the earlier layer."""
     receiver: HeadId
     """In the later layer."""
-    kind: Kind
+    kind: PairKind
     """Into the receiver's queries, keys or values."""
     sender_kv_head: int
     """Whose W_V the sender uses."""
@@ -50,7 +50,7 @@ class Pair:
     """CS^2 less its mean under random rotation, in standard deviations; None where no rotation changes it."""
 
     def __repr__(self) -> str:
-        return f"Pair({self.sender} -> {self.receiver}.{self.kind}, {self.score:.3f}, {self.ratio:.2f} x chance)"
+        return f"HeadPair({self.sender} -> {self.receiver}.{self.kind}, {self.score:.3f}, {self.ratio:.2f} x chance)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -97,7 +97,7 @@ class Composition(WrittenDocument):
         return self.numbers.heads
 
     @property
-    def kinds(self) -> tuple[Kind, ...]:
+    def kinds(self) -> tuple[PairKind, ...]:
         """Which kinds were scored."""
         return tuple(kind for kind in KINDS if kind in self.numbers.scores)
 
@@ -106,7 +106,7 @@ class Composition(WrittenDocument):
         """By kind; NaN where the sender is in no earlier layer, or one of the two writes or reads nothing."""
         return self.numbers.scores
 
-    def pair(self, sender: HeadId | str, receiver: HeadId | str, kind: str) -> Pair:
+    def pair(self, sender: HeadId | str, receiver: HeadId | str, kind: str) -> HeadPair:
         """One pair.
 
         Raises:
@@ -130,7 +130,7 @@ class Composition(WrittenDocument):
                 )
         return self._pair(row, column, kind, self._z(kind))
 
-    def ranked(self, receiver: HeadId | str, kind: str) -> list[Pair]:
+    def ranked(self, receiver: HeadId | str, kind: str) -> list[HeadPair]:
         """Every sender to one receiver, largest score first; empty for a receiver in the first layer.
 
         Raises:
@@ -215,10 +215,10 @@ class Composition(WrittenDocument):
     def _root(self) -> float:
         return self.numbers.n_dimensions**0.5
 
-    def _kind(self, kind: str) -> Kind:
+    def _kind(self, kind: str) -> PairKind:
         if kind not in self.scores:
             raise ArgumentError(f"kind={kind!r} was not scored; this result has {', '.join(self.kinds)}.")
-        return cast(Kind, kind)
+        return cast(PairKind, kind)
 
     def _place(self, head: HeadId | str) -> int:
         head = head if isinstance(head, HeadId) else HeadId.parse(head)
@@ -229,19 +229,19 @@ class Composition(WrittenDocument):
             )
         return self.heads.index(head)
 
-    def _valid(self, kind: Kind) -> tuple[np.ndarray, np.ndarray]:
+    def _valid(self, kind: PairKind) -> tuple[np.ndarray, np.ndarray]:
         rows, columns = np.nonzero(np.isfinite(self.scores[kind]))
         return rows, columns
 
-    def _z(self, kind: Kind) -> Float[np.ndarray, "sender receiver"]:
+    def _z(self, kind: PairKind) -> Float[np.ndarray, "sender receiver"]:
         numbers = self.numbers
         return z_scores(
             self.scores[kind], numbers.sender_rank[:, None], numbers.receiver_rank[kind], numbers.n_dimensions
         )
 
-    def _pair(self, row: int, column: int, kind: Kind, z: Float[np.ndarray, "sender receiver"]) -> Pair:
+    def _pair(self, row: int, column: int, kind: PairKind, z: Float[np.ndarray, "sender receiver"]) -> HeadPair:
         score, deviations = float(self.scores[kind][row, column]), float(z[row, column])
-        return Pair(
+        return HeadPair(
             sender=self.heads[row],
             receiver=self.heads[column],
             kind=kind,

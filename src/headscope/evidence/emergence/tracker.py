@@ -30,7 +30,7 @@ import numpy as np
 
 from headscope.errors import ArgumentError, ModelError, NonFiniteError, TokenError, UnsupportedModel
 from headscope.evidence.composition.measure import composition
-from headscope.evidence.composition.result import Composition, Pair
+from headscope.evidence.composition.result import Composition, HeadPair
 from headscope.evidence.copying import Copying, TokenSpace
 from headscope.evidence.emergence.live import bare, untouched
 from headscope.evidence.icl.measure import icl
@@ -59,7 +59,7 @@ class Full:
     """In-context-learning score on text, in nats; negative is good."""
     copying: tuple[Copying, ...]
     """Along the direct path, one for each head; empty where weights cannot be assigned to heads."""
-    composition: tuple[Pair, ...]
+    composition: tuple[HeadPair, ...]
     """K-composition of each head with the earlier head that it reads most of, where there is one."""
 
 
@@ -207,7 +207,7 @@ class Tracker:
     def _full(self, missing: dict[str, str]) -> Full:
         in_context: Estimate | None = None
         copying: tuple[Copying, ...] = ()
-        pairs: tuple[Pair, ...] = ()
+        pairs: tuple[HeadPair, ...] = ()
         try:
             in_context = icl(self.model, seed=self.seed).score
         except NonFiniteError:
@@ -223,7 +223,7 @@ class Tracker:
         return Full(in_context=in_context, copying=copying, composition=pairs)
 
 
-def _strongest_senders(found: Composition) -> tuple[Pair, ...]:
+def _strongest_senders(found: Composition) -> tuple[HeadPair, ...]:
     """For each head that reads from an earlier one, the sender with the highest k-score."""
     scores = found.scores["k"]
     receivers = [int(one) for one in np.flatnonzero(np.isfinite(scores).any(axis=0))]
