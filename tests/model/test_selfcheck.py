@@ -336,7 +336,7 @@ def test_where_our_kernel_lies_the_family_s_own_patterns_are_left(monkeypatch):
     assert check.max_abs_diff == 0.0
 
 
-def test_attention_half_outside_the_interface_is_not_exact_through_it(monkeypatch):
+def test_attention_half_outside_the_interface_is_not_read_through_it(monkeypatch):
     # one layer's attention is replaced by code of its own
     model = tiny_causal_lm("llama")
 
@@ -356,8 +356,7 @@ def test_attention_half_outside_the_interface_is_not_exact_through_it(monkeypatc
     own.o_proj = nn.Linear(64, 64)
     model.model.layers[1].self_attn = own
     check = selfcheck(model)
-    assert check.route.path == "hooks"
-    assert check.support == "degraded"
+    assert (check.support, check.route.path) == ("exact", "module")
     assert check.heads == {0: 4, 1: 4}
 
 

@@ -134,8 +134,11 @@ def product_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Prod
         return Product(left, right, (inputs[0], inputs[1], out))
     if func in _MATMULS and len(args) == 2:
         left, right = args
-    elif func in ADDED and len(args) == 3:
-        _, left, right = args
+    elif func in ADDED:
+        factors = [*args[1:3], *(kwargs[name] for name in ("batch1", "mat1", "batch2", "mat2") if name in kwargs)]
+        if len(factors) != 2:
+            return None
+        left, right = factors
     else:
         return None
     if not (isinstance(left, Tensor) and isinstance(right, Tensor)) or min(left.dim(), right.dim()) < 2:
@@ -250,15 +253,23 @@ def by_token(seen: Seen, site: Site, n_rows: int) -> tuple[Tensor, Tensor, Tenso
     """The softmax's input, q and k, by head; None where they were not all seen in the pattern's axes."""
     if seen.q is None or seen.k is None or seen.logits is None or seen.pattern is None:
         return None
-    leads = seen.pattern.shape[:-2]
-    if seen.logits.shape != seen.pattern.shape or seen.q.shape[:-2] != leads or seen.k.dim() != seen.q.dim():
+    leads, logits = seen.pattern.shape[:-2], seen.logits
+    if logits.numel() == seen.pattern.numel():  # of the same numbers in the same order
+        logits = logits.reshape(seen.pattern.shape)
+    q, k = (_with_leads(part, leads) for part in (seen.q, seen.k))
+    if logits.shape != seen.pattern.shape or q.shape[:-2] != leads or k.dim() != q.dim():
         return None
-    if any(own not in (1, whole) for own, whole in zip(seen.k.shape[:-2], leads, strict=True)):
+    if any(own not in (1, whole) for own, whole in zip(k.shape[:-2], leads, strict=True)):
         return None
-    k = seen.k
     if k.shape[site.axis] != leads[site.axis]:
         return None
-    return tuple(site.by_head(part, n_rows) for part in (seen.logits, seen.q, k))  # type: ignore[return-value]
+    return tuple(site.by_head(part, n_rows) for part in (logits, q, k))  # type: ignore[return-value]
+
+
+def _with_leads(part: Tensor, leads: torch.Size) -> Tensor:
+    """Prompts and heads on two axes, where they were multiplied on one."""
+    together = part.dim() == 3 and len(leads) == 2 and part.shape[0] == leads[0] * leads[1]
+    return part.unflatten(0, leads) if together else part
 
 
 def _scores(seen: Seen, site: Site, n_rows: int) -> Scores | None:

@@ -15,7 +15,7 @@ not show what long inputs do: a sliding window longer than the input is not exer
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -37,6 +37,7 @@ from headscope.model.product import NotMixing
 from headscope.model.proof import NotProven, proven_route
 from headscope.model.scope import evaluating, implementation
 from headscope.model.taps import TOLERANCE, Route, forward
+from headscope.model.unseen import Noting
 
 _ENCODER = "its tokens attend to later tokens: an encoder, not a decoder-only language model"
 _ELSEWHERE = (
@@ -54,6 +55,9 @@ FAMILY_ERRORS = (
     ValueError,
 )
 """What a family's own code raises on an input that it was not made for; anything else is passed on."""
+
+KNOWN = {"transformers", "torch", "peft", "accelerate", "bitsandbytes", "torchao", "optimum"}
+"""Libraries of whose modules a transformers model is made, none of which changes how its heads mix."""
 
 N_PROMPTS, N_TOKENS = 2, 17
 """Size of the check's input: a prime length, so that no other square matrix of the model passes for a pattern."""
@@ -104,8 +108,7 @@ def selfcheck(model: Backbone) -> Check:
     if not finite:
         raise NonFiniteError(_non_finite(model.module))
     checks: list[Check] = []
-    ours = isinstance(model.module, PreTrainedModel)
-    for find in (_interface_route, _hooks_route) if ours else (_module_route,):
+    for find in _routes(model.module):
         for look in find(model, tokens, failures):
             try:
                 check = _verify(model, look, own)
@@ -124,6 +127,23 @@ def selfcheck(model: Backbone) -> Check:
         return replace(checks[0], reason=reason)
     why = failures[0] if failures else "no softmax attention over its tokens was seen in its forward pass"
     return _unsupported(_unlike_itself(model, tokens, own) or why)
+
+
+def _routes(module: nn.Module) -> list[Callable[[Backbone, Tensor, list[str]], Iterator[_Look]]]:
+    """Ways to reach the attention, the best first.
+
+    Patterns behind hooks are not proven to be those of the heads. So code is read there only where all of it is
+    transformers' own, whose families are measured one by one (`benchmarks.families`).
+    """
+    if not isinstance(module, PreTrainedModel):
+        return [_module_route]
+    return [_interface_route, _module_route if _holds_others(module) else _hooks_route]
+
+
+def _holds_others(module: nn.Module) -> bool:
+    """Whether some of a transformers model's modules are of classes that are not transformers' own."""
+    libraries = {type(part).__module__.split(".")[0] for part in module.modules()}
+    return bool(libraries - KNOWN)
 
 
 def _unsupported(reason: str) -> Check:
@@ -232,6 +252,7 @@ class _Look:
 
 def _interface_route(backbone: Backbone, tokens: Tensor, failures: list[str]) -> Iterator[_Look]:
     model = backbone.module
+    others = _holds_others(model)
     names = {module: name for name, module in model.named_modules()}
     called: list[str] = []
 
@@ -254,11 +275,23 @@ def _interface_route(backbone: Backbone, tokens: Tensor, failures: list[str]) ->
                 continue
         if called and outside and not seen.elsewhere:
             failures.append(f"part of its attention ({outside[0]}) runs outside transformers' attention interface")
+        elif called and others and (unread := _unread(backbone, tokens, additive_mask)):
+            failures.append(unread)
         elif called:
             layers = layer_numbers(called)
             seen.heads = {layers[name]: seen.heads[index] for index, name in enumerate(dict.fromkeys(called))}
             route = Route(path="interface", layers=layers, calls=len(called), additive_mask=additive_mask)
             yield _Look(route=route, seen=seen, output=output)
+
+
+def _unread(backbone: Backbone, tokens: Tensor, additive_mask: bool) -> str | None:
+    """Why part of the attention would go unseen outside of our attention function; None where there is no such part."""
+    rows = _and_edited(tokens)
+    noting = Noting(*rows.shape)
+    ours = installed(backbone.module, lambda attention: None, lambda module: (0, 0), additive_mask=additive_mask)
+    with torch.no_grad(), evaluating(backbone.module), noting, ours:
+        backbone.run(rows)
+    return noting.reason
 
 
 def _hooks_route(backbone: Backbone, tokens: Tensor, failures: list[str]) -> Iterator[_Look]:

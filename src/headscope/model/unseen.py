@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from headscope.model.product import SOFTMAXES, TIMES, axes_of, tensors_in
 
@@ -104,3 +105,21 @@ class Unseen:
             other = "a sink, other keys, chunks, patches or another order of axes"
             why = f"and is not one from each of its {self.n_tokens} tokens to each ({other})"
         self.reason = self.reason or f"{what} {why}, so part of its attention would go unseen"
+
+
+class Noting(TorchFunctionMode):
+    """Within the block, what is computed outside of our attention function is noted."""
+
+    def __init__(self, n_rows: int, n_tokens: int) -> None:
+        super().__init__()
+        self._unseen = Unseen(n_rows, n_tokens)
+
+    @property
+    def reason(self) -> str | None:
+        """As `Unseen.reason`."""
+        return self._unseen.reason
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self._unseen.note(func, args, kwargs or {}, result)
+        return result
