@@ -127,9 +127,9 @@ def planted(seed: int = 0) -> Planted:
         heads[layer] = [filled[index] for index in torch.randperm(n_heads, generator=random).tolist()]
         graded |= {rank: HeadId(layer, index) for index, (rank, _) in enumerate(heads[layer]) if rank is not None}
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.device("meta"):  # no weights are drawn that are not kept
         model = GPT2LMHeadModel(config).eval()
-    weights = {name: torch.zeros_like(weight) for name, weight in model.state_dict().items()}
+    weights = {name: torch.zeros(weight.shape) for name, weight in model.state_dict().items()}
     for name, weight in weights.items():
         if ".ln_" in name and name.endswith(".weight"):
             weight.fill_(math.sqrt(LAYER_NORM_EPSILON))
@@ -158,7 +158,7 @@ def planted(seed: int = 0) -> Planted:
         weights[at + "mlp.c_proj.weight"].copy_(
             MLP_SHARE / math.sqrt(inner * d_model) * _normal(inner, d_model, random)
         )
-    model.load_state_dict(weights)
+    model.load_state_dict(weights, assign=True)
     return Planted(model=model, graded=tuple(graded[rank] for rank in sorted(graded)), bos_token_id=bos)
 
 

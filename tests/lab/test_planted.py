@@ -26,8 +26,8 @@ def built() -> Planted:
 @pytest.fixture(scope="module")
 def tokens(built):
     generator = torch.Generator().manual_seed(3)
-    r = torch.stack([torch.randperm(built.bos_token_id, generator=generator)[:PERIOD] for _ in range(2)])
-    return torch.cat([torch.full((len(r), 1), built.bos_token_id), r, r], dim=1)
+    r = torch.randperm(built.bos_token_id, generator=generator)[None, :PERIOD]
+    return torch.cat([torch.full((1, 1), built.bos_token_id), r, r], dim=1)
 
 
 @contextmanager
@@ -116,4 +116,4 @@ def test_the_same_seed_gives_the_same_model_and_leaves_the_callers(built):
     assert again.graded == built.graded
     # To rounding: the fixture may have been built on another number of threads.
     for one, two in zip(again.model.parameters(), built.model.parameters(), strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-3)
+        assert ((one - two).abs() <= 1e-3 + 1e-3 * two.abs()).all()
