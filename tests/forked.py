@@ -18,7 +18,14 @@ from multiprocessing.connection import Connection, Pipe
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["torch", "transformers", "transformers.modeling_utils", "transformers.models.auto.modeling_auto", "headscope"]
+    [
+        "torch",
+        "transformers",
+        "transformers.modeling_utils",
+        "transformers.models.auto.modeling_auto",
+        "scipy.stats",
+        "headscope",
+    ]
 )
 
 

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import accelerate
 import pytest
@@ -28,10 +24,11 @@ from headscope.model.replay import _unembeds_alone, restarts
 from headscope.model.weights import layer_weights, vocabulary
 from headscope.records.codec import encode
 from headscope.training.demo import demo_path
+from tests import forked
 from tests.model.alike import difference
 from tests.model.places import FIRST, SECOND, spread, two_devices
+from tests.model.two_processes import compare
 
-HERE = Path(__file__).parent
 ROUNDING = 2**10 * torch.finfo(torch.float32).eps
 """1.2e-4: losses of about 7 nats, summed in another order in each of a few dozen products (1.1e-5 was seen)."""
 
@@ -44,17 +41,13 @@ def test_heads_split_over_two_processes_are_seen_whole_and_give_the_same_numbers
         folders.append(str(tmp_path / family))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(HERE / "two_processes.py"), *folders],
-            env={**os.environ, **where, "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE,
-        )
-        for rank in ("0", "1")
-    ]
-    documents = [json.loads(process.communicate(timeout=300)[0]) for process in running]
+        port = free.getsockname()[1]
+    running = [forked.Forked(compare, rank, port, *folders) for rank in range(2)]
+    documents = []
+    for process in running:
+        printed, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+        documents.append(json.loads(printed))
     assert documents[0] == documents[1], "every process sees the same"
     for folder, found in documents[0].items():
         assert found["heads"] == [2 * found["own_heads"]] * 2, folder
