@@ -6,7 +6,7 @@ import dataclasses
 
 from headscope.explore.reading import Reader
 from headscope.explore.starting import starts
-from tests.explore.test_live import show  # noqa: F401  # the fixture that opens the page
+from tests.explore.test_live import show, window  # noqa: F401  # the fixtures that open the page
 from tests.widths import EVERYWHERE, turned
 
 

@@ -8,7 +8,7 @@ import io
 import re
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
 
@@ -22,6 +22,7 @@ from headscope.explore.against import Against
 from headscope.explore.reading import Reader
 from tests.axe import violations
 from tests.widths import EVERYWHERE, turned
+from tests.window import Window
 
 PATIENCE_S = 30
 TYPED = "The quick brown fox jumps. The quick brown fox ju"
@@ -38,9 +39,9 @@ class Opened:
 
     page: Page
     port: int
-    console: list[str] = field(default_factory=list)
-    outside: list[str] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
+    console: list[str]
+    outside: list[str]
+    asked: list[str]
 
     def assert_quiet(self) -> None:
         assert self.console == []
@@ -71,10 +72,18 @@ class Opened:
         }
 
 
+@pytest.fixture(scope="session")
+def window(browser: Browser) -> Iterator[Window]:
+    """A window that may use the clipboard."""
+    opened = Window(browser, permissions=["clipboard-read", "clipboard-write"])
+    yield opened
+    opened.close()
+
+
 @pytest.fixture
-def show(browser: Browser, running: Any) -> Iterator[Callable[..., Opened]]:
+def show(window: Window, running: Any) -> Iterator[Callable[..., Opened]]:
     """Serve and open: `show(width=820, dark=True, state="&text=...")`; the report comes last, if none is named."""
-    contexts, closing = [], threading.Event()
+    closing = threading.Event()
 
     def later(model: Any, **options: Any) -> Any:
         closing.wait()
@@ -92,34 +101,32 @@ def show(browser: Browser, running: Any) -> Iterator[Callable[..., Opened]]:
         wait: bool = True,
     ) -> Opened:
         server = running(report=report, against=against, **({"reader": reader} if reader else {}))
-        context = browser.new_context(
-            viewport={"width": width, "height": 900},
-            color_scheme="dark" if dark else "light",
-            accept_downloads=True,
-            permissions=["clipboard-read", "clipboard-write"],
-        )
-        contexts.append(context)
-        opened = Opened(context.new_page(), server.port)
         home = f"http://127.0.0.1:{server.port}/"
+        console: list[str] = []
+        outside: list[str] = []
+        asked: list[str] = []
 
         def note(request: Any) -> None:
-            opened.asked.append(request.url)
+            asked.append(request.url)
             if not request.url.startswith((home, "blob:")):
-                opened.outside.append(request.url)
+                outside.append(request.url)
 
-        opened.page.on("console", lambda one: opened.console.append(one.text))
-        opened.page.on("pageerror", lambda one: opened.console.append(str(one)))
-        opened.page.on("request", note)
-        opened.page.goto(f"{home}#token={server.token if token is None else token}{state}")
+        page = window.page(
+            width=width,
+            dark=dark,
+            console=lambda one: console.append(one.text),
+            pageerror=lambda one: console.append(str(one)),
+            request=note,
+        )
+        page.goto(f"{home}#token={server.token if token is None else token}{state}")
         if wait:
-            opened.page.wait_for_selector("#writes table")
-            opened.page.wait_for_selector("#pattern-yours canvas")
-        return opened
+            page.wait_for_selector("#writes table")
+            page.wait_for_selector("#pattern-yours canvas")
+        return Opened(page, server.port, console, outside, asked)
 
     yield run
     closing.set()
-    for context in contexts:
-        context.close()
+    window.take_back()
 
 
 def test_a_head_is_switched_off_and_the_repeated_token_falls(show, reader, eager):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from headscope.evidence.scan.result import Scan
 from headscope.evidence.verify.result import Verification
 from headscope.model.scope import LOCK
 from headscope.page.report import report_document, write_page
+from tests.window import Window
 
 
 @dataclass(frozen=True)
@@ -60,43 +61,47 @@ class Opened:
     """A page, and what it did that it should not."""
 
     page: Page
-    console: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
+    console: list[str]
+    requests: list[str]
 
     def assert_quiet(self) -> None:
         assert self.console == []
         assert self.requests == []
 
 
+@pytest.fixture(scope="session")
+def window(browser: Browser) -> Iterator[Window]:
+    """A window that has no network."""
+    opened = Window(browser, offline=True)
+    yield opened
+    opened.close()
+
+
 @pytest.fixture
-def show(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
+def show(window: Window, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
     """Open a page with no network: a report's document, or a file: `show(document, width=820, dark=True)`."""
-    contexts = []
 
     def run(what: dict[str, Any] | Path, *, width: int = 1280, dark: bool = False, edit: Any = None) -> Opened:
         path = what if isinstance(what, Path) else write_page(what, tmp_path / "page.html")
         if edit is not None:
             path.write_text(edit(path.read_text()))
-        context = browser.new_context(
-            viewport={"width": width, "height": 900},
-            color_scheme="dark" if dark else "light",
-            offline=True,
-            accept_downloads=True,
+        console: list[str] = []
+        requests: list[str] = []
+        page = window.page(
+            width=width,
+            dark=dark,
+            console=lambda one: console.append(one.text),
+            pageerror=lambda one: console.append(str(one)),
+            request=lambda one: requests.append(one.url) if one.url != path.as_uri() else None,
         )
-        contexts.append(context)
-        opened = Opened(context.new_page())
-        opened.page.on("console", lambda one: opened.console.append(one.text))
-        opened.page.on("pageerror", lambda one: opened.console.append(str(one)))
-        opened.page.on("request", lambda one: opened.requests.append(one.url) if one.url != path.as_uri() else None)
-        opened.page.goto(path.as_uri())
+        page.goto(path.as_uri())
         if what is path:
-            opened.page.wait_for_selector("main svg")
+            page.wait_for_selector("main svg")
         else:
-            opened.page.wait_for_selector("#head-map svg")
-            opened.page.wait_for_selector("canvas.pattern")
-            opened.page.wait_for_selector("#made h2")  # the last part: they are drawn one after the other
-        return opened
+            page.wait_for_selector("#head-map svg")
+            page.wait_for_selector("canvas.pattern")
+            page.wait_for_selector("#made h2")  # the last part: they are drawn one after the other
+        return Opened(page, console, requests)
 
     yield run
-    for context in contexts:
-        context.close()
+    window.take_back()
