@@ -401,10 +401,10 @@ def assemble(
         bos_token_id=START_TOKEN_ID,
         eos_token_id=None,
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.device("meta"):  # no weights are drawn that are not kept
         model = GPT2LMHeadModel(config).eval()
     basis = random_basis(n_directions, d_model, random)
-    weights = {name: torch.zeros_like(weight) for name, weight in model.state_dict().items()}
+    weights = {name: torch.zeros(weight.shape) for name, weight in model.state_dict().items()}
     for name, weight in weights.items():
         if ".ln_" in name and name.endswith(".weight"):
             weight.fill_(math.sqrt(LAYER_NORM_EPSILON))
@@ -432,7 +432,7 @@ def assemble(
         weights[at + "c_fc.bias"].fill_(LINEAR)
         weights[at + "c_proj.weight"].copy_(write @ basis)
         weights[at + "c_proj.bias"].copy_(-LINEAR * write.sum(0) @ basis)
-    model.load_state_dict(weights)
+    model.load_state_dict(weights, assign=True)
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import shlex
 import sys
@@ -98,15 +99,21 @@ class Provenance:
     @classmethod
     def of(cls, model: Model, *, kernels: Iterable[str], seed: int | None) -> Provenance:
         """What a result keeps of the running program."""
-        packages = ("headscope", "torch", "transformers")
         return cls(
             dtype=str(model.dtype).removeprefix("torch."),
             device=str(model.device),
             kernels=tuple(sorted(kernels)),
             seed=seed,
-            versions={name: version(name) for name in packages} | {"python": platform.python_version()},
+            versions=dict(_versions()),
             command=program(),
         )
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Read once: each is a file of its package."""
+    packages = ("headscope", "torch", "transformers")
+    return {name: version(name) for name in packages} | {"python": platform.python_version()}
 
 
 def program() -> str:
