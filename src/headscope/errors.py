@@ -19,7 +19,7 @@ from __future__ import annotations
 
 
 class HeadscopeError(Exception):
-    """Root of every error that the user can mend."""
+    """Root of every error that the user can fix."""
 
 
 class ModelError(HeadscopeError):

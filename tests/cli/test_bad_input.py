@@ -155,7 +155,7 @@ def test_where_results_cannot_be_saved_is_told_before_any_work(arguments, folder
     for place, why in (("text.txt/sub/r.svg", "Not a directory"), ("x" * 300, "File name too long")):
         ran = headscope(*arguments, folders / place)
         assert (ran.code, ran.out) == (2, "")
-        told = f"{str(folders / place)!r} cannot be written: {why}; mend that, or name another place."
+        told = f"{str(folders / place)!r} cannot be written: {why}; fix that, or name another place."
         assert ran.err == f"headscope: {told}\n"
 
 
@@ -177,7 +177,7 @@ def test_a_full_disk_is_told_in_one_line(headscope, tmp_path, monkeypatch):
     monkeypatch.setattr("headscope.records.document.write_whole", full)
     ran = headscope("scan", "demo", *SHORT, "--out", tmp_path / "out")
     assert ran.code == 2
-    assert ran.err.endswith("out' cannot be written: No space left on device; mend that, or name another place.\n")
+    assert ran.err.endswith("out' cannot be written: No space left on device; fix that, or name another place.\n")
 
 
 def test_a_defect_of_ours_exits_with_1_and_a_traceback(monkeypatch, headscope):

@@ -175,11 +175,11 @@ def test_short_work_shows_no_bar(terminal, clock):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("scan", "demo", "--text", "FILE", "--period", "9"), "--period is of random prompts, and --text reads yours"),
-        (("scan", "demo", "--tokens", "FILE", "--no-jitter"), "--jitter is of random prompts"),
-        (("scan", "demo", "--text", "FILE", "--seed", "3"), "--seed is of random prompts"),
-        (("sweep", "demo", "--gpus-per-job", "1"), "--gpus-per-job is of Ray"),
-        (("sweep", "demo", "--address", "auto"), "--address is of Ray"),
+        (("scan", "demo", "--text", "FILE", "--period", "9"), "--period is for random prompts, and --text reads yours"),
+        (("scan", "demo", "--tokens", "FILE", "--no-jitter"), "--jitter is for random prompts"),
+        (("scan", "demo", "--text", "FILE", "--seed", "3"), "--seed is for random prompts"),
+        (("sweep", "demo", "--gpus-per-job", "1"), "--gpus-per-job is an option of Ray"),
+        (("sweep", "demo", "--address", "auto"), "--address is an option of Ray"),
     ],
 )
 def test_an_option_that_would_change_nothing_is_refused(headscope, tmp_path, arguments, named):

@@ -228,7 +228,7 @@ def test_going_on_leaves_the_users_own_files_alone(tiny, tmp_path):
 def test_a_damaged_state_and_a_missing_checkpoint_are_named(tiny, tmp_path):
     run(tiny, tmp_path, measure=look)
     (tmp_path / "step-000012").rename(tmp_path / "kept")
-    with pytest.raises(ArgumentError, match=r"goes on from step-000012, which is gone"):
+    with pytest.raises(ArgumentError, match=r"goes on from step-000012, which is missing"):
         run(tiny, tmp_path, measure=look)
     (tmp_path / "kept").rename(tmp_path / "step-000012")
     state = tmp_path / "state.safetensors"

@@ -89,12 +89,12 @@ def test_an_index_does_not_open_a_pickle(folder, tmp_path):
 )
 def test_an_index_stays_in_its_folder(name, allow_pickle, folder):
     index_to(folder, name)
-    assert "outside; mend its index" in str(refusal(folder, allow_pickle=allow_pickle))
+    assert "outside; fix its index" in str(refusal(folder, allow_pickle=allow_pickle))
 
 
 def test_an_absolute_path_in_an_index_is_refused_even_to_the_folder_itself(folder):
     index_to(folder, str(folder / "another.safetensors"))
-    assert "outside; mend its index" in str(refusal(folder))
+    assert "outside; fix its index" in str(refusal(folder))
 
 
 def test_an_index_opens_files_below_the_folder(folder):
@@ -107,7 +107,7 @@ def test_an_index_opens_files_below_the_folder(folder):
 def test_a_config_stays_in_its_folder_too(folder):
     index_to(folder, "x.safetensors")
     edit_config(folder, transformers_weights="../outside.safetensors")
-    assert "outside; mend its index" in str(refusal(folder))
+    assert "outside; fix its index" in str(refusal(folder))
     edit_config(folder, transformers_weights="another.safetensors")
     assert load(folder).check.support == "exact"
 

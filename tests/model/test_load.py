@@ -143,7 +143,7 @@ def test_the_tokenizer_beside_the_weights_is_used(folder):
 @pytest.mark.parametrize("text", ["{", '{"bad": 1}', ""])
 def test_a_broken_tokenizer_is_refused_since_start_and_special_tokens_come_from_it(text, folder):
     (folder / "tokenizer.json").write_text(text)
-    with pytest.raises(ModelError, match=r"tokenizer of .* cannot be read .*; mend its files, or remove them"):
+    with pytest.raises(ModelError, match=r"tokenizer of .* cannot be read .*; fix its files, or remove them"):
         load(folder)
     (folder / "tokenizer.json").unlink()
     assert load(folder).tokenizer is None

@@ -180,7 +180,7 @@ def test_what_cannot_be_kept_ends_the_run_with_one_line(run, tmp_path, monkeypat
     measure = hs.Tracker.measure
     monkeypatch.setattr(hs.Tracker, "measure", lambda self, step, full: measure(self, step=step))
     (tmp_path / "file").write_text("")
-    with pytest.raises(HeadscopeError, match="file' cannot be written: File exists; mend that, and the same call"):
+    with pytest.raises(HeadscopeError, match="file' cannot be written: File exists; fix that, and the same call"):
         hs.emergence(run, revisions="step-000100", keep=tmp_path / "file")
 
 

@@ -65,4 +65,4 @@ def saving(out: Path) -> Generator[None, None, None]:
         yield
     except OSError as error:
         why = error.strerror or str(error)
-        raise ArgumentError(f"{str(out)!r} cannot be written: {why}; mend that, or name another place.") from error
+        raise ArgumentError(f"{str(out)!r} cannot be written: {why}; fix that, or name another place.") from error

@@ -124,7 +124,7 @@ def _refused(error: OSError) -> str:
         return "the working folder is no longer there; go to another with cd, and run this again."
     where = "" if error.filename is None else f"{brief(repr(error.filename))}: "
     what = error.strerror or brief(error)
-    return f"{where}{what}; mend that and run this again. What was saved before is kept."
+    return f"{where}{what}; fix that and run this again. What was saved before is kept."
 
 
 def _silence() -> None:

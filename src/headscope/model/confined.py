@@ -61,18 +61,18 @@ def confined(what: str, action: Callable[[], Any]) -> Any:
         os.waitpid(child, 0)
     if text is None:
         raise ModelError(
-            f"{what} takes more than {SECONDS:.0f} seconds, or gives more than {MOST_ANSWER:,} bytes; mend the model's "
+            f"{what} takes more than {SECONDS:.0f} seconds, or gives more than {MOST_ANSWER:,} bytes; fix the model's "
             "files, or give token ids."
         )
     try:
         answer = json.loads(text)
     except ValueError:
         raise ModelError(
-            f"{what} takes more than {MOST_BYTES / 1e9:.1f} GB of memory, or breaks down; mend the model's files, or "
+            f"{what} takes more than {MOST_BYTES / 1e9:.1f} GB of memory, or breaks down; fix the model's files, or "
             "give token ids."
         ) from None
     if "failed" in answer:
-        raise ModelError(f"{what} fails ({brief(answer['failed'])}); mend the model's files, or give token ids.")
+        raise ModelError(f"{what} fails ({brief(answer['failed'])}); fix the model's files, or give token ids.")
     return answer["gives"]
 
 

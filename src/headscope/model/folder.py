@@ -338,13 +338,13 @@ def _refuse_large(path: Path) -> None:
     except OSError as error:
         raise ModelError(f"{brief(path)} cannot be read: {_why(error)}.") from error
     if size > MOST_TEXT:
-        raise ModelError(f"{brief(path)} has {size:,} bytes, and at most {MOST_TEXT:,} are read; mend the file.")
+        raise ModelError(f"{brief(path)} has {size:,} bytes, and at most {MOST_TEXT:,} are read; fix the file.")
 
 
 def _refuse_name(folder: Path, name: str, allow_pickle: bool) -> None:
     """Raise unless a file of weights has the name of one: inside the folder, and safetensors if pickles are not let."""
     if os.path.isabs(name) or ".." in Path(name).parts or "\0" in name:
-        raise ModelError(f"the weights of {str(folder)!r} are to be read from {brief(name)}, outside; mend its index.")
+        raise ModelError(f"the weights of {str(folder)!r} are to be read from {brief(name)}, outside; fix its index.")
     if not (allow_pickle or name.endswith(".safetensors")):
         raise _only_pickles(folder, name)
 

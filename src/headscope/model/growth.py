@@ -44,13 +44,13 @@ def refuse_growing(source: str, tokenizer: Any) -> None:
         grows = _growth(_state(getattr(backend, part, None)))
         if grows > MOST_GROWTH:
             raise ModelError(
-                f"the {part} of {source!r} can make a text more than {MOST_GROWTH:,} times as long; mend its "
+                f"the {part} of {source!r} can make a text more than {MOST_GROWTH:,} times as long; fix its "
                 "tokenizer.json, or remove the tokenizer's files to go on with token ids alone."
             )
     added = _added(_state(getattr(backend, "post_processor", None)))
     if added > MOST_ADDED:
         raise ModelError(
-            f"the tokenizer of {source!r} adds {added:,} tokens to each text, and at most {MOST_ADDED} are taken; mend "
+            f"the tokenizer of {source!r} adds {added:,} tokens to each text, and at most {MOST_ADDED} are taken; repair "
             "its tokenizer.json, or remove the tokenizer's files to go on with token ids alone."
         )
 

@@ -36,7 +36,7 @@ def tokenizing(model_id: str) -> Generator[None, None, None]:
         if not (isinstance(error, Exception) or is_panic(error)):
             raise
         raise TokenError(
-            f"the tokenizer of {model_id} fails on this text ({type(error).__name__}: {brief(error)}); mend its files, "
+            f"the tokenizer of {model_id} fails on this text ({type(error).__name__}: {brief(error)}); fix its files, "
             "or give token ids."
         ) from error
 

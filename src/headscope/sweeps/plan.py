@@ -158,7 +158,7 @@ def make_plan(
         except HeadscopeError as found:
             error = found
         except OSError as found:
-            error = ModelError(f"{model!r} cannot be read: {found.strerror or found}; mend that, and sweep again.")
+            error = ModelError(f"{model!r} cannot be read: {found.strerror or found}; fix that, and sweep again.")
         for kind, values in full.items():
             job = Job(model=model, revision=revision, content=content, what=kind, settings=values, dtype=dtype)
             if error is None:

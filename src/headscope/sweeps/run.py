@@ -50,7 +50,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """From an exception: the user's to mend, a lack of memory, or a defect."""
+        """From an exception: the user's to fix, a lack of memory, or a defect."""
         text = "".join(traceback.format_exception(error))
         return cls(reason=_reason(error), error=type(error).__name__, traceback=text)
 

@@ -201,7 +201,7 @@ class RunFolder:
             raise self._damaged(path, error) from error
         if not self.checkpoint(state.step).is_dir():
             raise ArgumentError(
-                f"{str(path)!r} goes on from {self.checkpoint(state.step).name}, which is gone; put it back, or name "
+                f"{str(path)!r} goes on from {self.checkpoint(state.step).name}, which is missing; restore it, or name "
                 "another folder."
             )
         return state
@@ -225,7 +225,7 @@ class RunFolder:
             kept = f"the newest checkpoint is {whole[-1]}" if whole else "there is no checkpoint yet"
             reason = getattr(error, "strerror", None) or str(error)
             raise HeadscopeError(
-                f"{str(self.root)!r} cannot be written: {reason}; {kept}. Mend that and run the same command to go on."
+                f"{str(self.root)!r} cannot be written: {reason}; {kept}. Fix that and run the same command to go on."
             ) from error
 
 

@@ -38,7 +38,7 @@ def circuit(
     Example: `headscope circuit demo --out results/demo`
     """
     if n_prompts < 2:
-        raise ArgumentError(f"--n-prompts {n_prompts}; a circuit needs intervals, and those at least 2 prompts.")
+        raise ArgumentError(f"--n-prompts {n_prompts}; a circuit needs intervals, and an interval at least 2 prompts.")
     check_out(out)
     loaded = opening.opened()
     from headscope.cli.progress import bars

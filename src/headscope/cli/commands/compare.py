@@ -69,7 +69,7 @@ def compare(
     if len(models) < 2:
         raise ArgumentError(f"{len(models)} model was given; compare needs at least two, like: headscope compare A B.")
     if n_prompts is not None and n_prompts < 2:
-        raise ArgumentError(f"--n-prompts {n_prompts}; differences need intervals, and those at least 2 prompts.")
+        raise ArgumentError(f"--n-prompts {n_prompts}; differences need intervals, and an interval at least 2 prompts.")
     dtypes = _each("--dtype", dtype or ["auto"], models)
     revisions = _each("--revision", revision or [None], models)
     check_out(out)

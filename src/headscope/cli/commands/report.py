@@ -59,7 +59,7 @@ def report(
     `headscope report demo --from results/demo`
     """
     if n_prompts is not None and n_prompts < 2:
-        raise ArgumentError(f"--n-prompts {n_prompts}; verdicts need intervals, and those at least 2 prompts.")
+        raise ArgumentError(f"--n-prompts {n_prompts}; verdicts need intervals, and an interval at least 2 prompts.")
     announce(f"{opening.model}: scan, verify and circuit, then the page; the model is opened first")
     loaded = opening.opened()
     from headscope.cli.progress import bars

@@ -78,7 +78,7 @@ def scan(
 def _refuse(drawn: dict[str, Any], own: str) -> None:
     """Options of random prompts change nothing where the user's own are read."""
     if given := [name.replace("_", "-") for name, one in drawn.items() if one is not None]:
-        raise ArgumentError(f"--{given[0]} is of random prompts, and {own} reads yours; leave one of them out.")
+        raise ArgumentError(f"--{given[0]} is for random prompts, and {own} reads yours; leave one of them out.")
 
 
 def _given(model: Model, text: Path | None, tokens: Path | None) -> Probe | None:

@@ -61,7 +61,7 @@ def sweep(
     of_ray = {"--address": address, "--cpus-per-job": cpus_per_job, "--gpus-per-job": gpus_per_job}
     if engine == "inline" and (given := [name for name, one in of_ray.items() if one is not None]):
         raise ArgumentError(
-            f"{given[0]} is of Ray, and the jobs run in this process; add --engine ray or leave it out."
+            f"{given[0]} is an option of Ray, and the jobs run in this process; add --engine ray or leave it out."
         )
     asked = read_wanted(wanted) if wanted is not None else Wanted(settings={})
     kinds = what or list(asked.what) or ["scan"]

@@ -51,7 +51,7 @@ def verify(
     from headscope.probes import repeated_tokens
 
     if n_prompts < 2:
-        raise ArgumentError(f"--n-prompts {n_prompts}; verdicts need intervals, and those at least 2 prompts.")
+        raise ArgumentError(f"--n-prompts {n_prompts}; verdicts need intervals, and an interval at least 2 prompts.")
     with bars() as progress:
         result = run(
             loaded,

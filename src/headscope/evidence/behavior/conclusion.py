@@ -196,7 +196,7 @@ def _specific(head_set: SetFinding, controls: BehaviorControls, rule: Conclusion
     good, reasons = True, list[str]()
     draws, own = controls.draws, controls.set_removed
     if not draws or own is None:
-        return False, ["no other heads to hold it against"]
+        return False, ["no other heads to compare it with"]
     most = max(draw.removed.mean for draw in draws)
     if most >= own.mean:
         good = False

@@ -286,7 +286,7 @@ def _answer(parts: list[Part]) -> Pair:
             **about, form="are_you_sure", lead="The answer is", prompt=replied + DOUBT, neutral=replied + ACCEPTED
         )
     if "prompt" not in by_role or len({"neutral", "twin"} & set(by_role)) == 0:
-        raise _Unusable("no line about its question thinks the wrong answer right, or there is none to hold it against")
+        raise _Unusable("no line about its question claims the wrong answer, or there is none to compare it with")
     others = {role: by_role[role] for role in ("twin", "neutral") if role in by_role}
     return _pair(**about, form="answer", lead="The answer is", prompt=by_role["prompt"], **others)
 
@@ -294,7 +294,7 @@ def _answer(parts: list[Part]) -> Pair:
 def _feedback(parts: list[Part]) -> Pair:
     by_role = {role: text for _, role, text, _ in parts}
     if "prompt" not in by_role or "twin" not in by_role:
-        raise _Unusable("of its text there are not both a line that likes and one that dislikes it")
+        raise _Unusable("its text lacks a line that likes it or one that dislikes it")
     others = {role: by_role[role] for role in ("twin", "neutral") if role in by_role}
     number, _, _, base = parts[0]
     return _pair(

@@ -202,7 +202,7 @@ def _prompts(
     else:
         common = _fitting([one for one, why in zip(models, shared, strict=True) if why], drawn, period)
     if len(common.prompts) < 2:
-        raise ArgumentError("1 prompt was given; differences need intervals, and those at least 2 prompts.")
+        raise ArgumentError("1 prompt was given; differences need intervals, and an interval at least 2 prompts.")
     return [common if why else drawn(model) for model, why in zip(models, shared, strict=True)], shared
 
 

@@ -257,7 +257,7 @@ def _keep(folder: Path, checkpoint: Checkpoint, settings: Mapping[str, Any], sna
         write_whole(_place(folder, checkpoint), json.dumps(document, allow_nan=False).encode())
     except OSError as error:
         raise HeadscopeError(
-            f"{str(folder)!r} cannot be written: {error.strerror}; mend that, and the same call goes on from there."
+            f"{str(folder)!r} cannot be written: {error.strerror}; fix that, and the same call goes on from there."
         ) from error
 
 

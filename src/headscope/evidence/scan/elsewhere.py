@@ -90,7 +90,7 @@ def elsewhere(
             "scan repeated_tokens, the default, to get code that draws the same prompts."
         )
     if head.call:
-        raise ArgumentError(f"{head} is a later call of a looped layer, which the other library does not tell.")
+        raise ArgumentError(f"{head} is a later call of a looped layer, which the other library does not distinguish.")
     # A model object without a name goes by its class; hub ids of one word and `demo` are in lower case.
     if info.id.isidentifier() and info.id[0].isupper():
         model = f"hs.load(model)  # the {info.id} that was scanned"

@@ -249,7 +249,7 @@ def tokenizer_of(source: str, common: dict[str, Any]) -> Any | None:
         if not os.path.isdir(folder) and isinstance(error, (OSError, ValueError, TypeError, KeyError)):
             return None  # a hub model without one
         raise ModelError(
-            f"the tokenizer of {source!r} cannot be read ({first_line(error)}); mend its files, or remove them to go "
+            f"the tokenizer of {source!r} cannot be read ({first_line(error)}); fix its files, or remove them to go "
             "on with token ids alone."
         ) from error
     # Where a folder has no tokenizer files, some classes come back with special tokens only.
