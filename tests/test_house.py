@@ -178,7 +178,8 @@ SAY_PLAINLY = re.compile(
     re.IGNORECASE,
 )
 FORMER_NAMES = re.compile(
-    r"\b(World|twins(?!\")|[tT]eam|(?<!Transformer )Circuits|Course|[dD]esk|Aside|[bB]ench|Meter|Swap|Sheet|hush)\b"
+    r"\b(World|twins(?!\")|[tT]eam|(?<!Transformer )Circuits|[cC]ourse|[dD]esk|Aside|[bB]ench|[mM]eter|Swap|"
+    r"[sS]heet|hush)\b"
 )
 """Words for which there is a better one; `twin` remains the name of a field of behaviours' pairs."""
 PATHS_THAT_WERE = ROOT / "src/headscope/moved.py"

@@ -349,7 +349,7 @@ def raced(monkeypatch, exact, first_order=None, *, top=1, confidence=0.95, negli
         return exact[np.ix_(rows, list(part))]
 
     monkeypatch.setattr(every_head, "gradients", made_up)
-    monkeypatch.setattr(every_head._Course, "_ablated", table)
+    monkeypatch.setattr(every_head._Measurement, "_ablated", table)
     options = {"top": top, "confidence": confidence, "negligible": negligible}
     probe = repeats(model, n_prompts)
     if chosen is not None:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from headscope.errors import ArgumentError, NonFiniteError, ShapeError, TokenError
 from headscope.heads import HeadId
-from headscope.interventions.choices import Choices, ChoiceSheet
+from headscope.interventions.choices import Choices, ChoiceTargets
 from headscope.model.attention import Attention
 from headscope.model.interface import Visit
 from headscope.model.load import Model
@@ -272,9 +272,9 @@ def _losses(
     base: AblatedHeads,
 ) -> Losses:
     """Losses of all worlds in some prompts of one length."""
-    model, sheet = ablator.model, sheet_of(prompts, queries, index)
+    model, targets = ablator.model, targets_of(prompts, queries, index)
     substitute = (
-        ablator.substitutes(sheet.index, sheet.tokens.shape[1])
+        ablator.substitutes(targets.index, targets.tokens.shape[1])
         if base or any(world != base for world in worlds)
         else None
     )
@@ -295,20 +295,20 @@ def _losses(
 
         return visit
 
-    replay = Replay(model, torch.from_numpy(sheet.tokens).to(model.device))
-    places = sheet.places(1).to(model.device)
-    first = sheet.losses(replay.clean(editing([base]) if base else None, places=places), 1)
+    replay = Replay(model, torch.from_numpy(targets.tokens).to(model.device))
+    places = targets.places(1).to(model.device)
+    first = targets.losses(replay.clean(editing([base]) if base else None, places=places), 1)
     found = {kind: np.repeat(values, len(worlds), axis=0) for kind, values in first.items()}
     edited = [number for number, world in enumerate(worlds) if world != base]
     start = {number: min(_start(replay, model, head) for head in worlds[number] ^ base) for number in edited}
-    size = max(1, min(_limit(BATCH_TOKENS, model) // sheet.tokens.size, _logits(model) // sheet.n_places))
+    size = max(1, min(_limit(BATCH_TOKENS, model) // targets.tokens.size, _logits(model) // targets.n_places))
 
     def run(part: Sequence[int]) -> Losses:
         n_copies = len(part)
         begin = min(start[number] for number in part)
-        places = sheet.places(n_copies).to(model.device)
+        places = targets.places(n_copies).to(model.device)
         visit = editing([worlds[number] for number in part])
-        return sheet.losses(replay.logits(visit, start=begin, copies=n_copies, places=places), n_copies)
+        return targets.losses(replay.logits(visit, start=begin, copies=n_copies, places=places), n_copies)
 
     for together in _together(edited, start, size):
         for part, values in in_batches(together, len(together), run):
@@ -350,7 +350,7 @@ class LossTargets:
     """Which prompts."""
     tokens: np.ndarray
     row: np.ndarray
-    """[query]: the prompt's place in this sheet."""
+    """[query]: the prompt's place in this targets."""
     query: np.ndarray
     """[query]: position, each place once."""
     weights: dict[str, np.ndarray]
@@ -401,9 +401,11 @@ class LossTargets:
         return torch.from_numpy(self.tokens[self.row, self.query + 1]).to(device)
 
 
-def sheet_of(prompts: Sequence[Tokens], queries: Queries | Choices, index: Sequence[int]) -> LossTargets | ChoiceSheet:
+def targets_of(
+    prompts: Sequence[Tokens], queries: Queries | Choices, index: Sequence[int]
+) -> LossTargets | ChoiceTargets:
     """What is asked of these prompts, which have one length."""
-    return queries.sheet(prompts, index) if isinstance(queries, Choices) else LossTargets.of(prompts, queries, index)
+    return queries.targets(prompts, index) if isinstance(queries, Choices) else LossTargets.of(prompts, queries, index)
 
 
 def token_losses(logits: Float[Tensor, "token vocabulary"], target: Tensor) -> Float[Tensor, " token"]:

@@ -37,9 +37,9 @@ class Choices:
         """What is measured."""
         return (KIND,)
 
-    def sheet(self, prompts: Sequence[Tokens], index: Sequence[int]) -> ChoiceSheet:
+    def targets(self, prompts: Sequence[Tokens], index: Sequence[int]) -> ChoiceTargets:
         """Those of `index`, whose prompts have one length."""
-        return ChoiceSheet(
+        return ChoiceTargets(
             index=index,
             tokens=np.stack([prompts[one] for one in index]),
             pairs=np.stack([self.first[list(index)], self.second[list(index)]], axis=1),
@@ -47,7 +47,7 @@ class Choices:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ChoiceSheet:
+class ChoiceTargets:
     """Some prompts of one length, and the two tokens between which each is asked."""
 
     index: Sequence[int]

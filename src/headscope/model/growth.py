@@ -50,7 +50,7 @@ def refuse_growing(source: str, tokenizer: Any) -> None:
     added = _added(_state(getattr(backend, "post_processor", None)))
     if added > MOST_ADDED:
         raise ModelError(
-            f"the tokenizer of {source!r} adds {added:,} tokens to each text, and at most {MOST_ADDED} are taken; repair "
+            f"the tokenizer of {source!r} adds {added:,} tokens to each text, and at most {MOST_ADDED} are taken; fix "
             "its tokenizer.json, or remove the tokenizer's files to go on with token ids alone."
         )
 

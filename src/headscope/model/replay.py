@@ -3,7 +3,7 @@
     replay = Replay(model, tokens)          one clean pass; every decoder layer's output is kept
     replay.logits(visit, start=5, copies=8) layers 0 to 4 give what they gave, layers 5 and up compute, 8 times over
 
-No family has code here. The model is called as ever and makes its own masks, rotary tables and final norm; only the
+No family has code here. The model is called as usual and makes its own masks, rotary tables and final norm; only the
 decoder layers before the start return what they returned before. `copies` puts that many copies of every prompt into
 one batch, "worlds" that a visit may edit each in its own way: copy c of prompt b is row c * n_prompts + b.
 

@@ -305,7 +305,7 @@ class Training:
     Args:
         model: Changed in place. Parameters that require no gradient stay as they are.
         sources: Named batch sources; the losses are added.
-        recipe: Learning rate and its course.
+        recipe: Learning rate and its schedule.
         autocast: Run the model in bfloat16, on CUDA; weights and optimizer keep their own precision.
 
     Raises:

@@ -47,7 +47,7 @@ from headscope.interventions.ablation import (
     losses,
     prompts_at_once,
     same_length,
-    sheet_of,
+    targets_of,
 )
 from headscope.interventions.choices import Choices
 from headscope.model.attention import Attention
@@ -198,15 +198,15 @@ def searched(
         raise ArgumentError(f"confidence={confidence}; it needs a number between 0 and 1, like 0.95.")
     started = time.perf_counter()
     queries: Queries = {"second_copy": [one.second for one in check_repeats(probe.prompts)]}
-    course = _Course(ablator=ablator, prompts=probe.prompts, queries=queries, progress=progress)
+    measured = _Measurement(ablator=ablator, prompts=probe.prompts, queries=queries, progress=progress)
     if search == "gradient":
-        found = course.gradient_alone()
+        found = measured.gradient_alone()
     elif search == "race":
-        found = course.race(top, confidence, negligible, chosen)
+        found = measured.race(top, confidence, negligible, chosen)
     else:
-        found = course.exhaustive()
+        found = measured.exhaustive()
     ranked = sorted(found, key=lambda one: ranking(one.delta_loss_nats.mean, one.head))
-    left = [one.head for one in ranked if course.left is None or one.head in course.left][:top]
+    left = [one.head for one in ranked if measured.left is None or one.head in measured.left][:top]
     effects = HeadEffects(
         model=ModelInfo.of(ablator.model),
         search=search,
@@ -216,14 +216,14 @@ def searched(
         heads=tuple(ranked),
         probe=dict(probe.settings),
         corpus=None if ablator.corpus is None else dict(ablator.corpus.settings),
-        n_ablations=course.n_ablations,
+        n_ablations=measured.n_ablations,
         provenance=Provenance.of(ablator.model, kernels=ablator.model.check.kernels, seed=ablator.seed),
         timing=Timing(wall_s=time.perf_counter() - started, tokens=sum(map(len, probe.prompts))),
     )
     return effects, left
 
 
-class _Course:
+class _Measurement:
     """One search."""
 
     def __init__(
@@ -357,12 +357,12 @@ def gradients(
     order = {(head.layer, head.call, head.head): row for row, head in enumerate(heads)}
 
     def run(part: Sequence[int]) -> dict[tuple[int, int], Tensor]:
-        sheet = sheet_of(prompts, asked, part)
+        targets = targets_of(prompts, asked, part)
         device = ablator.model.device
-        replay = Replay(ablator.model, torch.from_numpy(sheet.tokens).to(device))
+        replay = Replay(ablator.model, torch.from_numpy(targets.tokens).to(device))
         zeros: dict[tuple[int, int], Tensor] = {}
         steps: dict[tuple[int, int], Tensor] = {}
-        substitute = ablator.substitutes(part, sheet.tokens.shape[1])
+        substitute = ablator.substitutes(part, targets.tokens.shape[1])
 
         def visit(attention: Attention) -> Tensor:
             at, z = (attention.layer, attention.call), attention.z
@@ -373,8 +373,8 @@ def gradients(
                 steps[at] = ablator.edited(attention, mask, substitute(attention)) - z
             return z + zero
 
-        logits = replay.clean(visit, places=sheet.places(1).to(device), grad=True)
-        slopes = torch.autograd.grad(sheet.total(logits), list(zeros.values()))
+        logits = replay.clean(visit, places=targets.places(1).to(device), grad=True)
+        slopes = torch.autograd.grad(targets.total(logits), list(zeros.values()))
         return {
             at: (widened(slope) * widened(steps[at])).sum((1, 3)).cpu() for at, slope in zip(zeros, slopes, strict=True)
         }

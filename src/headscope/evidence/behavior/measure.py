@@ -63,10 +63,10 @@ class ForwardCounter:
 class ContrastRunner:
     """One contrast as one model reads it."""
 
-    def __init__(self, model: Model, reading: Reading, meter: ForwardCounter) -> None:
+    def __init__(self, model: Model, reading: Reading, counter: ForwardCounter) -> None:
         self.model: Model = model
         self.reading: Reading = reading
-        self.meter: ForwardCounter = meter
+        self.counter: ForwardCounter = counter
         self.pairs: tuple[Pair, ...] = reading.pairs
         self.facts: np.ndarray = _facts(reading.pairs)
         self.kinds: tuple[PromptKind, ...] = tuple(kind for kind in KINDS if kind in reading.tokens)
@@ -131,7 +131,7 @@ class ContrastRunner:
         distinct = {world: row for row, world in enumerate(dict.fromkeys([frozenset(), *worlds]))}
         asked = self._choices(kind)
         found = losses(intervention, self.reading.tokens[kind], asked, list(distinct), index=chosen.tolist())[KIND]
-        self.meter.add(label, found.size)
+        self.counter.add(label, found.size)
         return found[[distinct[world] for world in worlds]]
 
     def ablated(
@@ -148,7 +148,7 @@ class ContrastRunner:
 
     def patched(self, chosen: Index, worlds: Sequence[AblatedHeads], label: str) -> Float[np.ndarray, "world chosen"]:
         """Drop in d after patching these heads from the contrast prompt."""
-        self.meter.add(label, len(chosen))
+        self.counter.add(label, len(chosen))
         found = self.differences(self._swap(chosen), "prompt", chosen, worlds, label)
         return self.clean["prompt"][chosen] - found
 
@@ -156,7 +156,7 @@ class ContrastRunner:
         self, chosen: Index, heads: Sequence[HeadId], against: PromptKind, label: str
     ) -> Float[np.ndarray, " head"]:
         """First-order estimate of the mean of `patched` for every head alone, from one backward pass."""
-        self.meter.add(label, len(chosen) * (2 + BACKWARD))
+        self.counter.add(label, len(chosen) * (2 + BACKWARD))
         tokens = [self.reading.tokens["prompt"][one] for one in chosen]
         choices = Choices(first=self.reading.answer["prompt"][chosen], second=self.reading.other["prompt"][chosen])
         sources = [self.reading.tokens[against][one] for one in chosen]
@@ -169,7 +169,7 @@ class ContrastRunner:
         prompts = self.reading.tokens[self.calm]
         queries = {"text": [np.arange(len(prompt) - 1) for prompt in prompts]}
         found = losses(ablator, prompts, queries, [frozenset(), heads], index=chosen.tolist())["text"]
-        self.meter.add(label, 2 * len(chosen))
+        self.counter.add(label, 2 * len(chosen))
         return found[1] - found[0]
 
     def looks(
@@ -183,7 +183,7 @@ class ContrastRunner:
         ]
         attention: dict[HeadId, np.ndarray] = {}
         mixed: dict[HeadId, np.ndarray] = {}
-        self.meter.add(label, len(chosen))
+        self.counter.add(label, len(chosen))
 
         def run(part: Sequence[int]) -> None:
             rows = torch.from_numpy(np.stack([prompts[one] for one in part])).to(self.model.device)
@@ -222,7 +222,7 @@ class ContrastRunner:
                 further = texts[at]
                 row = np.concatenate([row, further[1:] if start is not None and further[0] == start else further])
             rows.append(row[:length])
-        self.meter.add("reading", len(rows))
+        self.counter.add("reading", len(rows))
         return tuple(rows)
 
     def _swap(self, chosen: Index) -> ActivationPatch:

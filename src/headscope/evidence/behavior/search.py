@@ -117,8 +117,8 @@ def behavior(
     started = time.perf_counter()
     readings = [read_pairs(model, contrast) for contrast in contrasts]
     n_prompts = sum(len(tokens) for reading in readings for tokens in reading.tokens.values())
-    meter = ForwardCounter(n_prompts + BEYOND, progress)
-    runner, *others = [ContrastRunner(model, reading, meter) for reading in readings]
+    counter = ForwardCounter(n_prompts + BEYOND, progress)
+    runner, *others = [ContrastRunner(model, reading, counter) for reading in readings]
     everyone = np.arange(len(runner.pairs))
     verbatim = np.asarray([pair.verbatim for pair in runner.pairs])
     forms = {form: np.asarray([pair.form == form for pair in runner.pairs]) for form in _forms(runner)}
@@ -160,7 +160,7 @@ def behavior(
         },
         problems=tuple(problem for contrast in contrasts for problem in contrast.problems),
         cost=Cost(
-            forwards=meter.forwards,
+            forwards=counter.forwards,
             exhaustive=len(search.heads) * runner.n_prompts,
             wall_s=time.perf_counter() - started,
         ),
@@ -275,7 +275,7 @@ class _Search:
         except ShapeError:
             return {}
         found = scan(self.model, probe=probe, detectors=["induction"])
-        self.runner.meter.add("scanning", 2 * len(probe.prompts))
+        self.runner.counter.add("scanning", 2 * len(probe.prompts))
         self.induction = tuple(one.head for one in found.heads("induction"))
         return {one.head: one.mean for one in found.scores}
 
