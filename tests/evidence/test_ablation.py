@@ -73,6 +73,20 @@ def probe():
     return hs.probe_tokens(rows(N_PROMPTS, N_TOKENS))
 
 
+def test_a_corpus_is_what_a_probe_is_and_the_loss_says_where_it_is():
+    # Six tokens that never meet twice: no pair repeats, so that the loss is that of all tokens.
+    model, ids = loaded("llama"), torch.arange(3, 9)[None].repeat(4, 1) + torch.arange(4)[:, None]
+    given = [ids.tolist(), ids, hs.probe_tokens(ids)]
+    found = [hs.ablate(model, "L0H0", probe=rows(1, 6)[:, :6], corpus=one) for one in given]
+    assert found[0].delta_loss_nats == found[1].delta_loss_nats == found[2].delta_loss_nats
+    assert "nats on all tokens, mean)" in repr(found[0])
+    searched = [
+        hs.ablate_each(model, probe=hs.repeated_tokens(model, n_prompts=4, period=3), corpus=one)
+        for one in (torch.cat([ids, ids], 1), hs.probe_tokens(torch.cat([ids, ids], 1)))
+    ]
+    assert searched[0].heads == searched[1].heads
+
+
 def test_means_keep_the_width_of_the_model():
     # z = 1, 1 + 2^-40 and so on: float32 keeps 2^-23 beside 1
     model = hs.load(tiny_causal_lm("llama").double())
@@ -249,7 +263,7 @@ def test_prompts_of_several_lengths_are_scored_each_by_itself(corpus):
 def test_one_prompt_has_no_interval(corpus):
     found = hs.ablate(loaded("gpt2"), "0.1", probe=hs.probe_tokens(rows(1, 9)), corpus=corpus)
     assert found.delta_loss_nats.ci95 is None
-    assert "nats, mean)" in repr(found)
+    assert "nats on all tokens, mean)" in repr(found)
 
 
 # ---- worlds

@@ -294,6 +294,17 @@ def test_gradients_flow_through_blocks(monkeypatch):
     torch.testing.assert_close(ours, torch.autograd.grad(reference(q, k, v, rule)[0].square().sum(), inputs))
 
 
+@pytest.mark.parametrize("kernel", [flash, tiled])
+def test_a_row_that_minus_infinity_closes_is_finite(kernel):
+    q, k, v, rule, z, lse = made("left padding")
+    rule = AttentionSpec(scale=0.3, causal=False, bias=rule.bias.masked_fill(kernels.closed(rule.bias), -math.inf))
+    given_z, given_lse = kernel(q, k, v, rule)
+    assert given_z.isfinite().all()
+    assert given_lse.isfinite().all()
+    assert_close(given_z, z, 1e-5)
+    assert_close(given_lse, lse, 1e-5)
+
+
 def test_inputs_are_left_unchanged():
     q, k, v, rule, *_ = made("everything")
     before = [x.clone() for x in (q, k, v, rule.bias, rule.sinks)]

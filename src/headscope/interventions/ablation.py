@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from headscope.model.interface import Visit
 from headscope.model.load import Model
 from headscope.model.memory import in_batches
 from headscope.model.replay import Replay
-from headscope.probes.probe import Probe, Tokens, check_fits
+from headscope.probes.probe import Probe, Tokens, check_fits, probe_of
 
 Method = Literal["zero", "mean", "resample"]
 METHODS: tuple[Method, ...] = ("zero", "mean", "resample")
@@ -109,11 +109,13 @@ class Ablator:
         probe: Probe,
         *,
         method: Method,
-        corpus: Probe | None = None,
+        corpus: Any | None = None,
         positions: tuple[int, int] | None = None,
         seed: int = 0,
     ) -> Ablator:
         """An ablator for a probe's prompts. The default corpus is the controls of further prompts of that probe.
+
+        A corpus is what `probe=` takes: a Probe, token ids, or text.
 
         Raises:
             ArgumentError: an unknown method, no corpus for prompts of your own, or positions outside the prompts.
@@ -138,6 +140,7 @@ class Ablator:
                 )
             corpus = Probe(prompts=further.controls, controls=None, settings={"kind": "controls of further prompts"})
         if corpus is not None:
+            corpus = probe_of(model, corpus)
             check_fits(corpus, model)
             shortest = min(map(len, corpus.prompts))
             if shortest < longest:

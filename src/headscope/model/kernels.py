@@ -214,7 +214,7 @@ def tiled(
         first, last = rule.seen(start, stop, n_key)
         dots = q[:, :, start:stop].to(wide) @ k[:, :, first:last].to(wide).mT
         logits = rule.logits(dots, start, first)
-        rows = torch.logsumexp(logits, dim=-1)
+        rows = torch.logsumexp(logits, dim=-1).clamp(min=torch.finfo(wide).min)  # where all is minus infinity
         if rule.sinks is not None:
             sinks = rule.sinks if rule.sinks.shape[-1] == 1 else rule.sinks[..., start:stop]
             rows = torch.logaddexp(rows, sinks.to(wide))

@@ -136,7 +136,7 @@ def ablate_each(
     top: int = TOP,
     confidence: float = 0.95,
     negligible: float | None = None,
-    corpus: Probe | None = None,
+    corpus: Any | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> HeadEffects:

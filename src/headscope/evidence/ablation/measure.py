@@ -27,7 +27,7 @@ from headscope.evidence.scan.result import Timing
 from headscope.heads import HeadId
 from headscope.interventions.ablation import Ablator, Method, Queries, losses
 from headscope.model.load import Heads, Model, Source, load
-from headscope.probes import Probe, repeated_tokens
+from headscope.probes import repeated_tokens
 from headscope.probes.copies import copies
 from headscope.probes.probe import Tokens, check_fits, probe_of
 from headscope.records.codec import encode
@@ -78,7 +78,7 @@ class Ablation(WrittenDocument):
 
     @property
     def delta_loss_nats(self) -> Estimate:
-        """Change of the second copy's loss; of every token's where nothing repeats."""
+        """Change of the loss on `second_copy`, where every prompt holds a pair of tokens twice; else on all tokens."""
         return self.losses["second_copy" if "second_copy" in self.losses else "text"].delta
 
     def body(self) -> dict[str, Any]:
@@ -88,7 +88,9 @@ class Ablation(WrittenDocument):
     def __repr__(self) -> str:
         delta = self.delta_loss_nats
         interval = "" if delta.ci95 is None else f" [{delta.ci95[0]:+.3f}, {delta.ci95[1]:+.3f}]"
-        return f"Ablation({', '.join(map(str, self.heads))}: {delta.mean:+.3f}{interval} nats, {self.method})"
+        where = "the second copy" if "second_copy" in self.losses else "all tokens"
+        heads = ", ".join(map(str, self.heads))
+        return f"Ablation({heads}: {delta.mean:+.3f}{interval} nats on {where}, {self.method})"
 
 
 def ablate(
@@ -97,7 +99,7 @@ def ablate(
     *,
     probe: Any | None = None,
     method: Method = "mean",
-    corpus: Probe | None = None,
+    corpus: Any | None = None,
     positions: tuple[int, int] | None = None,
     seed: int = 0,
 ) -> Ablation:
