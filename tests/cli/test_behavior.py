@@ -91,7 +91,7 @@ def test_what_has_to_be_changed_is_one_line(headscope, arguments, says):
 def test_sycophancy_in_the_demo_is_copying():
     # Half of its training was random tokens that repeat: it knows no facts and repeats what it is told.
     facts = wrong_facts()
-    found = hs.behavior(replace(facts, pairs=facts.pairs[::7]), "demo")
+    found = hs.behavior(replace(facts, pairs=facts.pairs[::11]), "demo")
     assert found.conclusion == "copying (induction heads)"
     assert set(found.named) <= set(found.controls.induction.heads)
     assert found.score.neutral_accuracy.mean == pytest.approx(0.5, abs=0.15)

@@ -129,10 +129,10 @@ def test_an_installation_without_the_weights_says_so(tmp_path: Path, monkeypatch
 
 
 def test_building_writes_a_folder_that_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    # The real command on two files and three steps a phase: everything but the training itself.
+    # The real command on two files and one step a phase: everything but the training itself.
     texts = [Path(json.__file__).read_text(), Path(os.__file__).read_text()]
     monkeypatch.setattr(demo_training, "stdlib_sources", lambda held_out: texts[:1] if held_out else texts)
-    phases = [{**phase, "recipe": replace(phase["recipe"], n_steps=3, decay_steps=0)} for phase in demo_training.PHASES]
+    phases = [{**phase, "recipe": replace(phase["recipe"], n_steps=1, decay_steps=0)} for phase in demo_training.PHASES]
     assert all(isinstance(phase["recipe"], Recipe) for phase in phases)
     lines: list[str] = []
     record = demo_training.build_demo(tmp_path / "made", phases=phases, report=lines.append)
