@@ -2,7 +2,7 @@
 
 A new window costs a second of processor time, a page that is emptied and used again a third of that. Lent again it is a
 page without content, script or listener; its size and colour are what the next test asks for. Each server of a test has
-a port of its own, and with it a storage of its own.
+a port of its own, and with it a storage of its own. Nothing moves smoothly: what is clicked next stays where it is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Window:
     """`options` are those of `browser.new_context`."""
 
     def __init__(self, browser: Browser, **options: Any) -> None:
-        self._context = browser.new_context(**options)
+        self._context = browser.new_context(reduced_motion="reduce", **options)
         self._pages: list[Page] = []
         self._lent: list[dict[str, Callable[..., None]]] = []
 

@@ -70,7 +70,7 @@ class Opened:
 
 
 @pytest.fixture(scope="session")
-def window(browser: Browser) -> Iterator[Window]:
+def offline(browser: Browser) -> Iterator[Window]:
     """A window that has no network."""
     opened = Window(browser, offline=True)
     yield opened
@@ -78,7 +78,14 @@ def window(browser: Browser) -> Iterator[Window]:
 
 
 @pytest.fixture
-def show(window: Window, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
+def window(offline: Window) -> Iterator[Window]:
+    """The same, for one test."""
+    yield offline
+    offline.take_back()
+
+
+@pytest.fixture
+def show(window: Window, tmp_path: Path) -> Callable[..., Opened]:
     """Open a page with no network: a report's document, or a file: `show(document, width=820, dark=True)`."""
 
     def run(what: dict[str, Any] | Path, *, width: int = 1280, dark: bool = False, edit: Any = None) -> Opened:
@@ -103,5 +110,4 @@ def show(window: Window, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
             page.wait_for_selector("#made h2")  # the last part: they are drawn one after the other
         return Opened(page, console, requests)
 
-    yield run
-    window.take_back()
+    return run

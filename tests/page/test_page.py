@@ -360,15 +360,13 @@ def test_a_large_page_opens(show):
     opened.assert_quiet()
 
 
-def test_another_document_is_refused_in_words(browser, tmp_path):
+def test_another_document_is_refused_in_words(window, tmp_path):
     path = tmp_path / "page.html"
     path.write_text(page_html({"schema": "headscope.scan/1"}, title="x"))
-    context = browser.new_context(offline=True)
-    page = context.new_page()
+    page = window.page(width=1280, dark=False)
     page.goto(path.as_uri())
     page.wait_for_function("document.getElementById('page').textContent.includes('cannot be shown')")
     assert "this page shows headscope.report/1" in page.locator("#page").inner_text()
-    context.close()
 
 
 def test_the_largest_error_of_a_pattern_is_as_stated():

@@ -12,14 +12,16 @@ from headscope.errors import ArgumentError
 from headscope.page.view import PageView
 
 
-def test_a_cell_shows_patterns_roles_and_a_heads_card(browser, made):
+def test_a_cell_shows_patterns_roles_and_a_heads_card(window, made):
     shown = PageView(document=made, height=600)
-    context = browser.new_context(offline=True, viewport={"width": 1000, "height": 700})
-    page = context.new_page()
     console, asked = [], []
-    page.on("console", lambda one: console.append(one.text))
-    page.on("pageerror", lambda one: console.append(str(one)))
-    page.on("request", lambda one: asked.append(one.url))
+    page = window.page(
+        width=1000,
+        dark=False,
+        console=lambda one: console.append(one.text),
+        pageerror=lambda one: console.append(str(one)),
+        request=lambda one: asked.append(one.url),
+    )
     page.set_content(f"<h1>A notebook</h1>{shown._repr_html_()}")
     frame = page.frame_locator("iframe")
     frame.locator("#made h2").wait_for()
@@ -36,7 +38,6 @@ def test_a_cell_shows_patterns_roles_and_a_heads_card(browser, made):
     assert "L1H2" in " ".join(frame.locator(".beside h3").all_inner_texts())
     assert page.evaluate("document.querySelector('iframe').contentDocument") is None, "a sandbox"
     assert (console, [one for one in asked if not one.startswith("about:")]) == ([], [])
-    context.close()
 
 
 def test_it_is_said_in_a_line_and_holds_what_was_measured(results):
