@@ -18,7 +18,7 @@ def folder(results, tmp_path):
 
 
 def test_a_report_of_saved_results_is_that_of_the_results_and_measures_nothing(results, made, folder, monkeypatch):
-    for name in ("read_attention", "verify", "trace_circuit"):
+    for name in ("read_attention", "verified", "trace_circuit"):
         monkeypatch.setattr(module, name, lambda *args, **options: pytest.fail("it was measured again"))
     again = report_document(results.model, **ready(folder))
     assert {name: again[name] for name in ("scan", "verify", "circuit", "finding")} == {
@@ -38,22 +38,22 @@ def test_what_is_missing_is_measured_with_the_settings_that_were_given(results, 
     assert len(set(steps)) > 1
 
 
-def test_stages_are_counted_and_heads_and_top_reach_the_verification(results, monkeypatch):
+def test_stages_are_counted_and_heads_and_top_reach_the_verification_which_gives_the_scan(results, monkeypatch):
     asked, steps = {}, []
 
-    def verify(model, heads, *, probe, top, natural, seed, progress):
+    def verified(model, heads, *, probe, top, natural, seed, progress):
         asked.update(heads=heads, n_prompts=len(probe.prompts), top=top)
         progress("searching", 12, 144)
-        return results.verification
+        return results.verification, results.scan
 
-    monkeypatch.setattr(module, "verify", verify)
-    report_document(
+    monkeypatch.setattr(module, "verified", verified)
+    made = report_document(
         results.model, circuit=results.circuit, heads=["L1H1"], top=2, n_prompts=2, period=5,
         progress=lambda *step: steps.append(step),
     )  # fmt: skip
     assert asked == {"heads": ["L1H1"], "n_prompts": 2, "top": 2}
-    assert steps[0][0] == "1 of 2 scan: reading"
-    assert ("2 of 2 verify: searching", 12, 144) in steps
+    assert steps[0] == ("1 of 1 verify: searching", 12, 144)
+    assert made["scan"] == results.scan.to_dict()
 
 
 @pytest.mark.parametrize(
