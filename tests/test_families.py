@@ -36,7 +36,7 @@ def test_family_is_exact(family):
     assert found.scores_diff <= families.SCORES_TOLERANCE
 
 
-@pytest.mark.parametrize("family", ["bloom", "gptj"])
+@pytest.mark.parametrize("family", ["mpt"])
 def test_family_outside_the_interface_is_degraded_with_its_reason(family):
     found = families.compare(family)
     assert found.verdict == "degraded"
@@ -68,7 +68,8 @@ def test_no_family_is_left_out():
     [
         ("mllama", {}),  # reads tokens that it never predicts
         ("deepseek_v3", {"weights": "latent attention"}),
-        ("gptj", {"circuit": "hides its queries and keys", "weights": "hides queries, keys and values"}),
+        ("gptj", {}),
+        ("mpt", {"circuit": "hides its queries and keys", "weights": "hides queries, keys and values"}),
     ],
 )
 def test_what_else_works_on_a_family(family, refused):

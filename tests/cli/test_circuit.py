@@ -153,22 +153,22 @@ CASES = {
     "a probe past the context": (("circuit", "{llama}", "--period", "120"), "at most 256"),
     "a negative seed": (("circuit", "demo", "--seed", "-1"), "seed=-1"),
     "a folder that is not there": (("circuit", "./nowhere"), "not a folder"),
-    "hidden queries and keys": (("circuit", "{bloom}", "--head", "L1H0"), "hides its queries and keys"),
+    "hidden queries and keys": (("circuit", "{mpt}", "--head", "L1H0"), "hides its queries and keys"),
     "an unknown dtype": (("circuit", "demo", "--dtype", "float31"), "float31.* float32"),
 }
 
 
 @pytest.fixture(scope="module")
-def bloom(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "bloom"
-    tiny_causal_lm("bloom").save_pretrained(folder)
+def mpt(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "mpt"
+    tiny_causal_lm("mpt").save_pretrained(folder)
     return folder
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_bad_input_is_one_line_and_exit_code_2(case, headscope, random_llama, bloom):
+def test_bad_input_is_one_line_and_exit_code_2(case, headscope, random_llama, mpt):
     arguments, said = CASES[case]
-    ran = headscope(*(one.format(llama=random_llama, bloom=bloom) for one in arguments))
+    ran = headscope(*(one.format(llama=random_llama, mpt=mpt) for one in arguments))
     assert ran.code == 2
     assert ran.out == ""
     (line,) = ran.err.splitlines()

@@ -506,7 +506,7 @@ def test_in_a_hybrid_the_first_layer_with_attention_has_no_sender():
     assert trace_circuit(model, verification=called, probe=probe).receivers == ()
 
 
-@pytest.mark.parametrize("family", ["gptj", "bloom"])
+@pytest.mark.parametrize("family", ["mpt"])
 def test_hidden_queries_and_keys_are_refused(family):
     with pytest.raises(UnsupportedModel, match="hides its queries and keys") as caught:
         trace_circuit(tiny_causal_lm(family), ["L1H0"])

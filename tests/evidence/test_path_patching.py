@@ -673,7 +673,7 @@ def test_a_key_outside_the_window_has_no_attention_whatever_is_put_there():
     assert (paths.stripe(paths.clean)[0][~outside] > 0).all()
 
 
-@pytest.mark.parametrize("family", ["gptj", "bloom"])
+@pytest.mark.parametrize("family", ["mpt"])
 def test_a_model_that_hides_its_queries_and_keys_is_refused_in_one_line(family):
     model = hs.load(tiny_causal_lm(family))
     with pytest.raises(UnsupportedModel, match="hides its queries and keys, so no path into them can be patched") as e:

@@ -324,4 +324,4 @@ def test_the_farthest_offset_works():
 @pytest.mark.parametrize("call", [lambda m: ov_table(m, "1.0", [5]), lambda m: virtual_circuit(m, "0.1", "1.0")])
 def test_weights_that_cannot_be_told_apart_are_refused(call):
     with pytest.raises(UnsupportedModel):
-        call(loaded("bloom"))
+        call(loaded("mpt"))

@@ -348,6 +348,6 @@ def test_code_that_could_not_give_the_number_is_refused(demo):
         hs.scan(demo, detectors=[two_back]).to_transformerlens("two_back")
     from benchmarks.tiny import tiny_causal_lm
 
-    watched = hs.scan(tiny_causal_lm("bloom"), probe=hs.probe_tokens(tokens))
+    watched = hs.scan(tiny_causal_lm("mpt"), probe=hs.probe_tokens(tokens))
     with pytest.raises(ArgumentError, match=r"is not known that .* \(degraded: its attention runs in code of its own"):
         watched.to_nnsight("previous_token")

@@ -126,8 +126,8 @@ def test_nothing_is_left_behind_also_after_an_exception(monkeypatch):
 @pytest.mark.parametrize(
     ("family", "layer", "message"),
     [
-        ("bloom", 1, "hides its queries and keys"),
-        ("gptj", 0, "hides its queries and keys"),
+        ("mpt", 1, "hides its queries and keys"),
+        ("mpt", 0, "hides its queries and keys"),
         ("gemma3n_text", 1, "layer 1 of .* cannot be given a residual stream"),  # cannot be started at a layer
         ("hrm_text", 2, "layer 2 of .* cannot be given a residual stream"),  # runs its first layers six times before
         ("llama", 5, "layer 5 of .* cannot be given a residual stream"),

@@ -138,7 +138,7 @@ def test_an_attention_that_is_none_any_more_gives_no_number(hf):
     ("path", "made"),
     [
         ("interface", lambda: tiny_causal_lm("llama")),
-        ("hooks", lambda: tiny_causal_lm("bloom")),
+        ("hooks", lambda: tiny_causal_lm("mpt")),
         ("module", Written),
     ],
 )

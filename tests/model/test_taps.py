@@ -32,8 +32,8 @@ INTERFACE = (
     "diffllama",  # attention called twice a layer
     "hrm_text",  # loops over its layers
 )
-OWN_CODE = ("falcon", "bloom", "gptj")
-FAMILIES = INTERFACE + OWN_CODE
+OWN_CODE = {"falcon": "hooks", "mpt": "hooks", "bloom": "module", "gptj": "module"}
+FAMILIES = (*INTERFACE, *OWN_CODE)
 
 
 def nothing(attention):
@@ -62,7 +62,7 @@ def assert_logits(given, wanted):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_those_of_the_family_s_own_eager_code(family, checked, tokens):
     model, check = checked(family)
-    assert check.route.path == ("hooks" if family in OWN_CODE else "interface")
+    assert check.route.path == OWN_CODE.get(family, "interface")
     visited = []
     ours = forward(model, check.route, tokens, lambda attention: visited.append(attention.layer)).logits
     assert_logits(ours, own_output(model, tokens).logits)

@@ -222,7 +222,7 @@ REFUSED = {
     "gemma4_text": "values are normalised or gated after their projection",
     "inkling_text": "keys mix several positions",
     "diffllama": "made before an earlier attention",
-    "bloom": "hides queries, keys and values",
+    "mpt": "hides queries, keys and values",
 }
 
 

@@ -146,6 +146,10 @@ def hooked(projections: list[nn.Module], n_tokens: int, visit: Visit, number: Nu
             return None
         mixed: Tensor = args[0]
         batch, n_query = mixed.shape[:2]
+        if n_query != n_tokens:  # ProphetNet's stands beside another stream, on an axis of their own
+            raise ValueError(
+                f"its output projection reads {list(mixed.shape)}, not a row for each of {n_tokens} tokens"
+            )
         pattern = None if seen.pattern is None else seen.pattern.reshape(batch, -1, *seen.pattern.shape[-2:])
         n_heads = pattern.shape[1] if pattern is not None else seen.scores.q.shape[1] if seen.scores else 1
         layer, call = number(module)

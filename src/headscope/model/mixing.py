@@ -227,6 +227,7 @@ class Watch(TorchFunctionMode):
     def _refuse_if_not_probabilities(self, pattern: Tensor, found: _Probabilities) -> None:
         if found.why is None:
             return
+        pattern = pattern.detach()
         rows = widened(pattern).sum(-1)
         if float((rows - 1).abs().max()) > 1e-2 or float(pattern.min()) < 0:
             raise NotMixing(found.why)
@@ -311,7 +312,8 @@ def _is_turned(before: Tensor, after: Tensor) -> bool:
 
 def _alike(first: Tensor, second: Tensor) -> bool:
     """Whether two tensors hold the same numbers, but for rounding, in one order."""
-    return bool((first.flatten().float() - second.flatten().float()).abs().max() <= 1e-2 * second.float().abs().max())
+    given, wanted = (one.detach().flatten().float() for one in (first, second))
+    return bool((given - wanted).abs().max() <= 1e-2 * wanted.abs().max())
 
 
 @contextmanager

@@ -108,7 +108,10 @@ def selfcheck(model: Backbone) -> Check:
     if not finite:
         raise NonFiniteError(_non_finite(model.module))
     checks: list[Check] = []
-    for find in _routes(model.module):
+    routes, reached = _routes(model.module), False
+    for find in routes:
+        if reached and find is _module_route and _hooks_route in routes:
+            break
         for look in find(model, tokens, failures):
             try:
                 check = _verify(model, look, own)
@@ -118,6 +121,7 @@ def selfcheck(model: Backbone) -> Check:
             if check.support == "exact" or (look.route.path == "interface" and check.reason == _ELSEWHERE):
                 return check
             checks.append(check)
+        reached = reached or (find is _interface_route and bool(checks or failures))
     degraded = [check for check in checks if check.support == "degraded"]
     if degraded:
         best = min(degraded, key=lambda check: check.max_abs_diff or 0.0)
@@ -133,11 +137,14 @@ def _routes(module: nn.Module) -> list[Callable[[Backbone, Tensor, list[str]], I
     """Ways to reach the attention, the best first.
 
     Patterns behind hooks are not proven to be those of the heads. So code is read there only where all of it is
-    transformers' own, whose families are measured one by one (`benchmarks.families`).
+    transformers' own, whose families are measured one by one (`benchmarks.families`); and as any module's, with proof,
+    where its attention does not reach our function at all.
     """
     if not isinstance(module, PreTrainedModel):
         return [_module_route]
-    return [_interface_route, _module_route if _holds_others(module) else _hooks_route]
+    if _holds_others(module):
+        return [_interface_route, _module_route]
+    return [_interface_route, _hooks_route, _module_route]
 
 
 def _holds_others(module: nn.Module) -> bool:
