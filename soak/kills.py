@@ -18,8 +18,10 @@ import re
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import Pipe
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -187,29 +189,46 @@ def on_ray(number: int, *, seed: int = 0) -> dict[str, Kills]:
     """Drivers, then workers, of a cluster of two nodes on this machine."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    from ray.cluster_utils import Cluster
+    with _cluster() as address, tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        folders = models(root / "models", max(6, number))
+        hs.sweep(folders, root / "whole", settings=SWEEP)
 
-    small = {"object_store_memory": 80_000_000, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
+        def work(store: str) -> None:
+            options: dict[str, Any] = {"engine": "ray", "address": address, "retry_failed": True}
+            hs.sweep(folders, root / store, settings=SWEEP, **options)
+
+        random = Random(seed)
+        return {
+            "driver": _drivers(number, random, work, root),
+            "worker": _workers(number, random, work, root),
+        }
+
+
+@contextmanager
+def _cluster() -> Iterator[str]:
+    """The address of a cluster of two nodes, kept by a child: a process that has met Ray cannot be forked any more."""
+    ours, theirs = Pipe()
+    pid = os.fork()
+    if pid == 0:
+        from ray.cluster_utils import Cluster
+
+        small = {"object_store_memory": 80_000_000, "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
+        try:
+            for _ in range(2):
+                cluster.add_node(num_cpus=1, **small)
+            theirs.send(cluster.address)
+            theirs.recv()
+        finally:
+            cluster.shutdown()
+            os._exit(0)
+    assert ours.poll(120), "Ray's cluster did not start"
     try:
-        for _ in range(2):
-            cluster.add_node(num_cpus=1, **small)
-        with tempfile.TemporaryDirectory() as scratch:
-            root = Path(scratch)
-            folders = models(root / "models", max(6, number))
-            hs.sweep(folders, root / "whole", settings=SWEEP)
-
-            def work(store: str) -> None:
-                options: dict[str, Any] = {"engine": "ray", "address": cluster.address, "retry_failed": True}
-                hs.sweep(folders, root / store, settings=SWEEP, **options)
-
-            random = Random(seed)
-            return {
-                "driver": _drivers(number, random, work, root),
-                "worker": _workers(number, random, work, root),
-            }
+        yield ours.recv()
     finally:
-        cluster.shutdown()
+        ours.send("enough")
+        os.waitpid(pid, 0)
 
 
 def _drivers(number: int, random: Random, work: Callable[[str], None], root: Path) -> Kills:
