@@ -72,7 +72,7 @@ def train(
         with screen:
             found = run(**settings, out=folder, on_row=screen.row, on_step=screen.step)
     except KeyboardInterrupt:
-        say(f"Stopped. The same command goes on from the newest checkpoint in {folder}.", err=True)
+        say(f"Stopped by Ctrl-C. The same command goes on from the newest checkpoint in {folder}.", err=True)
         raise typer.Exit(130) from None
     if as_json:
         say(found.to_json(), wrap=False)
