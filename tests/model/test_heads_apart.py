@@ -11,7 +11,10 @@ import headscope as hs
 from benchmarks.sources import _apart
 from benchmarks.written import HEADS, VOCABULARY, D, Written, agree
 from headscope.errors import UnsupportedModel
+from headscope.model.attention import Attention, Scores
+from headscope.model.kernels import AttentionSpec, additive, attend
 from headscope.model.load import load
+from headscope.model.product import joined
 from headscope.model.weights import layer_weights
 
 D_HEAD = D // HEADS
@@ -99,3 +102,18 @@ def test_heads_of_unequal_width_are_refused():
     wide.heads[0].value, wide.o = nn.Linear(D, D_HEAD + 2), nn.Linear(D + 2, D)
     with pytest.raises(UnsupportedModel, match=r"the heads of layer 1 are \[6, 8\] numbers wide"):
         load(apart)
+
+
+def test_masks_of_two_types_are_not_added_to_each_other():
+    # Side by side as numbers, a boolean mask would be 0 and 1 to add to the logits: nothing closed.
+    allowed = torch.ones(5, 5, dtype=torch.bool).tril()[None, None]
+    parts = []
+    for bias in (allowed, additive(allowed, torch.float32)):
+        q, k, v = (torch.randn(2, 1, 5, 4) for _ in range(3))
+        rule = AttentionSpec(scale=0.5, causal=False, bias=bias)
+        z, lse, kernel = attend(q, k, v, rule)
+        scores = Scores(q=q, k=k, v=v, rule=rule, lse=lse)
+        parts.append(Attention(layer=0, call=0, z=z.transpose(1, 2), kernel=kernel, scores=scores))
+    whole = joined(parts).pattern()
+    torch.testing.assert_close(whole, torch.cat([one.pattern() for one in parts], 1))
+    assert whole.triu(1).abs().max() == 0

@@ -13,7 +13,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from benchmarks.tiny import tiny_causal_lm, tiny_config
 from headscope.errors import ArgumentError, ShapeError, UnsupportedModel
-from headscope.model import interface
+from headscope.model import interface, kernels
 from tests.running import forward, selfcheck
 
 INTERFACE = (
@@ -87,6 +87,21 @@ def test_probabilities_are_the_family_s_own(family, checked, tokens):
     assert len(own) == len(ours) == check.route.calls
     for given, wanted in zip(ours, own, strict=True):
         torch.testing.assert_close(given, wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gpt_oss"])
+def test_blocks_of_a_window_change_neither_patterns_nor_logits(family, checked, tokens, monkeypatch):
+    # 24 tokens, windows of 8: blocks of 4 queries, or tiles of 16, leave keys out, which at 512 they do not.
+    model, check = checked(family)
+    monkeypatch.setattr(kernels, "BLOCK", 4)
+    monkeypatch.setattr(kernels, "TILE_ELEMENTS", 1)
+    read, seen = [], kernels.AttentionSpec.seen
+    monkeypatch.setattr(kernels.AttentionSpec, "seen", lambda *given: read.append(seen(*given)) or read[-1])
+    own = own_output(model, tokens, output_attentions=True)
+    for given, wanted in zip(patterns(model, check, tokens), own.attentions, strict=True):
+        torch.testing.assert_close(given, wanted, atol=1e-5, rtol=0)
+    assert_logits(forward(model, check.route, tokens, nothing).logits, own.logits)
+    assert any(first > 0 for first, _ in read)
 
 
 @pytest.mark.parametrize("family", ["llama", "falcon", "bloom"])

@@ -219,7 +219,10 @@ def joined(parts: Sequence[Attention]) -> Attention:
     """One call, of heads that were computed one after another."""
     first, z = parts[0], torch.cat([one.z for one in parts], dim=2)
     scores = [one.scores for one in parts if one.scores is not None]
-    kinds = {(s.q.shape[1], s.k.shape[1], s.rule.scale, s.rule.causal, s.rule.bias is None) for s in scores}
+    masks = [None if s.rule.bias is None else s.rule.bias.dtype for s in scores]
+    kinds = {
+        (s.q.shape[1], s.k.shape[1], s.rule.scale, s.rule.causal, mask) for s, mask in zip(scores, masks, strict=True)
+    }
     if len(scores) < len(parts) or len(kinds) > 1:
         return replace(
             first, z=z, kernel="own", scores=None, own_pattern=torch.cat([one.pattern() for one in parts], 1)
