@@ -14,6 +14,7 @@ from pytest import approx
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import headscope as hs
+from benchmarks.atlas import counted
 from benchmarks.packed import quantised
 from headscope.errors import ArgumentError, TokenError
 from headscope.evidence.atlas.finding import Outcome, RoleFinding
@@ -334,6 +335,27 @@ def test_the_swap_test_tells_the_source_from_the_head_that_passes_it_on(built):
     for draw in swap.random:
         assert abs(draw.restores.mean) < 0.05
         assert abs(draw.transfers.mean) < 0.05
+
+
+def test_verifying_adds_what_verify_reads_beyond_the_scan_that_it_begins_with(built):
+    first = hs.load(built.model)
+    second = hs.load(silenced(built.model, built.heads("induction")[0]))
+    probe = hs.repeated_tokens(first, **SMALL)
+    with counted(first) as ours, counted(second) as theirs:
+
+        def read(run):
+            ours[0] = theirs[0] = 0
+            run()
+            return ours[0] + theirs[0]
+
+        for one in (first, second):
+            hs.verify(one, probe=probe)  # what is tried once per model is tried here
+        with_verdicts = read(lambda: hs.compare(first, second, probe=probe, verify=True))
+        without = read(lambda: hs.compare(first, second, probe=probe))
+        verified = sum(read(lambda one=one: hs.verify(one, probe=probe)) for one in (first, second))
+        scanned = sum(read(lambda one=one: hs.scan(one, probe=probe)) for one in (first, second))
+    assert 0 < scanned < verified
+    assert with_verdicts - without == verified - scanned
 
 
 def test_a_head_that_writes_nothing_attends_as_before_and_its_verdict_changes(built):

@@ -166,7 +166,7 @@ def report_document(
         return repeated_tokens(model, n_prompts=n_prompts or default, period=period, seed=seed)
 
     if verification is None:
-        verification, read = verified(
+        verification, read, _ = verified(
             model,
             heads,
             probe=drawn(N_PROMPTS, period),

@@ -54,8 +54,7 @@ from headscope.evidence.compare.swap import refuse_other_shapes, swap_test
 from headscope.evidence.compare.vocabulary import common_ids, shared_vocabulary
 from headscope.evidence.scan.measure import Prepared, Samples, scanned
 from headscope.evidence.scan.result import Scan, Timing
-from headscope.evidence.verify.measure import judged_prompts
-from headscope.evidence.verify.measure import verify as judge
+from headscope.evidence.verify.measure import judged_prompts, verified
 from headscope.evidence.verify.result import Verification
 from headscope.heads import HeadId
 from headscope.model.load import Model, Source, load
@@ -228,15 +227,29 @@ def _measured(
     progress: Callable[[str, int, int], None] | None,
 ) -> _Read:
     """All that is measured of one model alone; `prepared` is what models that read the same prompts share."""
-    patterns = Patterns()
-    scan, samples = scanned(
-        model,
-        probe=probe,
-        watch=patterns.watch,
-        prepared=prepared,
-        progress=None if progress is None else lambda done, total: progress(f"scanning {label}", done, total),
-    )
-    verified = judge(model, probe=probe, seed=seed, progress=progress) if verify else None
+    patterns, verification = Patterns(), None
+
+    def report(what: str, done: int, total: int) -> None:
+        if progress is not None:
+            progress(f"{what} {label}", done, total)
+
+    if verify:
+        verification, scan, samples = verified(
+            model,
+            probe=probe,
+            seed=seed,
+            progress=report,
+            watch=patterns.watch,
+            prepared=prepared,
+        )
+    else:
+        scan, samples = scanned(
+            model,
+            probe=probe,
+            watch=patterns.watch,
+            prepared=prepared,
+            progress=lambda done, total: report("scanning", done, total),
+        )
     return _Read(
         label=label,
         model=model,
@@ -245,8 +258,8 @@ def _measured(
         samples=samples,
         patterns=patterns,
         shares=shares,
-        verified=verified,
-        traced=trace_circuit(model, verification=verified, seed=seed, progress=progress) if circuit else None,
+        verified=verification,
+        traced=trace_circuit(model, verification=verification, seed=seed, progress=progress) if circuit else None,
         asked=ask_atlas(model, seed=seed, progress=progress) if atlas else None,
     )
 

@@ -37,7 +37,7 @@ from headscope.evidence.ablation.each import N_PROMPTS, TOP, HeadEffect, Search,
 from headscope.evidence.ablation.measure import refuse_all
 from headscope.evidence.copying import Copying, TokenSpace
 from headscope.evidence.offsets import LEAST_TOKENS, Offsets
-from headscope.evidence.scan.measure import scanned
+from headscope.evidence.scan.measure import Prepared, Samples, Watch, scanned
 from headscope.evidence.scan.result import HeadScore, Scan, Timing
 from headscope.evidence.verify.behind import Behind
 from headscope.evidence.verify.evidence import (
@@ -54,6 +54,7 @@ from headscope.evidence.verify.trial import FEW_PROMPTS, NaturalText, Trial
 from headscope.evidence.verify.verdict import judge
 from headscope.heads import HeadId
 from headscope.interventions.ablation import Ablator, Method
+from headscope.model.attention import Attention
 from headscope.model.load import Heads, Model, Source, load
 from headscope.probes import repeated_tokens
 from headscope.probes.probe import Probe, Tokens, check_fits, probe_of
@@ -120,8 +121,13 @@ def verified(
     natural: str | None = None,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
-) -> tuple[Verification, Scan]:
-    """A verification, and the scan of its probe that it begins with; arguments and errors are those of `verify`."""
+    watch: Watch | None = None,
+    prepared: Prepared | None = None,
+) -> tuple[Verification, Scan, Samples]:
+    """A verification, and the scan of its probe that it begins with; arguments and errors are those of `verify`.
+
+    `watch` and `prepared` are those of `headscope.evidence.scan.measure.scanned`.
+    """
     model = load(model)
     named = None if heads is None else model.named(heads)
     if named is not None:
@@ -133,8 +139,18 @@ def verified(
     text = None if natural is None else NaturalText.of(model, natural, ablation, seed)
 
     offsets = Offsets(controls)
-    scan, _ = scanned(
-        model, probe=probe, watch=offsets.watch, progress=lambda done, total: report("scanning", done, total)
+
+    def watch_all(attention: Attention, index: Sequence[int]) -> None:
+        offsets.watch(attention, index)
+        if watch is not None:
+            watch(attention, index)
+
+    scan, samples = scanned(
+        model,
+        probe=probe,
+        watch=watch_all,
+        prepared=prepared,
+        progress=lambda done, total: report("scanning", done, total),
     )
     scores: dict[HeadId, dict[str, HeadScore]] = {}
     for score in scan.scores:
@@ -223,7 +239,7 @@ def verified(
         provenance=Provenance.of(model, kernels=scan.provenance.kernels, seed=seed),
         timing=Timing(wall_s=time.perf_counter() - started, tokens=probe.n_tokens + held_out.n_tokens),
     )
-    return verification, scan
+    return verification, scan, samples
 
 
 def judged_prompts(model: Model, probe: Any | None, seed: int) -> tuple[Probe, Probe, tuple[Tokens, ...]]:
