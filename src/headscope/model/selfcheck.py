@@ -35,6 +35,7 @@ from headscope.model.parallel import weight_of
 from headscope.model.precision import widened
 from headscope.model.product import NotMixing
 from headscope.model.proof import NotProven, proven_route
+from headscope.model.rounding import moved_by_rounding
 from headscope.model.scope import evaluating, implementation
 from headscope.model.taps import TOLERANCE, Route, forward
 from headscope.model.unseen import Noting
@@ -63,7 +64,7 @@ N_PROMPTS, N_TOKENS = 2, 17
 """Size of the check's input: a prime length, so that no other square matrix of the model passes for a pattern."""
 
 LARGEST_DIFFERENCE = 0.1
-"""Difference of outputs, as a share of the largest, past which no rounding makes a model `degraded`."""
+"""Difference of outputs, as a share of the largest, past which no tolerance makes a model `degraded`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +115,7 @@ def selfcheck(model: Backbone) -> Check:
             break
         for look in find(model, tokens, failures):
             try:
-                check = _verify(model, look, own)
+                check = _verify(model, tokens, look, own)
             except FAMILY_ERRORS as error:
                 failures.append(_failure("its attention could not be read", error))
                 continue
@@ -397,28 +398,36 @@ def _worse(first: float, second: float) -> float:
     return first if math.isnan(first) or second <= first else second
 
 
-def _verify(model: Backbone, look: _Look, own: Tensor) -> Check:
+def _verify(model: Backbone, tokens: Tensor, look: _Look, own: Tensor) -> Check:
     route, seen, ours, edited = look.route, look.seen, look.output[:-1], look.output[-1]
     size = max(1.0, float(own.abs().max()))
     tolerance = max(TOLERANCE.get(dtype, TOLERANCE[torch.float32]) for dtype in (own.dtype, model.dtype))
     mistake = _worse(seen.mixing_error, seen.row_error)
     difference = float((ours - own).abs().max())
     moved = float((edited - ours[0]).abs().max())
+    limit, rounded = tolerance * size, 0.0
+    if difference > limit and model.embedding is not None:
+        rounded = moved_by_rounding(model.embedding, lambda: _own_output(model, tokens), own, ours, limit)
     support: Support = "exact"
     if seen.elsewhere:
         support, reason = "unsupported", _ELSEWHERE
     elif seen.future > tolerance:
         support, reason = "unsupported", _ENCODER
-    elif not difference <= min(100 * tolerance, LARGEST_DIFFERENCE) * size:
+    elif not (difference <= min(100 * tolerance, LARGEST_DIFFERENCE) * size or rounded > 0):
         support, reason = "unsupported", f"its output through our attention differs from its own by {difference:.2g}"
     elif not mistake <= tolerance:
         support, reason = (
             "unsupported",
             f"its heads' results are not the mix of their values by the probabilities seen (off by {mistake:.2g})",
         )
-    elif difference > tolerance * size:
+    elif difference > limit:
         support, reason = "degraded", f"its output through our attention differs from its own by {difference:.2g}"
-    elif moved <= tolerance * size:
+        if rounded > 0:
+            reason += (
+                f", and rounding its embedding otherwise moves its own by {rounded:.2g}, as where a router is nearly "
+                "undecided between experts: load it in float32, where less is rounded"
+            )
+    elif moved <= limit:
         support, reason = "degraded", "heads can be read, but replacing their results does not change the output"
     elif seen.patterns_only:
         support, reason = (

@@ -1,0 +1,54 @@
+"""How far rounding moves a model's own output: where a router is nearly undecided between experts, as far as an error.
+
+    moved[t]  = max over logits of |own(embedding rounded otherwise) - own| at token t
+    explains   |ours - own| is, in the median token and in the worst, at most twice that of some draw
+
+A draw multiplies every number of the embedding by 1 + u, u uniform within half the distance between two numbers of its
+dtype, and rounds. Twice, for our pass rounds otherwise in every layer. The median is for errors that the worst token
+hides: a changed choice moves the tokens that made it, and an error moves all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headscope.model.precision import widened
+from headscope.model.scope import hooking
+
+DRAWS = 4
+
+
+def moved_by_rounding(
+    embedding: nn.Module, run: Callable[[], Tensor], own: Tensor, ours: Tensor, limit: float
+) -> float:
+    """How far rounding moves the output `own` of `run`, where that explains the difference of `ours`; else 0.
+
+    Args:
+        embedding: What is rounded otherwise.
+        run: A pass of the model's own.
+        own: What `run` gives.
+        ours: The output of a pass through our attention.
+        limit: A difference that needs no explanation.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def otherwise(module: Any, arguments: Any, named: Any, output: Any) -> Any:
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            return None
+        noise = torch.rand(output.shape, generator=generator).to(output.device) - 0.5
+        return (widened(output) * (1 + torch.finfo(output.dtype).eps * noise)).to(output.dtype)
+
+    with hooking([embedding], after=otherwise):
+        median, worst = torch.stack([_median_and_worst(run() - own) for _ in range(DRAWS)]).amax(0)
+    found_median, found_worst = _median_and_worst(ours - own)
+    explained = found_median <= max(limit, 2 * float(median)) and found_worst <= 2 * worst
+    return float(worst) if explained else 0.0
+
+
+def _median_and_worst(difference: Tensor) -> Tensor:
+    by_token = widened(difference).abs().flatten(0, -2).amax(-1)
+    return torch.stack([by_token.median(), by_token.max()])
