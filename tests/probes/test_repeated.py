@@ -16,6 +16,8 @@ import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
 from headscope import repeated_tokens
 from headscope.errors import ArgumentError, ShapeError, TokenError
+from headscope.probes import repeated
+from headscope.probes.repeated import random_tokens
 
 BOS = 127
 
@@ -303,6 +305,15 @@ def test_counts_that_are_too_small_are_refused(model):
         repeated_tokens(model, n_repeats=1)
     with pytest.raises(ArgumentError, match="seed=-1; it needs a whole number from 0 up"):
         repeated_tokens(model, seed=-1)
+
+
+@pytest.mark.parametrize(
+    "draw", [repeated_tokens, lambda model, n_prompts: random_tokens(model, n_prompts=n_prompts, length=9)]
+)
+def test_more_prompts_than_memory_holds_are_refused_before_one_is_drawn(draw, model, monkeypatch):
+    monkeypatch.setattr(repeated, "_different", lambda *given: pytest.fail("a prompt was drawn"))
+    with pytest.raises(ArgumentError, match=r"n_prompts=10{24} of \d+ tokens need [\d,.]+ GB, but [\d,.]+ GB are free"):
+        draw(model, n_prompts=10**24)
 
 
 def test_a_prompt_longer_than_the_context_is_refused_and_the_limit_named(model):

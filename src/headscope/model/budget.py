@@ -55,7 +55,7 @@ def refuse_too_large(source: str, revision: str | None, *, device: str, dtype: s
     for place, free in _free(device).items():
         if needed > free:
             raise ModelTooLarge(
-                f"{source!r} needs {_gigabytes(needed)} for its weights, but {place} has {_gigabytes(free)} free; use "
+                f"{source!r} needs {gigabytes(needed)} for its weights, but {place} has {gigabytes(free)} free; use "
                 "a smaller --dtype, --device auto to spread it over GPUs, or a larger machine."
             )
     return numbers.total()
@@ -142,5 +142,6 @@ def free_memory() -> int | None:
     return free
 
 
-def _gigabytes(count: int) -> str:
+def gigabytes(count: int) -> str:
+    """Bytes as they are printed."""
     return f"{count / 1e9:,.1f} GB"

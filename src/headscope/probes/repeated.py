@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from headscope.errors import ArgumentError, ShapeError, TokenError
+from headscope.errors import ArgumentError, ShapeError, TokenError, brief
+from headscope.model.budget import free_memory, gigabytes
 from headscope.model.load import Model, Source, load
 from headscope.probes.probe import Probe, Tokens
 
@@ -57,7 +58,7 @@ def repeated_tokens(
         A probe whose prompts all have the same length, and which can draw more.
 
     Raises:
-        ArgumentError: n_prompts, n_repeats or seed too small.
+        ArgumentError: n_prompts, n_repeats or seed too small; more tokens than there is memory for.
         ShapeError: period < 3, prompts longer than the context, or fewer different tokens than the period needs.
         TokenError: an id of `token_ids` that is no whole number or outside the vocabulary, or bos=True for a model
             without a start token.
@@ -105,6 +106,7 @@ def repeated_tokens(
         settings["usual_period"] = usual
 
     def draw(first: int, count: int) -> Probe:
+        refuse_too_many(count, length, copies=2)
         pairs: list[tuple[Tokens, Tokens]] = []
         for index in range(first, first + count):
             rng = np.random.default_rng([seed, index])
@@ -153,6 +155,7 @@ def random_tokens(model: Model, *, n_prompts: int, length: int, seed: int = 0) -
 
     They start with the model's start token, where it has one, and have no control.
     """
+    refuse_too_many(n_prompts, length)
     start = _start_token(model, "auto")
     head = np.asarray([] if start is None else [start], dtype=np.int64)
     pool = _pool(model, None)
@@ -162,6 +165,16 @@ def random_tokens(model: Model, *, n_prompts: int, length: int, seed: int = 0) -
     )
     settings = {"kind": "random_tokens", "n_prompts": n_prompts, "length": length, "seed": seed}
     return Probe(prompts=tuple(prompts), controls=None, settings=settings)
+
+
+def refuse_too_many(n_prompts: int, length: int, *, copies: int = 1) -> None:
+    """Raise an ArgumentError if prompts of this length, `copies` times, need more memory than is free."""
+    needed, free = n_prompts * length * copies * np.dtype(np.int64).itemsize, free_memory()
+    if free is not None and needed > free:
+        raise ArgumentError(
+            f"n_prompts={brief(n_prompts)} of {length} tokens need {gigabytes(needed)}, but {gigabytes(free)} are "
+            "free; use fewer."
+        )
 
 
 def _prompt(
