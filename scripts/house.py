@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "headscope"
 
 RANKS: dict[str, int] = {
-    **dict.fromkeys(["errors", "heads", "stats", "moved"], 0),
+    **dict.fromkeys(["errors", "heads", "stats", "stopping", "moved"], 0),
     "model": 1,
     **dict.fromkeys(["records", "detectors", "probes", "render"], 2),
     "interventions": 3,

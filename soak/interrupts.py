@@ -99,5 +99,5 @@ def _wrong(code: int, own: int, errors: str) -> Iterator[str]:
         yield f"a traceback: {errors[-300:]}"
     elif code not in (own, 130):
         yield f"exit code {code}: {errors[-300:]}"
-    elif code == 130 and not (lines and ("Ctrl-C" in lines[-1] or "interrupted" in lines[-1])):
+    elif code == 130 and not (lines and lines[-1].startswith("headscope: stopped by Ctrl-C; ")):
         yield f"130 without a word of it: {errors[-300:]}"

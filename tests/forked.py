@@ -41,6 +41,12 @@ class Forked:
             end.close()
 
     @property
+    def pid(self) -> int:
+        """Its number."""
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
     def returncode(self) -> int | None:
         """Its exit code, minus the number of the signal that ended it, or None while it runs."""
         return self._process.exitcode
@@ -51,8 +57,7 @@ class Forked:
 
     def send_signal(self, signum: int) -> None:
         """Send it a signal."""
-        assert self._process.pid is not None
-        os.kill(self._process.pid, signum)
+        os.kill(self.pid, signum)
 
     def communicate(self, timeout: float = 120) -> tuple[str, str]:
         """Wait for its end, and give what it wrote; past `timeout` seconds it is killed."""
@@ -74,14 +79,15 @@ class Forked:
 
 def headscope(*arguments: object) -> Forked:
     """`headscope ...`."""
-    return Forked(_main, *map(str, arguments))
+    return Forked(main, *map(str, arguments))
 
 
-def _main(*arguments: str) -> None:
-    from headscope.__main__ import main
+def main(*arguments: str) -> None:
+    """What such a process does."""
+    from headscope.__main__ import main as run
 
     sys.argv = ["headscope", *arguments]
-    main()
+    run()
 
 
 def _run(out: Connection, err: Connection, function: Callable[..., None], arguments: tuple[object, ...]) -> None:

@@ -1,43 +1,35 @@
 """`headscope`, and `python -m headscope`: Ctrl-C at any moment, while libraries are imported too, ends in one line.
 
-Exit code 130. A command that keeps what it has done says itself what that is.
+Exit code 130. `headscope.stopping` says how.
 """
 
 from __future__ import annotations
 
 import signal
 import sys
-from typing import Any
 
-from headscope.errors import STOPPED
+from headscope.cli.progress import wipe
 from headscope.render.plain import say
+from headscope.stopping import ends
 
 
 def main() -> None:
     """Run the command line."""
-    stopped = False
-
-    def stop(*_: Any) -> None:
-        nonlocal stopped
-        stopped = True
-        raise KeyboardInterrupt
-
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, stop)
+    ends(_last_line)
     try:
         from headscope.cli.main import main as run
 
         run()
-    except SystemExit:
-        raise
-    except BaseException:  # of Ctrl-C a library may make another error, or it was cut off while it was imported
-        if not stopped:
-            raise
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        say(STOPPED, err=True)
-        sys.exit(130)
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to stop
+
+
+def _last_line(text: str) -> None:
+    """On a stream of its own: what was interrupted may be writing to the other."""
+    given = sys.stderr
+    with open(given.fileno(), "w", encoding=given.encoding, errors="backslashreplace", closefd=False) as sys.stderr:
+        wipe()
+        say(text, err=True)
 
 
 if __name__ == "__main__":

@@ -65,9 +65,6 @@ class TokenError(ArgumentError):
 QUOTED = 200
 """Characters of the user's own input, or of another library's words, that an error repeats at most."""
 
-STOPPED = "headscope: stopped by Ctrl-C; only what it had already saved is kept."
-"""What a command line says that did not say itself what it keeps."""
-
 
 def brief(text: object) -> str:
     """Something given, as an error may repeat it: on one line, and cut off where it is long."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import pytest
 
 import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
 from headscope.sweeps import run
+from tests import forked
 
-SMALL = ("--n-prompts", 4, "--period", 8)
+SMALL = ("--n-prompts", "4", "--period", "8")
 
 
 @pytest.fixture
@@ -54,21 +57,28 @@ def test_failures_are_listed_and_the_exit_code_is_0(headscope, tmp_path):
     )
 
 
-def test_ctrl_c_leaves_a_store_that_goes_on_and_says_so(headscope, tmp_path, monkeypatch):
+def interrupted(*arguments):
+    """The command line, with Ctrl-C in the midst of its second job."""
     real = run.measure
 
-    def interrupted(model, job):
+    def measure(model, job):
         if job.what == "icl":
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
         return real(model, job)
 
-    arguments = ("sweep", "demo", "--what", "scan", "--what", "icl", "--store", tmp_path / "s", *SMALL)
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "measure", interrupted)
-        ran = headscope(*arguments)
-    assert (ran.code, ran.out) == (130, "")
-    assert f"interrupted; 1 of 2 jobs were finished in this run, and are kept in {tmp_path / 's'}" in ran.err
-    assert "the same command goes on from there" in ran.err
+    run.measure = measure
+    forked.main(*arguments)
+
+
+def test_ctrl_c_leaves_a_store_that_goes_on_and_says_so(headscope, tmp_path):
+    arguments = ("sweep", "demo", "--what", "scan", "--what", "icl", "--store", str(tmp_path / "s"), *SMALL)
+    process = forked.Forked(interrupted, *arguments)
+    assert process.communicate() == (
+        "",
+        f"headscope: stopped by Ctrl-C; 1 of 2 jobs were finished in this run; what is done is in {tmp_path / 's'}, "
+        "and the same command goes on from there.\n",
+    )
+    assert process.returncode == 130
     assert "1 done, 1 skipped, 0 failed" in headscope(*arguments).out
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import time
 
 import pytest
@@ -15,6 +17,7 @@ from headscope.heads import HeadId
 from headscope.training.config import train_config
 from headscope.training.run import Figures, Row, Strongest
 from headscope.training.watch import Trained, train
+from tests import forked
 
 SMALL = ("--heads", "2", "--d-model", "16", "--steps", "10", "--checkpoint-every", "5", "--device", "cpu")
 
@@ -92,14 +95,33 @@ def test_another_runs_folder_is_refused(headscope, tmp_path):
     assert "holds a run with seed 0, not 1" in ran.err.splitlines()[-1]
 
 
-def test_an_interrupted_run_says_how_to_go_on(headscope, tmp_path, monkeypatch):
-    def interrupted(*arguments, **options):
-        raise KeyboardInterrupt
+def interrupted(*arguments):
+    """The command line, with Ctrl-C when the first checkpoint is about to get its name."""
+    real = os.replace
 
-    monkeypatch.setattr("headscope.training.watch.train", interrupted)
-    ran = headscope("train", *SMALL, "--out", tmp_path / "run")
-    assert ran.code == 130
-    assert "The same command goes on from the newest checkpoint" in ran.err
+    def replace(source, target):
+        if str(target).endswith("step-000000"):
+            os.kill(os.getpid(), signal.SIGINT)
+        real(source, target)
+
+    os.replace = replace
+    forked.main(*arguments)
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_leaves_a_whole_checkpoint(tmp_path):
+    run = tmp_path / "run"
+    process = forked.Forked(interrupted, "train", *map(str, SMALL), "--out", str(run))
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == (
+        f"headscope: stopped by Ctrl-C; the same command goes on from the newest checkpoint in {run}, if there is one."
+    )
+    assert sorted(path.name for path in run.iterdir()) == [
+        "log.jsonl",
+        "state.safetensors",
+        "step-000000",
+        "train.json",
+    ]
 
 
 def row(step, stripe, loss, wall_s=0.0):

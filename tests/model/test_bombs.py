@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -161,6 +162,10 @@ def test_a_long_answer_and_a_broken_copy_are_told():
         confined("it", lambda: os._exit(3))
     with pytest.raises(ModelError, match=r"it fails \(ZeroDivisionError: "):
         confined("it", lambda: 1 // 0)
+
+
+def test_a_copy_ends_by_itself_where_nobody_is_left_who_stops_it():
+    assert 0 < confined("it", lambda: signal.alarm(0)) <= module.SECONDS + 1
 
 
 def test_no_copy_is_left_over(monkeypatch):

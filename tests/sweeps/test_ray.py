@@ -17,6 +17,7 @@ import pytest
 import headscope as hs
 from headscope.sweeps import engines
 from headscope.sweeps.run import run_jobs
+from tests import forked
 
 PATIENCE_S = 300
 """How long a test waits for something that must happen."""
@@ -73,6 +74,26 @@ def at_work(node: Any | None = None) -> list[psutil.Process]:
 def raylet(node: Any) -> int:
     """The process that starts a node's workers."""
     return node.all_processes["raylet"][0].process.pid
+
+
+@pytest.mark.slow
+def test_ctrl_c_takes_down_the_cluster_that_the_sweep_started(save_models, tmp_path):
+    driver = forked.headscope("sweep", *save_models(2), "--store", tmp_path / "store", "--engine", "ray")
+    try:
+        started = until(lambda: below(driver) if any(one.name() == "ray::_run_group" for one in below(driver)) else [])
+        driver.send_signal(signal.SIGINT)
+        out, err = driver.communicate()
+        assert (driver.returncode, out) == (130, "")
+        assert err.startswith("headscope: stopped by Ctrl-C; ")
+        assert err.count("\n") == 1
+        until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in started))
+    finally:
+        driver.close()
+
+
+def below(process: forked.Forked) -> list[psutil.Process]:
+    """The processes that it started, and those that these started."""
+    return psutil.Process(process.pid).children(recursive=True)
 
 
 @pytest.mark.soak

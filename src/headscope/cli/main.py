@@ -1,7 +1,8 @@
 """`headscope`: one file per command, and what happens to errors.
 
 Exit codes: 0 it ran, or its reader had enough; 1 a defect of ours; 2 the user must change something (one line on
-stderr), the system included: a full disk, a closed stdout, a folder that is gone; 130 Ctrl-C.
+stderr), the system included: a full disk, a closed stdout, a folder that is gone; 130 Ctrl-C,
+which `headscope.stopping` hears.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typer.core import TyperGroup
 
 from headscope import __version__
 from headscope.cli.commands import commands
-from headscope.errors import STOPPED, HeadscopeError, brief
+from headscope.errors import HeadscopeError, brief
 from headscope.render.plain import say, shown
 
 
@@ -98,9 +99,6 @@ def main() -> None:
         if isinstance(end.__context__, BrokenPipeError):
             _silence()
             sys.exit(0)
-        # Typer makes an exit of Ctrl-C, and says nothing; a command that says what it keeps exits without a cause.
-        if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):
-            say(STOPPED, err=True)
         raise
 
 

@@ -19,6 +19,12 @@ def announce(line: str) -> None:
         print(visible(line), file=sys.stderr, flush=True)
 
 
+def wipe() -> None:
+    """On a terminal, take away the line that is being drawn."""
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
 @contextmanager
 def meanwhile(line: str) -> Generator[None, None, None]:
     """On a terminal, a line that is there while something without a measure of its own is done."""
@@ -29,7 +35,7 @@ def meanwhile(line: str) -> Generator[None, None, None]:
         yield
     finally:
         if shown:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            wipe()
 
 
 class _Bar:
@@ -53,7 +59,7 @@ class _Bar:
 
     def clear(self) -> None:
         if self._shown:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            wipe()
 
 
 @contextmanager

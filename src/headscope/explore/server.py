@@ -26,7 +26,7 @@ import signal
 import socket
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import uvicorn
@@ -117,26 +117,27 @@ def serve(
     with listening(port) as listener:
         token, port = secrets.token_urlsafe(32), listener.getsockname()[1]
         server = server_of(reader, port=port, token=token, seed=seed, behavior=behavior, against=both)
-        with suppress(KeyboardInterrupt), _ended_like_ctrl_c():
+        with _told_to_end(server):
             announce(f"http://{ADDRESS}:{port}/#token={token}")  # a fragment: see `headscope.explore.guard`
             server.run(sockets=[listener])
 
 
 @contextmanager
-def _ended_like_ctrl_c() -> Generator[None, None, None]:
-    """SIGTERM, which service managers send, ends the server as Ctrl-C does. Main thread only, as signals are."""
+def _told_to_end(server: uvicorn.Server) -> Generator[None, None, None]:
+    """Ctrl-C, or SIGTERM, which service managers send, ends the server. Main thread only, as signals are."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def end(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt
+    def end(*_: object) -> None:
+        server.should_exit = True
 
-    before = signal.signal(signal.SIGTERM, end)
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def listening(port: int) -> socket.socket:

@@ -22,13 +22,17 @@ import signal
 import time
 import warnings
 from collections.abc import Callable
+from math import ceil
 from typing import Any
 
 from headscope.errors import ModelError, brief
+from headscope.stopping import uninterrupted
 
 SECONDS = 20.0
 MOST_BYTES = 2**30
 MOST_ANSWER = 16 * 2**20
+LISTENS_S = 0.1
+"""Seconds after which it looks whether it was asked to end."""
 
 
 def confined(what: str, action: Callable[[], Any]) -> Any:
@@ -43,22 +47,23 @@ def confined(what: str, action: Callable[[], Any]) -> Any:
     """
     if not hasattr(os, "fork"):
         return action()
-    reading, writing = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # other threads do not go on in the copy, and are not needed
-        child = os.fork()
-    if child == 0:
-        _answer(action, writing)
-    os.close(writing)
-    try:
-        text = _collect(reading)
-    finally:
-        os.close(reading)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+    with uninterrupted() as asked:  # so that Ctrl-C leaves no copy behind
+        reading, writing = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # other threads do not go on in the copy, and are not needed
+            child = os.fork()
+        if child == 0:
+            _answer(action, writing)
+        os.close(writing)
+        try:
+            text = _collect(reading, asked)
+        finally:
+            os.close(reading)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
     if text is None:
         raise ModelError(
             f"{what} takes more than {SECONDS:.0f} seconds, or gives more than {MOST_ANSWER:,} bytes; fix the model's "
@@ -81,6 +86,7 @@ def _answer(action: Callable[[], Any], writing: int) -> None:
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
+        signal.alarm(ceil(SECONDS) + 1)  # should nobody be left who stops it
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a library's last words
         _limit_memory()
@@ -106,13 +112,13 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _collect(reading: int) -> bytes | None:
-    """All that is written to a pipe; None past a limit."""
+def _collect(reading: int, asked: Callable[[], bool]) -> bytes | None:
+    """All that is written to a pipe; None past a limit, or if asked to end."""
     until, text = time.monotonic() + SECONDS, bytearray()
     with selectors.DefaultSelector() as selector:
         selector.register(reading, selectors.EVENT_READ)
-        while (left := until - time.monotonic()) > 0:
-            if not selector.select(left):
+        while (left := until - time.monotonic()) > 0 and not asked():
+            if not selector.select(min(left, LISTENS_S)):
                 continue
             piece = os.read(reading, 2**16)
             if not piece:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from headscope.errors import ArgumentError, brief
+from headscope.stopping import uninterrupted
 
 
 def _refuse_constant(name: str) -> None:
@@ -45,15 +46,16 @@ def read_document(path: str | Path, name: str) -> dict[str, Any]:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file under a temporary name beside it, then rename: other readers see the old file or the new one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:  # Ctrl-C too leaves no temporary file
-        os.unlink(temporary)
-        raise
+    with uninterrupted():
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except BaseException:  # a KeyboardInterrupt too leaves no temporary file
+            os.unlink(temporary)
+            raise
 
 
 def _umask() -> int:

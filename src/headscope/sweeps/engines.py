@@ -24,6 +24,7 @@ from threading import current_thread
 from typing import Any
 
 from headscope.errors import ArgumentError, HeadscopeError
+from headscope.stopping import uninterrupted
 from headscope.sweeps.plan import Job
 from headscope.sweeps.run import Failure, Loading, Outcome, failed, run_jobs
 
@@ -95,13 +96,13 @@ def on_ray(groups: Iterable[list[Job]], loading: Loading, cluster: Cluster) -> I
     if not again:
         return  # nothing to do: Ray need not start
     deaths: Counter[str | None] = Counter()
-    with _connected(cluster), redirect_stdout(_WithoutRay(sys.stdout)):  # pyright: ignore[reportArgumentType]
+    with uninterrupted() as asked, _connected(cluster), redirect_stdout(_WithoutRay(sys.stdout)):  # pyright: ignore[reportArgumentType]
         task: Any = ray.remote(_run_group).options(
             num_cpus=cluster.cpus_per_job, num_gpus=cluster.gpus_per_job, max_retries=0, num_returns="streaming"
         )
         running: dict[Any, list[Job]] = {}
         try:
-            while True:
+            while not asked():
                 while len(running) < 2 * _room(cluster):
                     group = again.pop() if again else next(waiting, None)
                     if group is None:

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from headscope.errors import ArgumentError
 from headscope.records.files import write_whole
+from headscope.stopping import uninterrupted
 from headscope.sweeps.job_file import (
     ENDING,
     FAILED,
@@ -381,8 +382,9 @@ class Store:
             write_whole(Path(path), content)
             return
         temporary = f"{folder}/.{last}.{uuid.uuid4().hex}"
-        self._fs.pipe_file(temporary, content)
-        self._fs.mv(temporary, path)
+        with uninterrupted():
+            self._fs.pipe_file(temporary, content)
+            self._fs.mv(temporary, path)
 
     def _remove(self, name: str) -> None:
         with suppress(FileNotFoundError):  # another sweep was faster

@@ -37,6 +37,7 @@ from transformers.utils import logging
 from headscope.errors import ArgumentError, HeadscopeError, brief
 from headscope.records.codec import Record, decode, encode
 from headscope.records.files import read_document, write_whole
+from headscope.stopping import uninterrupted
 from headscope.training.config import TrainConfig
 
 SCHEMA = "headscope.train_run/1"
@@ -219,7 +220,8 @@ class RunFolder:
     @contextmanager
     def _writing(self) -> Generator[None, None, None]:
         try:
-            yield
+            with uninterrupted():
+                yield
         except (OSError, SafetensorError) as error:
             whole = self.checkpoints() if self.root.is_dir() else []
             kept = f"the newest checkpoint is {whole[-1]}" if whole else "there is no checkpoint yet"

@@ -11,12 +11,10 @@ from headscope.cli import options
 from headscope.cli.following import suggest
 from headscope.errors import ArgumentError
 from headscope.render.plain import say
+from headscope.stopping import keeping
 
 if TYPE_CHECKING:
     from headscope.sweeps.sweep import Sweep
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
 
 PLACE = 6
 """Place of the command in the help."""
@@ -81,7 +79,11 @@ def sweep(
             done, total = now, of
             draw(now, of)
 
-        try:
+        def kept() -> str:
+            jobs = f"{done} of {total} jobs were" if total else "no job was"
+            return f"{jobs} finished in this run; what is done is in {store}, and the same command goes on from there."
+
+        with keeping(kept):
             result = run(
                 [*(models or []), *asked.models],
                 store,
@@ -96,11 +98,6 @@ def sweep(
                 **opening.settings("revision", "gguf_file"),
                 progress=progress,
             )
-        except KeyboardInterrupt:
-            kept = f"{done} of {total} jobs were finished in this run" if total else "no job was finished in this run"
-            say(f"\nheadscope: interrupted; {kept}, and are kept in {store}.", err=True)
-            say("headscope: the same command goes on from there.", err=True)
-            raise typer.Exit(INTERRUPTED) from None
     if as_json:
         say(result.to_json(), wrap=False)
     else:

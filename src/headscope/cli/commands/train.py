@@ -10,6 +10,7 @@ import typer
 from headscope.cli import options
 from headscope.cli.following import suggest
 from headscope.render.plain import say
+from headscope.stopping import keeping
 
 PLACE = 9
 """Place of the command in the help."""
@@ -68,12 +69,13 @@ def train(
     chosen = train_config(**settings)
     folder = default_folder(chosen) if folder is None else Path(folder)
     screen = Screen(chosen)
-    try:
-        with screen:
-            found = run(**settings, out=folder, on_row=screen.row, on_step=screen.step)
-    except KeyboardInterrupt:
-        say(f"Stopped by Ctrl-C. The same command goes on from the newest checkpoint in {folder}.", err=True)
-        raise typer.Exit(130) from None
+
+    def kept() -> str:
+        screen.__exit__()
+        return f"the same command goes on from the newest checkpoint in {folder}, if there is one."
+
+    with keeping(kept), screen:
+        found = run(**settings, out=folder, on_row=screen.row, on_step=screen.step)
     if as_json:
         say(found.to_json(), wrap=False)
         return
