@@ -65,6 +65,8 @@ class Outcome:
     scores_diff: float | None = None
     oracle: str = ""
     n_heads_compared: int = 0
+    unread: str = ""
+    """Where it also mixes tokens in a way that is not read; empty where it does not."""
     refused: dict[str, str] = field(default_factory=dict)
     """Why not, by what was asked for."""
     breaks: dict[str, str] = field(default_factory=dict)
@@ -193,6 +195,7 @@ def compare(family: str) -> Outcome:
         scores_diff=worst,
         oracle=oracle,
         n_heads_compared=len(heads),
+        unread="" if model.check.unread is None else str(model.check.unread),
     )
 
 
@@ -257,6 +260,7 @@ def measure(families: list[str]) -> dict[str, Any]:
         "breaking": sum(bool(one.breaks) for one in outcomes),
         "bars": {"disagreeing": 0, "breaking": 0},
         "exact_families": [one.family for one in by["exact"]],
+        "unread": {one.family: one.unread for one in outcomes if one.unread},
         "worst_logits_diff": 0.0 if worst is None else worst.logits_diff,
         "worst_logits_family": None if worst is None else worst.family,
         "worst_scores_diff": max((one.scores_diff or 0.0 for one in by["exact"]), default=0.0),
@@ -289,6 +293,10 @@ def markdown(found: dict[str, Any]) -> str:
         *(f"| {one['family']} | disagrees | {one['reason']} |" for one in found["disagrees"]),
         "",
         "Exact: " + ", ".join(found["exact_families"]) + ".",
+        "",
+        "Of these, the check names layers that also mix tokens in a way that is not read: "
+        + ", ".join(found["unread"])
+        + ".",
         "",
         "Of the families that are not unsupported, these uses leave out some:",
         "",

@@ -87,3 +87,10 @@ def test_an_error_that_is_none_of_ours_is_a_defect(monkeypatch):
     monkeypatch.setattr(families.hs, "verify", broken)
     found = families.tried(families.Outcome(family="gpt2", verdict="exact", reason=""))
     assert found.breaks == {"verify": "RuntimeError: shape '[8, 21, 64]' is invalid"}
+
+
+def test_the_page_names_families_that_mix_tokens_in_a_way_that_is_not_read():
+    found = families.measure(["jamba", "gpt2"])
+    assert set(found["unread"]) == {"jamba"}
+    assert "mixed in layer 0 in a way" in found["unread"]["jamba"]
+    assert "that is not read: jamba." in families.markdown(found)

@@ -16,6 +16,37 @@ Support = Literal["exact", "degraded", "unsupported"]
 _HEAD = re.compile(r"(?:L(D)H(D)|(D)\.(D))(?:#(D))?".replace("D", "[0-9]{1,9}"))  # \d takes the digits of all scripts
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unread:
+    """Where a model mixes tokens in a way that is not read, beside the heads that are."""
+
+    layers: tuple[int, ...]
+    """Decoder layers, with or without heads."""
+    outside: tuple[str, ...]
+    """Modules in no layer whose number is known, by name; the model's own forward is empty."""
+
+    def __str__(self) -> str:
+        where = [f"in layer{'s' * (len(self.layers) > 1)} {_ranges(self.layers)}"] if self.layers else []
+        if self.outside:
+            named = ", ".join(name for name in self.outside if name)
+            where.append("outside of its numbered layers" + (f" ({named})" if named else ""))
+        return (
+            f"tokens are also mixed {' and '.join(where)} in a way that is not read (convolution, recurrence, linear "
+            "attention or the like)"
+        )
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """Like `0-2, 5`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class HeadId:
     """One attention head. Prints `L5H1`; parses `L5H1` and `5.1`.

@@ -299,7 +299,7 @@ function Parts(props: { report: Report; view: View; onView: (change: Partial<Vie
             ))}
           </ul>
         )}
-        {model.support !== "exact" && (
+        {(model.support !== "exact" || model.unread) && (
           <p class="warn">
             Support is {model.support}: {tidy(model.reason)}.
           </p>

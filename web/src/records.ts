@@ -294,6 +294,7 @@ export interface ModelInfo {
   d_model: number | null;
   n_embeddings: number | null;
   embedding_corner: number[][] | null;
+  unread: Unread | null;
 }
 export interface Other {
   name: string;
@@ -485,6 +486,10 @@ export interface TokenRow {
 export interface TokenTables {
   heads: HeadTables[];
   reason: string | null;
+}
+export interface Unread {
+  layers: number[];
+  outside: string[];
 }
 export interface VerdictChange extends HeadRef {
   counterpart: HeadRef;

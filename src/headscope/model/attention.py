@@ -49,6 +49,8 @@ class Attention:
     """q, k, v and lse; None where only the model's own code could run."""
     own_pattern: Float[Tensor, "batch head query key"] | None = None
     """The model's own attention probabilities; None where `scores` is there."""
+    own_values: Float[Tensor, "batch kv_head key d_v"] | None = None
+    """The values that these mix, where they were seen; None where `scores` is there."""
 
     @property
     def n_heads(self) -> int:
@@ -91,7 +93,8 @@ class Attention:
         """The same call, of some of the batch's rows: views, no copies."""
         if self.scores is None:
             assert self.own_pattern is not None
-            return replace(self, z=self.z[rows], own_pattern=self.own_pattern[rows])
+            values = None if self.own_values is None else self.own_values[rows]
+            return replace(self, z=self.z[rows], own_pattern=self.own_pattern[rows], own_values=values)
         s, rule = self.scores, self.scores.rule
         shared = {name: one for name in ("bias", "sinks") if (one := getattr(rule, name)) is not None}
         own = {name: one[rows] for name, one in shared.items() if len(one) > 1}

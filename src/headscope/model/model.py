@@ -60,7 +60,8 @@ class Opened:
     @property
     def n_layers(self) -> int:
         """Decoder layers, with or without attention."""
-        last = max(self.check.heads, default=-1) + 1
+        unread = () if self.check.unread is None else self.check.unread.layers
+        last = max((*self.check.heads, *unread), default=-1) + 1
         return max(last, int(getattr(self.backbone.config, "num_hidden_layers", None) or 0))
 
     @property

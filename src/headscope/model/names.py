@@ -36,3 +36,18 @@ def layer_numbers(names: list[str]) -> dict[str, int]:
         numbers |= {name: start + index for name, index in stack.items()}
         start += max(stack.values()) + 1
     return numbers
+
+
+def layer_of(name: str, layers: dict[str, int]) -> int | None:
+    """Decoder layer that a module is in, by those of others; None where no number in its name tells.
+
+    Args:
+        name: A module's name.
+        layers: Modules with their layers, as `layer_numbers` counts them.
+    """
+    starts = {m[1]: number - int(m[2]) for other, number in layers.items() if (m := _NUMBERED.match(other))}
+    match = _NUMBERED.match(name)
+    if match is None or match[1] not in starts:
+        return None
+    start, number = starts[match[1]], starts[match[1]] + int(match[2])
+    return None if any(start < other <= number for other in starts.values()) else number

@@ -211,7 +211,8 @@ def attention_of(seen: Seen, site: Site, n_rows: int, kernel: Kernel | None = No
     pattern = site.by_head(seen.pattern, n_rows)
     scores = None if site.scale is None else _scores(seen, site, n_rows)
     if scores is None:
-        return Attention(layer=site.layer, call=site.call, z=z, kernel="own", own_pattern=pattern)
+        v = _values(seen, site, n_rows)
+        return Attention(layer=site.layer, call=site.call, z=z, kernel="own", own_pattern=pattern, own_values=v)
     return Attention(layer=site.layer, call=site.call, z=z, kernel="own", scores=scores)
 
 
@@ -224,8 +225,15 @@ def joined(parts: Sequence[Attention]) -> Attention:
         (s.q.shape[1], s.k.shape[1], s.rule.scale, s.rule.causal, mask) for s, mask in zip(scores, masks, strict=True)
     }
     if len(scores) < len(parts) or len(kinds) > 1:
+        values = [one.own_values if one.scores is None else one.scores.v for one in parts]
+        known = [one for one in values if one is not None]
         return replace(
-            first, z=z, kernel="own", scores=None, own_pattern=torch.cat([one.pattern() for one in parts], 1)
+            first,
+            z=z,
+            kernel="own",
+            scores=None,
+            own_pattern=torch.cat([one.pattern() for one in parts], 1),
+            own_values=torch.cat(known, 1) if len(known) == len(parts) else None,
         )
     rule = scores[0].rule
     if rule.bias is not None:
@@ -276,8 +284,8 @@ def _with_leads(part: Tensor, leads: torch.Size) -> Tensor:
 
 
 def _scores(seen: Seen, site: Site, n_rows: int) -> Scores | None:
-    parts = by_token(seen, site, n_rows)
-    if parts is None or seen.v is None or site.scale is None:
+    parts, v = by_token(seen, site, n_rows), _values(seen, site, n_rows)
+    if parts is None or v is None or site.scale is None:
         return None
     logits, q, k = parts
     masked = logits < MASKED
@@ -286,11 +294,17 @@ def _scores(seen: Seen, site: Site, n_rows: int) -> Scores | None:
     wide = torch.promote_types(logits.dtype, torch.float32)
     dots = q[some].to(wide) @ kernels.repeat_heads(k[some], q.shape[1]).to(wide).mT
     bias = (logits[some].to(wide) - site.scale * dots).masked_fill(masked[some], torch.finfo(wide).min)
-    v = seen.v
-    v = v.expand(*(seen.result.shape[site.axis] if place == site.axis else -1 for place in range(v.dim())))
     rule = AttentionSpec(scale=site.scale, causal=False, bias=bias)
     lse = torch.logsumexp(logits.to(wide), dim=-1)
-    return Scores(q=q, k=k, v=site.by_head(v, n_rows), rule=rule, lse=lse)
+    return Scores(q=q, k=k, v=v, rule=rule, lse=lse)
+
+
+def _values(seen: Seen, site: Site, n_rows: int) -> Tensor | None:
+    v = seen.v
+    if v is None:
+        return None
+    v = v.expand(*(seen.result.shape[site.axis] if place == site.axis else -1 for place in range(v.dim())))
+    return site.by_head(v, n_rows)
 
 
 def fitted_scale(seen: Seen, site: Site, n_rows: int, tolerance: float) -> float | None:

@@ -7,8 +7,11 @@ interface, or one that passes an argument we do not know, is watched while its o
 queries and keys can be seen, and `degraded` where only its patterns can. Anything else is `unsupported`, with the
 reason.
 
-Cost: two forward passes, over 2 and over 3 prompts of 17 tokens; the third repeats the first with z replaced. It does
-not show what long inputs do: a sliding window longer than the input is not exercised.
+A fourth prompt shows whether anything beside that attention mixes tokens (`headscope.model.beside`): the reason says in
+which layers, and the numbers are of the attention alone.
+
+Cost: two forward passes, over 2 and over 4 prompts of 17 tokens; the third repeats the first with z replaced, the
+fourth with other tokens. It does not show what long inputs do: a sliding window longer than the input is not exercised.
 """
 
 # pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
@@ -23,7 +26,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from headscope.errors import NonFiniteError, brief
-from headscope.heads import Support
+from headscope.heads import Support, Unread
+from headscope.model import beside
 from headscope.model.attention import Attention
 from headscope.model.backbone import Backbone
 from headscope.model.hooks import discovering
@@ -83,6 +87,8 @@ class Check:
     """Query heads of each layer that has attention."""
     kv_heads: int | None
     """Key-value heads of a layer, where they can be seen; the smallest, where layers differ."""
+    unread: Unread | None = None
+    """Where tokens are also mixed in another way than by these heads; None where they are not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,9 +180,15 @@ def _tokens(model: Backbone) -> Tensor:
     return ids.to(model.device)
 
 
-def _and_edited(tokens: Tensor) -> Tensor:
-    """The prompts, and the first once more: the one whose z is replaced."""
-    return torch.cat([tokens, tokens[:1]])
+def _and_edited(model: Backbone, tokens: Tensor) -> Tensor:
+    """The prompts, and the first twice more: once as it is and once with other tokens; both get their z replaced."""
+    special = (getattr(model.config, f"{name}_token_id", None) for name in ("pad", "bos", "eos"))
+    never = frozenset(one for one in special if isinstance(one, int))
+    return torch.cat([tokens, tokens[:1], beside.with_other_tokens(tokens[0], never, model.n_embeddings)[None]])
+
+
+_ZERO, _OTHER = 2, 3
+"""Rows of the prompt whose z is set to zero, and of the one with other tokens."""
 
 
 def _own_output(model: Backbone, tokens: Tensor) -> Tensor:
@@ -274,7 +286,7 @@ def _interface_route(backbone: Backbone, tokens: Tensor, failures: list[str]) ->
         with torch.no_grad(), evaluating(model), discovering(model, tokens.shape[1]) as outside:
             try:
                 with installed(model, seen, number, additive_mask=additive_mask):
-                    output = backbone.run(_and_edited(tokens))
+                    output = backbone.run(_and_edited(backbone, tokens))
             except UnknownArgument as unknown:
                 failures.append(f"its attention is called with an argument we do not know ({unknown})")
                 return
@@ -294,7 +306,7 @@ def _interface_route(backbone: Backbone, tokens: Tensor, failures: list[str]) ->
 
 def _unread(backbone: Backbone, tokens: Tensor, additive_mask: bool) -> str | None:
     """Why part of the attention would go unseen outside of our attention function; None where there is no such part."""
-    rows = _and_edited(tokens)
+    rows = torch.cat([tokens, tokens[:1]])
     noting = Noting(*rows.shape)
     ours = installed(backbone.module, lambda attention: None, lambda module: (0, 0), additive_mask=additive_mask)
     with torch.no_grad(), evaluating(backbone.module), noting, ours:
@@ -321,7 +333,7 @@ def _hooks_route(backbone: Backbone, tokens: Tensor, failures: list[str]) -> Ite
             route = Route(path="hooks", layers=layers, calls=len(projections), implementation=name)
             seen = _Seen(n_tokens=tokens.shape[1])
             try:
-                output = backbone.output(forward(backbone, route, _and_edited(tokens), seen))
+                output = backbone.output(forward(backbone, route, _and_edited(backbone, tokens), seen))
             except FAMILY_ERRORS as error:
                 failures.append(_failure("its attention could not be read", error))
                 continue
@@ -334,7 +346,7 @@ def _module_route(backbone: Backbone, tokens: Tensor, failures: list[str]) -> It
         route = proven_route(backbone, tokens)
         if route is None:
             return
-        output = backbone.output(forward(backbone, route, _and_edited(tokens), seen))
+        output = backbone.output(forward(backbone, route, _and_edited(backbone, tokens), seen))
     except (NotMixing, NotProven) as why:
         failures.append(str(why))
         return
@@ -359,11 +371,14 @@ class _Seen:
     row_error: float = 0.0
     future: float = 0.0
     other_keys: int = 0
+    read_elsewhere: float = 0.0
+    """By how much queries, keys or values depend on other tokens, where no head can have moved them."""
 
     def __call__(self, attention: Attention) -> Tensor:
-        """Look, then set the last prompt's z to zero."""
+        """Look, then replace z of the last two prompts."""
         edited = attention.z.clone()
-        edited[-1] = 0
+        edited[_ZERO] = 0
+        beside.hold(edited, _OTHER, 0)
         self._look(attention)
         return edited
 
@@ -377,6 +392,7 @@ class _Seen:
             return
         later = torch.ones(n_query, n_key, dtype=torch.bool, device=pattern.device).triu(1)
         later[:, n_query:] = False
+        self.read_elsewhere = _worse(self.read_elsewhere, beside.read_elsewhere(attention, _OTHER, 0))
         self.future = _worse(self.future, float((pattern * later).sum(-1).max()))
         self.other_keys = max(self.other_keys, n_key - n_query)
         rows = pattern.sum(-1)
@@ -399,7 +415,7 @@ def _worse(first: float, second: float) -> float:
 
 
 def _verify(model: Backbone, tokens: Tensor, look: _Look, own: Tensor) -> Check:
-    route, seen, ours, edited = look.route, look.seen, look.output[:-1], look.output[-1]
+    route, seen, ours, edited = look.route, look.seen, look.output[:_ZERO], look.output[_ZERO]
     size = max(1.0, float(own.abs().max()))
     tolerance = max(TOLERANCE.get(dtype, TOLERANCE[torch.float32]) for dtype in (own.dtype, model.dtype))
     mistake = _worse(seen.mixing_error, seen.row_error)
@@ -449,6 +465,11 @@ def _verify(model: Backbone, tokens: Tensor, look: _Look, own: Tensor) -> Check:
             "module": "its own code, seen where probabilities mix values,",
         }[route.path]
         reason = f"through {how} its output differs from its own by {difference:.2g}"
+    unread = None if support == "unsupported" else _beside(model, tokens, look, tolerance)
+    if unread is not None:
+        reason += f"; {unread}"
+        if beside.counted_as_seen(route):
+            support, reason = "degraded", f"{reason}, so layers are counted by the attention that is read"
     check = Check(
         support=support,
         reason=reason,
@@ -456,7 +477,16 @@ def _verify(model: Backbone, tokens: Tensor, look: _Look, own: Tensor) -> Check:
         kernels=tuple(sorted(seen.kernels)),
         heads=dict(sorted(seen.heads.items())),
         kv_heads=min(seen.kv_heads, default=None),
+        unread=unread,
     )
     if support == "unsupported":
         return check
     return RoutedCheck(**{one.name: getattr(check, one.name) for one in fields(check)}, route=route)
+
+
+def _beside(model: Backbone, tokens: Tensor, look: _Look, tolerance: float) -> Unread | None:
+    """What else mixes tokens; None where nothing does."""
+    apart = max(look.seen.read_elsewhere, beside.difference(look.output[0], look.output[_OTHER], axis=0))
+    if apart <= tolerance:
+        return None
+    return beside.found(model, look.route, _and_edited(model, tokens)[[0, _OTHER]], tolerance)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Float
 
-from headscope.heads import Support
+from headscope.heads import Support, Unread
 from headscope.model.model import Model
 from headscope.stats import LOSS_RESOLUTION, mean_intervals, ratio_interval, share_interval
 
@@ -53,6 +53,9 @@ class ModelInfo:
     embedding_corner: tuple[tuple[float, ...], ...] | None = None
     """First and last three numbers of the embeddings of ids 0, 1 and 2, by which a published model is known; None where
     they cannot be read, and in documents older than this field."""
+    unread: Unread | None = None
+    """Where tokens are also mixed in another way than by these heads, as in a hybrid; None where they are not, and in
+    documents older than this field."""
 
     @classmethod
     def of(cls, model: Opened) -> ModelInfo:
@@ -70,6 +73,7 @@ class ModelInfo:
             d_model=model.d_model,
             n_embeddings=model.n_embeddings,
             embedding_corner=model.embedding_corner,
+            unread=model.check.unread,
         )
 
     def unlike(self, other: ModelInfo) -> str:
