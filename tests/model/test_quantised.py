@@ -62,14 +62,13 @@ def replaced(kind, names):
     return hf
 
 
-def test_where_rounding_grows_the_model_s_own_code_is_watched_and_the_reason_says_why(monkeypatch):
+def test_where_rounding_grows_the_reason_says_so_and_how_far_it_moves_the_model_s_own_output(monkeypatch):
     monkeypatch.setattr(Touchy, "__module__", "torchao.quantization")
     check = load(replaced(Touchy, ("q_proj", "k_proj", "v_proj"))).check
     assert check.support == "degraded"
-    assert check.max_abs_diff == 0.0
     assert "its output through our attention differs from its own by" in check.reason
-    watched = "so its own code is watched: patterns and z are read there, and queries and keys are hidden"
-    assert check.reason.endswith(watched)
+    assert "rounding its embedding otherwise moves its own by" in check.reason
+    assert "own" not in check.kernels
 
 
 def test_where_the_layer_is_of_no_known_library_its_own_code_is_read_with_proof():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from transformers import GptOssConfig, GptOssForCausalLM
 from transformers.models.gpt_oss import modeling_gpt_oss
 
 import headscope as hs
+from benchmarks.tiny import tiny_causal_lm
 from headscope.model.rounding import moved_by_rounding
 from tests.running import selfcheck
 
@@ -41,6 +43,13 @@ def test_an_undecided_router_is_degraded_in_half_precision_and_exact_in_float32(
     assert check.max_abs_diff > 5e-2  # of an output of about 1: more than bfloat16's tolerance
     # The same weights, with 16 more bits for each number in between.
     assert hs.load(copy.deepcopy(model).float()).check.support == "exact"
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "lfm2_moe", "gpt_oss"])
+def test_mixtures_of_experts_keep_their_queries_and_keys_in_half_precision(family):
+    check = selfcheck(tiny_causal_lm(family).to(torch.bfloat16))
+    assert check.support in ("exact", "degraded")
+    assert "own" not in check.kernels
 
 
 def test_wrong_attention_is_refused_although_rounding_moves_the_worst_token_as_far(monkeypatch):

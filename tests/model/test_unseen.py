@@ -75,6 +75,33 @@ def test_what_is_not_read_is_said_also_where_another_layer_is(kind, layers):
         load(written)
 
 
+class Cast(Attention):
+    """Probabilities in float32, taken back to the precision of the rest."""
+
+    sink = False
+
+    def attend(self, q, k, v, whole_k, whole_v, logits, bias, scale):
+        none = torch.zeros(*logits.shape[:-1], int(self.sink))
+        probabilities = torch.cat([logits.float(), none], -1).softmax(-1)
+        like = torch.zeros_like(probabilities, dtype=q.dtype)
+        return getattr(probabilities, self.how)(like)[..., : logits.shape[-1]] @ whole_v
+
+
+@pytest.mark.parametrize("how", ["type_as", "to"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_is_not_read_is_said_in_every_precision(how, dtype):
+    def made(sink):
+        written = Written().eval().to(dtype)
+        for block in written.blocks:
+            block.attention.__class__, block.attention.how = Cast, how
+        written.blocks[1].attention.sink = sink
+        return written
+
+    assert load(made(sink=False)).check.support == "exact"
+    with pytest.raises(UnsupportedModel, match=UNSEEN[Sink]):
+        load(made(sink=True))
+
+
 class Longer(Attention):
     """Inputs of more than 20 tokens are attended to in chunks, or sparsely."""
 

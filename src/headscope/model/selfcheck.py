@@ -115,21 +115,24 @@ def selfcheck(model: Backbone) -> Check:
     if not finite:
         raise NonFiniteError(_non_finite(model.module))
     checks: list[Check] = []
+    rounded: list[Check] = []
     routes, reached = _routes(model.module), False
     for find in routes:
         if reached and find is _module_route and _hooks_route in routes:
             break
         for look in find(model, tokens, failures):
             try:
-                check = _verify(model, tokens, look, own)
+                check, by_rounding = _verify(model, tokens, look, own)
             except FAMILY_ERRORS as error:
                 failures.append(_failure("its attention could not be read", error))
                 continue
+            if by_rounding:
+                rounded.append(check)
             if check.support == "exact" or (look.route.path == "interface" and check.reason == _ELSEWHERE):
                 return check
             checks.append(check)
         reached = reached or (find is _interface_route and bool(checks or failures))
-    degraded = [check for check in checks if check.support == "degraded"]
+    degraded = rounded or [check for check in checks if check.support == "degraded"]
     if degraded:
         best = min(degraded, key=lambda check: check.max_abs_diff or 0.0)
         return replace(best, reason=_after(checks[0], best))
@@ -414,7 +417,8 @@ def _worse(first: float, second: float) -> float:
     return first if math.isnan(first) or second <= first else second
 
 
-def _verify(model: Backbone, tokens: Tensor, look: _Look, own: Tensor) -> Check:
+def _verify(model: Backbone, tokens: Tensor, look: _Look, own: Tensor) -> tuple[Check, bool]:
+    """The check of one route, and whether it is degraded by rounding alone, which hides nothing."""
     route, seen, ours, edited = look.route, look.seen, look.output[:_ZERO], look.output[_ZERO]
     size = max(1.0, float(own.abs().max()))
     tolerance = max(TOLERANCE.get(dtype, TOLERANCE[torch.float32]) for dtype in (own.dtype, model.dtype))
@@ -440,8 +444,8 @@ def _verify(model: Backbone, tokens: Tensor, look: _Look, own: Tensor) -> Check:
         support, reason = "degraded", f"its output through our attention differs from its own by {difference:.2g}"
         if rounded > 0:
             reason += (
-                f", and rounding its embedding otherwise moves its own by {rounded:.2g}, as where a router is nearly "
-                "undecided between experts: load it in float32, where less is rounded"
+                f", and rounding its embedding otherwise moves its own by {rounded:.2g}: it magnifies rounding, as "
+                "routers of experts and quantised activations do"
             )
     elif moved <= limit:
         support, reason = "degraded", "heads can be read, but replacing their results does not change the output"
@@ -480,8 +484,9 @@ def _verify(model: Backbone, tokens: Tensor, look: _Look, own: Tensor) -> Check:
         unread=unread,
     )
     if support == "unsupported":
-        return check
-    return RoutedCheck(**{one.name: getattr(check, one.name) for one in fields(check)}, route=route)
+        return check, False
+    routed = RoutedCheck(**{one.name: getattr(check, one.name) for one in fields(check)}, route=route)
+    return routed, support == "degraded" and rounded > 0 and not seen.patterns_only
 
 
 def _beside(model: Backbone, tokens: Tensor, look: _Look, tolerance: float) -> Unread | None:
