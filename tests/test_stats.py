@@ -248,7 +248,7 @@ def test_without_spread_p_is_certain():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_p_of_what_is_no_number_is_refused(bad):
     # Its spread would be NaN, which no comparison takes for large, and p 0: certain.
-    with pytest.raises(NonFiniteError, match="holds NaN or infinity; load the model in float32"):
+    with pytest.raises(NonFiniteError, match="holds NaN or infinity; load the model in a wider dtype"):
         p_values(np.array([[0.0, 1.0], [0.5, bad]]))
 
 

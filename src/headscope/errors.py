@@ -17,6 +17,8 @@ Each message is one line: what was given, what is needed, what to do. The comman
 
 from __future__ import annotations
 
+import re
+
 
 class HeadscopeError(Exception):
     """Root of every error that the user can fix."""
@@ -70,3 +72,8 @@ def brief(text: object) -> str:
     """Something given, as an error may repeat it: on one line, and cut off where it is long."""
     line = " ".join(str(text).split())
     return line if len(line) <= QUOTED else f"{line[:QUOTED]}..."
+
+
+def clipped(message: str) -> str:
+    """An error's line in which a long word, or a long part of a path, is cut off: all that was given may be in it."""
+    return re.sub(rf"([^\s/]{{{QUOTED}}})[^\s/]+", r"\1...", message)

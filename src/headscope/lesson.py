@@ -395,7 +395,7 @@ def _scores(pattern: Tensor, seq_len: int | None) -> Float[Tensor, " head"]:
     query = torch.arange(n_tokens - period, n_tokens, device=pattern.device)
     stripe = pattern[..., query, query - period + 1].cpu().double()
     if not torch.isfinite(stripe).all():
-        raise NonFiniteError("the pattern holds NaN or infinity; load the model in float32.")
+        raise NonFiniteError("the pattern holds NaN or infinity; load the model in a wider dtype.")
     if stripe.min() < -1e-3 or stripe.max() > 1 + 1e-3:
         raise ArgumentError(
             f"the pattern holds {float(stripe.min()):.3g} to {float(stripe.max()):.3g}; it needs probabilities, after "

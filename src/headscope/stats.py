@@ -112,7 +112,7 @@ def p_values(samples: Float[np.ndarray, " prompt *rest"]) -> np.ndarray:
     from scipy.special import stdtr
 
     if not np.isfinite(samples).all():
-        raise NonFiniteError("what is to be tested holds NaN or infinity; load the model in float32.")
+        raise NonFiniteError("what is to be tested holds NaN or infinity; load the model in a wider dtype.")
     n, mean = len(samples), np.asarray(samples.mean(axis=0))
     if n == 1:
         return np.ones_like(mean)
@@ -177,7 +177,7 @@ def equivalence_p(samples: Float[np.ndarray, " prompt *rest"], within: float) ->
     if not within > 0:
         raise ShapeError(f"within={within}; an equivalence test needs a positive bound, like 0.01 nats.")
     if not np.isfinite(samples).all():
-        raise NonFiniteError("what is to be tested holds NaN or infinity; load the model in float32.")
+        raise NonFiniteError("what is to be tested holds NaN or infinity; load the model in a wider dtype.")
     n, mean = len(samples), np.asarray(samples.mean(axis=0))
     if n == 1:
         return np.ones_like(mean)

@@ -138,6 +138,30 @@ def test_one_clear_line_and_exit_code_2(case, folders, headscope, request):
     assert re.search(said, line), line
 
 
+LONG = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("scan", LONG),
+        ("scan", "demo", "--detector", LONG),
+        ("scan", "demo", "--device", LONG),
+        ("scan", "demo", "--dtype", LONG),
+        ("scan", "demo", "--revision", LONG),
+        ("scan", "demo", "--out", LONG),
+        ("params", "demo", "--head", LONG),
+        ("scan", f"--{LONG}"),
+        (LONG,),
+    ],
+    ids=lambda arguments: "".join(arguments[::2])[:12],
+)
+def test_what_was_given_is_repeated_up_to_200_characters(arguments, headscope):
+    ran = headscope(*arguments)
+    assert (ran.code, ran.out) == (2, "")
+    assert 0 < ran.err.count("9") <= 2 * 200, ran.err  # some errors say it twice
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -156,7 +180,7 @@ def test_where_results_cannot_be_saved_is_told_before_any_work(arguments, folder
         ran = headscope(*arguments, folders / place)
         assert (ran.code, ran.out) == (2, "")
         told = f"{str(folders / place)!r} cannot be written: {why}; fix that, or name another place."
-        assert ran.err == f"headscope: {told}\n"
+        assert ran.err == f"headscope: {told}\n".replace("x" * 300 + "'", "x" * 200 + "...")
 
 
 def test_a_folder_is_no_picture_and_a_picture_no_folder(folders, headscope):

@@ -681,7 +681,7 @@ def test_a_model_without_a_head(probe):
 def test_a_loss_that_is_no_number(probe):
     model = hs.load(tiny_causal_lm("llama"))
     model.hf.lm_head.weight.data[5] = float("inf")
-    with pytest.raises(NonFiniteError, match="a loss is NaN or infinite; load the model in float32"):
+    with pytest.raises(NonFiniteError, match="a loss is NaN or infinite; load the model in a wider dtype"):
         hs.ablate(model, "0.1", probe=probe, method="zero")
 
 

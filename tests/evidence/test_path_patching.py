@@ -444,7 +444,7 @@ def test_what_overflows_is_refused_and_not_tested():
     paths = Paths(model, pairs_of(model), [H(1, 0)])
     asked = paths.clean.asked[H(1, 0)]
     content = torch.full_like(asked.q, float("inf"))[None]
-    with pytest.raises(NonFiniteError, match="a patched stripe is NaN or infinite; load the model in float32"):
+    with pytest.raises(NonFiniteError, match="a patched stripe is NaN or infinite; load the model in a wider dtype"):
         paths.patched(paths.clean, H(1, 0), "k", content * torch.tensor([1.0, -1.0] * (content.shape[-1] // 2)))
     with pytest.raises(NonFiniteError, match="a patched loss is NaN or infinite"):
         paths.losses(paths.clean, [(H(1, 0), "v", torch.full_like(content[0], float("nan")))])

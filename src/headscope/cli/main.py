@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from headscope import __version__
 from headscope.cli.commands import commands
-from headscope.errors import HeadscopeError, brief
+from headscope.errors import HeadscopeError, brief, clipped
 from headscope.render.plain import say, shown
 
 
@@ -41,7 +41,7 @@ def _plain_errors() -> Generator[None, None, None]:
         yield
     except Exception as error:  # click's and typer's errors, whose classes typer may bring itself; it goes on
         if isinstance(message := getattr(error, "message", None), str):
-            error.message = shown(message)  # type: ignore[attr-defined]
+            error.message = clipped(shown(message))  # type: ignore[attr-defined]
         raise
 
 
@@ -85,7 +85,7 @@ def main() -> None:
             sys.stdout.flush()  # the last that is written may find its reader gone, too
             raise
     except HeadscopeError as error:
-        say(f"headscope: {error}", err=True)
+        say(f"headscope: {clipped(str(error))}", err=True)
         sys.exit(2)
     except BrokenPipeError:
         _silence()

@@ -231,7 +231,7 @@ class Reader:
             rows.append(replay.logits(self._edit(tokens, heads, method), start=start)[0])
         losses = [token_losses(logits[:-1], ids[0, 1:]) for logits in rows]
         if not all(bool(loss.isfinite().all()) for loss in losses):
-            raise NonFiniteError(f"a loss of {self.model.id} is NaN or infinite; load the model in float32.")
+            raise NonFiniteError(f"a loss of {self.model.id} is NaN or infinite; load the model in a wider dtype.")
         clean, *ablated = (tuple(loss.tolist()) for loss in losses)
         mean, *without = (float(loss.cpu().double().mean()) if len(loss) else None for loss in losses)
         return Reading(

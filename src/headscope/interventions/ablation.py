@@ -262,7 +262,7 @@ def losses(
             if progress is not None:
                 progress(len(part) * len(worlds))
     if not all(np.isfinite(values).all() for values in found.values()):
-        raise NonFiniteError("a loss is NaN or infinite; load the model in float32.")
+        raise NonFiniteError("a loss is NaN or infinite; load the model in a wider dtype.")
     return found
 
 

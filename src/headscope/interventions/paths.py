@@ -381,7 +381,7 @@ def mlps(model: Model) -> list[nn.Module]:
 
 def _finite(values: np.ndarray, what: str) -> np.ndarray:
     if not np.isfinite(values).all():
-        raise NonFiniteError(f"{what} is NaN or infinite; load the model in float32.")
+        raise NonFiniteError(f"{what} is NaN or infinite; load the model in a wider dtype.")
     return values
 
 

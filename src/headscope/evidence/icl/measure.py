@@ -280,7 +280,7 @@ def _losses(
         progress(len(rows) * length, len(windows) * length)
     stacked = np.stack(rows)
     if not np.isfinite(stacked).all():
-        raise NonFiniteError(f"the loss of {model.id} holds NaN or infinity; load the model in float32.")
+        raise NonFiniteError(f"the loss of {model.id} holds NaN or infinity; load the model in a wider dtype.")
     return stacked
 
 

@@ -311,7 +311,9 @@ class _Reading:
             without = [row.controls[:, index] for row in rows if row.controls is not None]
             controls = np.stack(without) if without else None
             if not (np.isfinite(values).all() and (controls is None or np.isfinite(controls).all())):
-                raise NonFiniteError(f"the scores of {detector.name} hold NaN or infinity; load the model in float32.")
+                raise NonFiniteError(
+                    f"the scores of {detector.name} hold NaN or infinity; load the model in a wider dtype."
+                )
             values = values.clip(max=1.0)  # rounding may carry a sum of probabilities past 1
             controls = None if controls is None else controls.clip(max=1.0)
             control = None if controls is None else controls.mean(axis=0)
