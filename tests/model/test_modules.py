@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import nn
 
+import headscope as hs
 from benchmarks.written import CHOICES, CONTEXT, HEADS, REFUSED, VOCABULARY, D, Written, agree
 from headscope.errors import UnsupportedModel
 from headscope.model.backbone import stated_context
 from headscope.model.load import load
 from headscope.model.selfcheck import _tokens
+from headscope.model.weights import layer_weights
 
 RIGHT = {
     "separate": {},
@@ -235,3 +237,32 @@ def test_layers_of_one_module_with_stacked_weights_are_right():
 
     given = model.backbone.logits(model.run(ids, without))
     torch.testing.assert_close(given, module(ids, (1, 2)).detach(), atol=1e-5, rtol=1e-5)
+
+
+class Listed(nn.Module):
+    """All layers in one module, their linear maps in a list for each kind."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.unembed = nn.Embedding(VOCABULARY, D), nn.Linear(D, VOCABULARY)
+        self.q, self.k, self.v, self.out = (nn.ModuleList(nn.Linear(D, D) for _ in range(2)) for _ in range(4))
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        for layer in range(2):
+            maps = (self.q[layer], self.k[layer], self.v[layer])
+            q, k, v = (one(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for one in maps)
+            z = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + self.out[layer](z.transpose(1, 2).flatten(2))
+        return self.unembed(x)
+
+
+@pytest.mark.parametrize("kind", [Stacked, Listed])
+def test_layers_of_one_module_are_verified_without_weights_by_head(kind):
+    torch.manual_seed(0)
+    model = load(kind().eval(), max_tokens=64)
+    with pytest.raises(UnsupportedModel, match="one module attends for several layers"):
+        layer_weights(model)
+    found = hs.verify(model, probe=hs.repeated_tokens(model, n_prompts=2, period=6))
+    assert len(found.heads) == sum(model.check.heads.values())
+    assert all(one.copying is None for one in found.heads)

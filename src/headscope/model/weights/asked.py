@@ -73,7 +73,7 @@ def asked_weights(model: Model) -> dict[int, LayerWeights] | None:
         owners[site.layer][site.call].add(owner)
     if any(one != calls[0] for calls in owners.values() for one in calls.values()):
         return None
-    blocks = {layer: decoder_layer(model, layer) for layer in sorted(set(model.route.layers.values()))}
+    blocks = {layer: decoder_layer(model, layer) for layer in sorted(model.check.heads)}
     random = torch.Generator().manual_seed(3)
     tokens = torch.randint(model.n_embeddings, (N_PROMPTS, N_POSITIONS), generator=random).to(model.device)
     record = recorded(model, tokens, set(), set(blocks.values()))

@@ -149,8 +149,14 @@ def recorded(
 
 
 def decoder_layer(model: Model, layer: int) -> nn.Module:
-    """The decoder layer around an attention module."""
-    name = next(name for name, number in model.route.layers.items() if number == layer)
+    """The decoder layer around an attention module.
+
+    Raises:
+        UnsupportedModel: the module that attends there is an earlier layer's too.
+    """
+    name = next((name for name, number in model.route.layers.items() if number == layer), None)
+    if name is None:
+        raise refused(model, layer, "one module attends for several layers")
     return model.module.get_submodule(block_of(name))
 
 
