@@ -268,6 +268,31 @@ def test_a_forward_that_mixes_by_itself_is_found():
     assert "mixed outside of its numbered layers in a way" in check.reason
 
 
+class Between(Written):
+    """Tokens are mixed by code between the blocks, not by a module."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def forward(self, ids):
+        x = self.embed(ids) + self.position[: ids.shape[1]]
+        if self.how == "pairs of ids":
+            x = x + self.embed((ids + 7 * F.pad(ids, (1, 0))[:, :-1]) % 30)
+        elif self.how == "positions by ids":
+            x = x + self.position[(ids % 2).cumsum(1)]
+        first = x[:, :1]
+        for block in self.blocks:
+            x = block(x + 0.5 * first if self.how == "first token" else x)
+        return self.unembed(x)
+
+
+@pytest.mark.parametrize("how", ["pairs of ids", "positions by ids", "first token"])
+def test_layers_that_get_tokens_mixed_between_them_are_not_named_for_it(how):
+    torch.manual_seed(0)
+    assert load(Between(how).eval()).check.unread == Unread(layers=(), outside=("",))
+
+
 @pytest.mark.parametrize(
     "choices", [{}, {"attend": "sdpa"}, {"positions": "alibi"}, {"block": "parallel"}, {"n_kv": 1}]
 )

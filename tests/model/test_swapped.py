@@ -5,12 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import flex_attention
 
 from benchmarks.tiny import tiny_causal_lm
 from headscope.errors import UnsupportedModel
+from headscope.heads import Unread
 from headscope.model.load import load
 
 IDS = torch.randint(30, (3, 13), generator=torch.Generator().manual_seed(1))
+
+
+def causal(score, batch, head, query, key):
+    return torch.where(query >= key, score, -float("inf"))
 
 
 class Own(nn.Module):
@@ -37,6 +43,10 @@ class Own(nn.Module):
             case "chunks":
                 parts = [(logits[:, :, at : at + 5, : at + 5], v[:, :, : at + 5]) for at in range(0, n, 5)]
                 z = torch.cat([part.softmax(-1) @ values for part, values in parts], dim=2)
+            case "without a softmax":
+                z = (q @ k.mT / 32).tril() @ v
+            case "flex":
+                z = flex_attention(q, k, v, score_mod=causal)
             case _:
                 z = logits.softmax(-1) @ v
         if self.without is not None:
@@ -89,3 +99,16 @@ def test_attention_that_was_swapped_is_read_as_it_computes(how, layers):
 def test_a_swapped_layer_that_would_go_unseen_is_refused(how, layers):
     with pytest.raises(UnsupportedModel, match=r"a softmax of shape .* so part of its attention would go unseen"):
         load(swapped(how, layers))
+
+
+@pytest.mark.parametrize(("layers", "heads"), [((0,), {1: 4}), ((1,), {0: 4})])
+def test_a_swapped_layer_that_has_no_softmax_is_named(layers, heads):
+    model = load(swapped("without a softmax", layers))
+    assert (model.check.support, model.check.heads) == ("exact", heads)
+    assert model.check.unread == Unread(layers=layers, outside=())
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_a_swapped_layer_of_flex_attention_is_refused_by_name():
+    with pytest.raises(UnsupportedModel, match="attends by flex_attention, which is not read"):
+        load(swapped("flex", (1,)))

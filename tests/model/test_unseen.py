@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import flex_attention
 
 import headscope as hs
 from benchmarks.written import HEADS, Attention, D, Written, agree
@@ -100,6 +101,36 @@ def test_what_is_not_read_is_said_in_every_precision(how, dtype):
     assert load(made(sink=False)).check.support == "exact"
     with pytest.raises(UnsupportedModel, match=UNSEEN[Sink]):
         load(made(sink=True))
+
+
+class Flex(Attention):
+    def attend(self, q, k, v, whole_k, whole_v, logits, bias, scale):
+        def causal(score, batch, head, query, key):
+            return torch.where(query >= key, score, -float("inf"))
+
+        return self.function(q, whole_k, whole_v, score_mod=causal, scale=scale)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("layers", [(1,), (0, 1)])
+def test_flex_attention_is_refused_by_name(layers, compiled):
+    written = Written().eval()
+    for layer in layers:
+        attention = written.blocks[layer].attention
+        attention.__class__ = Flex
+        attention.function = torch.compile(flex_attention, backend="eager") if compiled else flex_attention
+    reason = "attends by flex_attention, which is not read, so part of its attention would go unseen"
+    with pytest.raises(UnsupportedModel, match=reason):
+        load(written)
+
+
+def test_where_no_softmax_is_seen_it_is_said_which_are():
+    written = Written().eval()
+    for block in written.blocks:
+        block.attention = nn.Linear(D, D)
+    with pytest.raises(UnsupportedModel, match=r"no softmax attention .* was seen .* one written with exp is not seen"):
+        load(written)
 
 
 class Longer(Attention):
@@ -202,14 +233,18 @@ class Slots(nn.Module):
 def test_a_router_of_experts_is_not_attention(how):
     written = Written().eval()
     written.blocks[0].mlp = Experts(how)
-    agree(written, load(written))
+    model = load(written)
+    assert model.check.unread is None
+    agree(written, model)
 
 
 @pytest.mark.parametrize("expanded", [True, False])
 def test_learned_slots_are_not_tokens(expanded):
     written = Written().eval()
     written.blocks[1].mlp = Slots(expanded)
-    agree(written, load(written))
+    model = load(written)
+    assert model.check.unread is None
+    agree(written, model)
 
 
 class TwoOutputs(Attention):

@@ -44,6 +44,7 @@ from headscope.model.scope import evaluating, implementation
 from headscope.model.taps import TOLERANCE, Route, forward
 from headscope.model.unseen import Noting
 
+_NONE_SEEN = "no softmax attention over its tokens was seen in its forward pass"
 _ENCODER = "its tokens attend to later tokens: an encoder, not a decoder-only language model"
 _ELSEWHERE = (
     "part of its attention is not among the tokens (it runs on patches, or on another input), and would go unseen"
@@ -139,7 +140,9 @@ def selfcheck(model: Backbone) -> Check:
     if checks:
         reason = _unlike_itself(model, tokens, own) or checks[0].reason + _unlike_eager(model, tokens, own)
         return replace(checks[0], reason=reason)
-    why = failures[0] if failures else "no softmax attention over its tokens was seen in its forward pass"
+    why = failures[0] if failures else _NONE_SEEN
+    if not failures and not isinstance(model.module, PreTrainedModel):
+        why += " (by softmax, scaled-dot-product attention or nn.MultiheadAttention; one written with exp is not seen)"
     return _unsupported(_unlike_itself(model, tokens, own) or why)
 
 

@@ -2,7 +2,8 @@
 
 While the self-check watches a module, every softmax is followed to the product that uses it. It mixes tokens where the
 other factor depends on the tokens, is summed over the softmax's axis and is the same for several queries: a router of
-experts, whose results differ from query to query, and learned slots, which no token changes, are left alone.
+experts, whose results differ from query to query, and learned slots, which no token changes, are left alone. A call of
+`flex_attention`, which hides its softmax, counts as one. Mixing without a softmax: `headscope.model.beside`.
 """
 
 # pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
@@ -18,6 +19,8 @@ from headscope.model.product import SOFTMAXES, TIMES, axes_of, tensors_in
 
 _AS = {Tensor.type_as, Tensor.to, Tensor.view_as, Tensor.reshape_as, Tensor.expand_as}
 """Of a second tensor they read the type or the shape alone."""
+_FLEX = "flex_attention"
+_UNSEEN = "so part of its attention would go unseen"
 
 
 class Unseen:
@@ -38,6 +41,8 @@ class Unseen:
 
     def note(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Look at one call."""
+        if getattr(func, "__name__", None) == _FLEX:
+            self.reason = self.reason or f"it attends by {_FLEX}, which is not read, {_UNSEEN}"
         if func is F.scaled_dot_product_attention:
             query, _, value = args[:3] if len(args) > 2 else (kwargs["query"], None, kwargs["value"])
             if query.shape[-2] > 1 and self._depends_on_tokens(value):
@@ -111,7 +116,7 @@ class Unseen:
         else:
             other = "a sink, other keys, chunks, patches or another order of axes"
             why = f"and is not one from each of its {self.n_tokens} tokens to each ({other})"
-        self.reason = self.reason or f"{what} {why}, so part of its attention would go unseen"
+        self.reason = self.reason or f"{what} {why}, {_UNSEEN}"
 
 
 class Noting(TorchFunctionMode):
