@@ -114,7 +114,8 @@ def test_movers_are_positional_and_local(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_successor_is_told_from_its_decoys(seed):
     names = ["successor", "successor_same", "successor_before", "successor_silent", "lowers_last"]
-    outcomes, _, atlas = found(names, "successor", seed)
+    # Twelve prompts: of six the look-alike's test has p = 0.016, which is too much where it is one of 35 tests.
+    outcomes, _, atlas = found(names, "successor", seed, n_prompts=12)
     assert outcomes["successor"] == {
         "successor": "primary",
         "successor_silent": "correlate",
