@@ -44,7 +44,7 @@ def test_stages_are_counted_and_heads_and_top_reach_the_verification_which_gives
     def verified(model, heads, *, probe, top, natural, seed, progress):
         asked.update(heads=heads, n_prompts=len(probe.prompts), top=top)
         progress("searching", 12, 144)
-        return results.verification, results.scan
+        return results.verification, results.scan, None
 
     monkeypatch.setattr(module, "verified", verified)
     made = report_document(
