@@ -266,3 +266,41 @@ def test_layers_of_one_module_are_verified_without_weights_by_head(kind):
     found = hs.verify(model, probe=hs.repeated_tokens(model, n_prompts=2, period=6))
     assert len(found.heads) == sum(model.check.heads.values())
     assert all(one.copying is None for one in found.heads)
+
+
+class Loud(Listed):
+    """The same with a softmax of its own, over logits of some tens."""
+
+    def __init__(self):
+        super().__init__()
+        self.patterns = []
+        with torch.no_grad():
+            for one in self.q:
+                one.weight *= 60
+
+    def forward(self, ids):
+        x, n = self.embed(ids), ids.shape[1]
+        self.patterns = []
+        for layer in range(2):
+            maps = (self.q[layer], self.k[layer], self.v[layer])
+            q, k, v = (one(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for one in maps)
+            logits = q @ k.mT / D**0.5 + torch.full((n, n), float("-inf"), dtype=x.dtype).triu(1)
+            self.patterns.append(torch.exp(logits.float() - torch.logsumexp(logits.float(), -1, keepdim=True)).detach())
+            x = x + self.out[layer]((logits.softmax(-1) @ v).transpose(1, 2).flatten(2))
+        return self.unembed(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_a_softmax_of_rounded_logits_is_read_as_it_is(dtype):
+    # Logits past 32 are multiples of 1/4 in bfloat16 and of 1/32 in float16: those of q . k in float32 give other
+    # probabilities, by factors of up to exp(1/8).
+    torch.manual_seed(0)
+    module = Loud().eval().to(dtype)
+    model = load(module, max_tokens=64)
+    assert model.check.support == ("exact" if dtype == torch.float32 else "degraded"), model.check.reason
+    ids = torch.randint(VOCABULARY, (3, 13))
+    seen = {}
+    model.run(ids, lambda attention: seen.update({attention.layer: attention.pattern().float()}))
+    module(ids)
+    for layer, pattern in enumerate(module.patterns):
+        torch.testing.assert_close(seen[layer], pattern, atol=max(1e-5, 2 * torch.finfo(dtype).eps), rtol=0)

@@ -78,6 +78,13 @@ def proven_route(backbone: Backbone, tokens: Int[Tensor, "prompt position"]) -> 
     return route
 
 
+def by_patterns(route: Route) -> Route:
+    """The same route without queries and keys."""
+    return replace(
+        route, sites={owner: tuple(replace(site, scale=None) for site in own) for owner, own in route.sites.items()}
+    )
+
+
 def _laid_out(seen: Seen, n_rows: int, tolerance: float) -> Site:
     """The site's axes: on the prompts' axis the third is like the first, and the second is not."""
     leads = seen.result.shape[:-2]

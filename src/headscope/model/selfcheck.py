@@ -38,7 +38,7 @@ from headscope.model.names import layer_numbers
 from headscope.model.parallel import weight_of
 from headscope.model.precision import widened
 from headscope.model.product import NotMixing
-from headscope.model.proof import NotProven, proven_route
+from headscope.model.proof import NotProven, by_patterns, proven_route
 from headscope.model.rounding import moved_by_rounding
 from headscope.model.scope import evaluating, implementation
 from headscope.model.taps import TOLERANCE, Route, forward
@@ -347,19 +347,17 @@ def _hooks_route(backbone: Backbone, tokens: Tensor, failures: list[str]) -> Ite
 
 
 def _module_route(backbone: Backbone, tokens: Tensor, failures: list[str]) -> Iterator[_Look]:
-    seen = _Seen(n_tokens=tokens.shape[1])
+    """With queries and keys where they were found; then by patterns alone, which rounded logits make others."""
     try:
         route = proven_route(backbone, tokens)
-        if route is None:
-            return
-        output = backbone.output(forward(backbone, route, _and_edited(backbone, tokens), seen))
+        for one in () if route is None else (route, by_patterns(route)):
+            seen = _Seen(n_tokens=tokens.shape[1])
+            output = backbone.output(forward(backbone, one, _and_edited(backbone, tokens), seen))
+            yield _Look(route=one, seen=seen, output=output)
     except (NotMixing, NotProven) as why:
         failures.append(str(why))
-        return
     except FAMILY_ERRORS as error:
         failures.append(_failure("its attention could not be read", error))
-        return
-    yield _Look(route=route, seen=seen, output=output)
 
 
 @dataclass(slots=True)
