@@ -359,3 +359,14 @@ def test_ids_that_are_no_whole_numbers_are_refused():
     unchecked = _pool.__wrapped__
     with pytest.raises(TokenError, match="token_ids holds something else than whole numbers"):
         unchecked(SimpleNamespace(special_token_ids=frozenset(), n_embeddings=10, id="m"), [1.5, 2.5])
+
+
+@pytest.mark.parametrize("roles", [["retrieval"], None], ids=["asked", "beside others"])
+def test_a_vocabulary_of_special_tokens_alone_is_told(roles):
+    llama = tiny_causal_lm("llama")
+    llama.resize_token_embeddings(2)
+    llama.config.bos_token_id, llama.config.eos_token_id = 0, 1
+    with pytest.raises(TokenError, match="has only special tokens"):
+        random_tokens(hs.load(llama), n_prompts=1, length=5)
+    with pytest.raises(ArgumentError, match="no role can be asked of .*has only special tokens"):
+        hs.atlas(llama, roles=roles, quick=True, n_prompts=4)

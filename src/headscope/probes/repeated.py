@@ -154,11 +154,17 @@ def random_tokens(model: Model, *, n_prompts: int, length: int, seed: int = 0) -
     """Prompts of this length in which nothing repeats as long as the vocabulary lasts: a corpus for means.
 
     They start with the model's start token, where it has one, and have no control.
+
+    Raises:
+        ArgumentError: more tokens than there is memory for.
+        TokenError: all of the model's tokens are special.
     """
     refuse_too_many(n_prompts, length)
     start = _start_token(model, "auto")
     head = np.asarray([] if start is None else [start], dtype=np.int64)
     pool = _pool(model, None)
+    if len(pool) == 0:
+        raise TokenError(f"{model.id} has only special tokens, of which no prompt is made; use another vocabulary.")
     prompts = (
         np.concatenate([head, _different(pool, length - len(head), np.random.default_rng([seed, index]))])
         for index in range(n_prompts)
