@@ -171,6 +171,30 @@ def test_values_of_the_token_before_are_named_where_queries_and_keys_are_hidden_
     assert load(written).check.unread == Unread(layers=(1,), outside=())
 
 
+@pytest.mark.parametrize(
+    ("family", "part"),
+    [
+        ("mpt", "transformer.blocks.1.norm_1"),
+        ("mpt", "transformer.blocks.1.attn.Wqkv"),
+        ("bloom", "transformer.h.1.mlp"),
+    ],
+)
+def test_families_whose_own_code_is_watched_are_asked_module_by_module(family, part, monkeypatch):
+    hf = tiny_causal_lm(family)
+    assert load(hf).check.unread is None
+    changed = hf.get_submodule(part)
+    own = changed.forward
+    monkeypatch.setattr(changed, "forward", lambda *given: own(*given) + 0.3 * before(own(*given)))
+    assert load(hf).check.unread == Unread(layers=(1,), outside=())
+
+
+@pytest.mark.parametrize("length", [2, 3, 5, 10])
+def test_short_contexts(length):
+    assert load(Written().eval(), max_tokens=length).check.unread is None
+    written = with_module(lambda: Before(1), 1, "mlp")
+    assert load(written, max_tokens=length).check.unread == Unread(layers=(1,), outside=())
+
+
 @pytest.mark.parametrize("distance", range(1, 17))
 def test_a_token_at_any_distance_before_is_found(distance):
     # Of places 0, 2, 3, 7, 8 and 12, at least one is this far before a place whose token stays.

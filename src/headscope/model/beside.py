@@ -9,7 +9,8 @@ that is not seen, or a shift of what queries, keys or values are made of.
     which module                                       `found`: what goes into a module or comes out is made to agree
                                                        there; where it did not, tokens were mixed just before
 
-Cost: one prompt more in a pass of the self-check; where something is found, one pass over two prompts.
+Cost: one prompt more in a pass of the self-check; where that differs, or queries and keys are hidden, one pass over two
+prompts.
 
 Misleading when: it mixes by less than the self-check's tolerance, or only in other input than these 17 tokens.
 """

@@ -491,8 +491,8 @@ def _verify(model: Backbone, tokens: Tensor, look: _Look, own: Tensor) -> tuple[
 
 
 def _beside(model: Backbone, tokens: Tensor, look: _Look, tolerance: float) -> Unread | None:
-    """What else mixes tokens; None where nothing does."""
+    """What else mixes tokens; None where nothing does. Where queries and keys are hidden, modules before them tell."""
     apart = max(look.seen.read_elsewhere, beside.difference(look.output[0], look.output[_OTHER], axis=0))
-    if apart <= tolerance:
+    if apart <= tolerance and not look.seen.patterns_only:
         return None
     return beside.found(model, look.route, _and_edited(model, tokens)[[0, _OTHER]], tolerance)
