@@ -35,6 +35,11 @@ def test_what_is_not_given_is_the_recipes_own():
         ({"d_model": 65}, "d_model=65 does not divide among heads=4; use a multiple of 4"),
         ({"d_model": 60}, "makes heads of odd width 15, which rotary positions cannot turn; use a multiple of 8"),
         ({"layers": 0}, "layers=0 must be a whole number from 1 up"),
+        (
+            {"layers": 10**21},
+            r"layers=10{21} of d_model=64 need [\d,.]+ GB to train, but [\d,.]+ GB are free; use fewer",
+        ),
+        ({"d_model": 2**40}, r"of d_model=1099511627776 need [\d,.]+ GB to train"),
         ({"heads": 2.0}, r"heads=2\.0 must be a whole number from 1 up"),
         ({"steps": True}, "steps=True must be a whole number"),
         ({"seed": -1}, "seed=-1 must be a whole number from 0 up"),

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from headscope.errors import ArgumentError
+from headscope.errors import ArgumentError, brief
+from headscope.model.budget import free_memory, gigabytes
 from headscope.training.demo_training import BOS_TOKEN_ID
 from headscope.training.loop import attention_only_gpt2, attention_only_llama
 from headscope.training.recipes import RECIPES, Preset
@@ -152,6 +153,13 @@ def _problems(config: Mapping[str, Any]) -> list[str]:
         found.append(
             f"d_model={d_model} with heads={heads} makes heads of odd width {d_model // heads}, which rotary positions "
             f"cannot turn; use a multiple of {2 * heads}"
+        )
+    # q, k, v and o of each layer, their gradients, and Adam's two means
+    needed, free = config["layers"] * 4 * d_model**2 * 4 * torch.float32.itemsize, free_memory()
+    if free is not None and needed > free:
+        found.append(
+            f"layers={brief(config['layers'])} of d_model={brief(d_model)} need {brief(gigabytes(needed))} to train, "
+            f"but {gigabytes(free)} are free; use fewer"
         )
     return found
 
