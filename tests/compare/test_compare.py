@@ -22,7 +22,7 @@ from headscope.evidence.compare.changes import head_changes
 from headscope.evidence.compare.finding import finding
 from headscope.evidence.compare.later import later_changes, outcome_changes
 from headscope.evidence.compare.matching import Agreement, Patterns, agreement, matches
-from headscope.evidence.compare.result import Comparison, HeadChange, RoleChange, changed_heads
+from headscope.evidence.compare.result import Comparison, HeadChange, OutcomeChange, RoleChange, changed_heads
 from headscope.evidence.compare.scans import compare_scans
 from headscope.evidence.compare.terminal import print_comparison
 from headscope.heads import HeadId
@@ -337,6 +337,53 @@ def test_the_swap_test_tells_the_source_from_the_head_that_passes_it_on(built):
         assert abs(draw.transfers.mean) < 0.05
 
 
+def printed(shown, start):
+    """The words of each line from the first that begins so, up to an empty one."""
+    lines = shown.splitlines()
+    first = next(index for index, line in enumerate(lines) if line.startswith(start))
+    rows = [line.split() for line in lines[first:]]
+    return rows[: rows.index([])] if [] in rows else rows
+
+
+def test_the_terminal_says_what_changed_and_which_head_is_its_source(built, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    source, later = built.heads("previous_token")[0], built.heads("induction")[0]
+    found = hs.compare(built.model, silenced(built.model, source), swap=True, **SMALL)
+    print_comparison(found, top=10)
+    shown = capsys.readouterr().out
+    row = next(one for one in printed(shown, "head") if one[0] == str(later))
+    role = found.changed[0].changed[0]
+    assert row[1:6] == [role.role, "lost", f"{role.a:.3f}", f"{role.b:.3f}", f"{role.b - role.a:+.3f}"]
+    swap = found.pairs[0].swap
+    swapped = {one[0]: one for one in printed(shown, "swapped")}
+    # All of the loss comes back with the source, or with what passes it on; a head of neither sort gives none.
+    assert swapped[str(source)][1:3] == ["1.00", "1.00"]
+    assert swapped[str(source)][-1] == "source"
+    assert swapped[str(later)][-3:] == ["passes", "it", "on"]
+    assert {"all", "sources", "random"} <= swapped.keys()
+    assert sum(one[0] == "random" for one in printed(shown, "swapped")) == len(swap.random)
+
+
+def test_the_terminal_names_a_head_that_changed_places_and_what_it_holds_in_the_atlas(built, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    other, where = reparametrised(built.model, "heads", seed=2)
+    found = hs.compare(built.model, other, **SMALL)
+    pair = found.pairs[0]
+    head = built.heads("induction")[0]
+    held = OutcomeChange(
+        head=head, counterpart=where[head], role="induction", a="primary", b=None, status="lost", apart=False,
+        score_a=Estimate(mean=0.9, ci95=None), score_b=Estimate(mean=0.25, ci95=None),
+    )  # fmt: skip
+    print_comparison(replace(found, pairs=(replace(pair, outcomes=(held,)),)), top=10)
+    shown = capsys.readouterr().out
+    assert f"{head} lost induction in the atlas: primary (0.90), now not tried (0.25); the intervals" in shown
+    assert pair.moved
+    for one in pair.moved:
+        assert one.match.agreement > 0.9
+        said = f"{one.head} of {pair.a} is {where[one.head]} of {pair.b}: agreement {one.match.agreement:.2f}"
+        assert said in shown
+
+
 def test_verifying_adds_what_verify_reads_beyond_the_scan_that_it_begins_with(built):
     first = hs.load(built.model)
     second = hs.load(silenced(built.model, built.heads("induction")[0]))
@@ -358,7 +405,7 @@ def test_verifying_adds_what_verify_reads_beyond_the_scan_that_it_begins_with(bu
     assert with_verdicts - without == verified - scanned
 
 
-def test_a_head_that_writes_nothing_attends_as_before_and_its_verdict_changes(built):
+def test_a_head_that_writes_nothing_attends_as_before_and_its_verdict_changes(built, capsys):
     head = built.heads("induction")[0]
     found = hs.compare(built.model, silenced(built.model, head), verify=True, circuit=True, **SMALL)
     assert found.changed == ()
@@ -371,6 +418,11 @@ def test_a_head_that_writes_nothing_attends_as_before_and_its_verdict_changes(bu
     assert changed[0].reasons_b
     sender = built.heads("previous_token")[0]
     assert [(one.sender, one.receiver, one.input, one.status) for one in pair.edges] == [(sender, head, "k", "lost")]
+    print_comparison(found, top=5)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"{head} induction, now attends only" in shown
+    assert f"{sender} -> k of {head}: lost" in shown
+    assert " ".join("; ".join(changed[0].reasons_b).split()) in shown
     assert hs.Comparison.from_dict(json.loads(found.to_json())) == found
 
 
