@@ -142,3 +142,23 @@ def test_building_writes_a_folder_that_loads(tmp_path: Path, monkeypatch: pytest
     assert made.config.num_hidden_layers == 2
     assert AutoTokenizer.from_pretrained(tmp_path / "made")("x = 1")["input_ids"][0] == 0
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_the_command_trains_on_one_thread_and_prints_what_was_measured(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def build(out, *, seed, report):
+        asked.append((out, seed, torch.get_num_threads()))
+        report("step 1")
+        return {"measured": {"loss": 1.5}}
+
+    monkeypatch.setattr(demo_training, "build_demo", build)
+    threads = torch.get_num_threads()
+    try:
+        demo.main(["--out", str(tmp_path), "--seed", "3"])
+    finally:
+        torch.set_num_threads(threads)
+    assert asked == [(tmp_path, 3, 1)]
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == {"loss": 1.5}
+    assert printed.err == "step 1\n"

@@ -12,7 +12,7 @@ import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
 from headscope import Probe, probe_text, probe_tokens
 from headscope.errors import TokenError
-from headscope.probes.probe import check_fits
+from headscope.probes.probe import check_fits, probe_of
 
 
 def lists(probe: Probe) -> list[list[int]]:
@@ -246,3 +246,21 @@ def test_padding_without_a_mask_is_refused_and_with_one_cut_off(gpt2, pad, rows,
 
 def test_a_start_token_that_also_pads_may_stand_alone(gpt2):
     check_fits(probe_tokens([[0, 2, 3], [2, 3, 0]]), hs.load(gpt2, tokenizer=padded("<s>")))
+
+
+# ---- messages
+
+
+def test_messages_go_through_the_chat_template_without_a_second_start_token(gpt2):
+    tokenizer = word_tokenizer(adds_start=True)
+    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %} the {{ m['content'] }}{% endfor %}"
+    model = hs.load(gpt2, tokenizer=tokenizer)
+    turns = [{"role": "user", "content": "cat sat"}, {"role": "assistant", "content": "sat"}]
+    # <s>, then of each turn "the" and its words; the start token that the tokenizer adds to text is not put before it.
+    assert lists(probe_of(model, turns)) == [[0, 2, 3, 4, 2, 4]]
+
+
+def test_messages_need_a_chat_template(gpt2):
+    model = hs.load(gpt2, tokenizer=word_tokenizer())
+    with pytest.raises(TokenError, match="has no chat template, so it cannot read messages; give text or token ids"):
+        probe_of(model, [{"role": "user", "content": "cat"}])

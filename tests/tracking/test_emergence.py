@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import weakref
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -17,6 +18,7 @@ import headscope as hs
 from headscope.errors import ArgumentError, HeadscopeError, ModelError
 from headscope.evidence.emergence import measure as module
 from headscope.evidence.emergence.curves import Curve, CurvePanel, curves_svg
+from headscope.evidence.emergence.terminal import print_emergence
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,22 @@ def test_a_head_that_never_changed_has_no_phase_change(found):
     change = found.changes["previous_token"]
     assert change.found is None
     assert "no score is 0.2 above an earlier one" in change.reason
+
+
+def test_the_terminal_says_where_the_change_is_and_who_is_strongest_at_each_step(found, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    unread = {"step-000150": "the disk was full"}
+    print_emergence(replace(found, unread=unread))
+    shown = capsys.readouterr().out
+    step, width = found.changes["induction"].found.step, found.changes["induction"].found.width
+    low, high = step.ci95
+    said = f"induction: phase change at step {step.mean:.0f} [{low:.0f}, {high:.0f}], {width.mean:.0f}"
+    assert said in shown
+    assert f"previous token: no phase change found: {found.changes['previous_token'].reason}" in shown
+    assert "step-000150 could not be measured: the disk was full" in shown
+    last = next(line.split() for line in shown.splitlines() if line.split()[:1] == ["700"])
+    best = found.points[-1].snapshot.strongest("induction")
+    assert last[1:3] == [f"{best.mean:.3f}", str(best.head)]
 
 
 def test_losses_fall_as_the_head_comes(found):
