@@ -18,12 +18,14 @@ from headscope.errors import ArgumentError, TokenError, UnsupportedModel
 from headscope.evidence.circuit import measure as tracing
 from headscope.evidence.circuit.measure import trace_circuit
 from headscope.evidence.circuit.result import RULE, Circuit
+from headscope.evidence.circuit.terminal import print_circuit
 from headscope.evidence.circuit.tracing import EDGE_LOSS_RESOLUTION
 from headscope.heads import HeadId
 from headscope.interventions.paths import Paths
 from headscope.planted.handbuilt import DECOYS, handbuilt
 from headscope.planted.handbuilt_rotary import handbuilt_rotary
 from headscope.probes.corrupt import corrupt_pairs
+from headscope.records.common import Estimate
 from tests.running import seeds
 
 KINDS = ("plain", "rotary", "grouped")
@@ -246,6 +248,29 @@ def test_effects_and_shares_are_those_of_the_paths(demo):
 
 
 # ---- receivers: given, from a verification, or found
+
+
+def test_the_terminal_says_what_is_known_of_a_receiver_and_what_is_not(demo, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "240")
+    one = demo.receivers[0]
+
+    def shown(**known):
+        print_circuit(replace(demo, receivers=(replace(one, **known),), sets=()))
+        return capsys.readouterr().out
+
+    some = Estimate(mean=0.25, ci95=(0.2, 0.3))
+    told = shown(strongest_other=some, context={"two_before_key": some, "before_query": replace(some, mean=0.01)})
+    assert "strongest other sender through the key 0.250 [0.200, 0.300]" in told
+    assert told.count("it also compares") == 1  # a share of 0.01 is below the rule's
+    assert "another one takes 0.250" in told
+    for agree, words in ((True, "weights agree"), (False, "weights do not tell"), (None, None)):
+        told = shown(weights_agree=agree)
+        assert ("weights " in told) == (words is not None)
+        assert words is None or words in told
+    assert "nothing found" in shown(restored=None, restored_mlps_held=None, unexplained=1.0)
+    lost = shown(asked=False, restored=None, unexplained=None, strongest_other=None, strongest_query=None)
+    assert "they cannot ask who carries it" in lost
+    assert "strongest" not in lost
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 
 from benchmarks.tiny import tiny_causal_lm
+from benchmarks.written import Written
 from headscope.errors import UnsupportedModel
 from headscope.evidence.params.measure import count_parameters
 
@@ -32,6 +34,19 @@ def test_biases_that_belong_to_no_head_are_refused():
         layer.self_attn.k_proj.register_parameter("bias", None)
     with pytest.raises(UnsupportedModel, match=r"layer 0 of .* \(qwen2\) has 96 biases, which are not those of Q, K"):
         count_parameters(model)
+
+
+def test_weights_that_belong_to_no_head_are_refused():
+    # Of GPT-2's 4 heads of width 16 in 64: 64 x 192 for Q, K and V and 64 x 64 for O, 16,384; and 9 more.
+    model = tiny_causal_lm("gpt2")
+    model.transformer.h[0].attn.register_parameter("more", nn.Parameter(torch.zeros(3, 3)))
+    with pytest.raises(UnsupportedModel, match=r"layer 0 of .* holds 16,393 attention weights, not the 16,384 of"):
+        count_parameters(model)
+
+
+def test_heads_whose_queries_and_keys_are_hidden_are_not_counted():
+    with pytest.raises(UnsupportedModel, match="hides its queries and keys, so a head's parameters cannot be counted"):
+        count_parameters(Written().eval())
 
 
 def test_counting_leaves_no_hook():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention.flex_attention import flex_attention
 
@@ -50,6 +51,14 @@ class EvenTokens(Attention):
         return z
 
 
+class EvenTokensFused(Attention):
+    def attend(self, q, k, v, whole_k, whole_v, logits, bias, scale):
+        q, k, v = (one[:, :, ::2] for one in (q, whole_k, whole_v))
+        z = torch.zeros_like(whole_v)
+        z[:, :, ::2] = F.scaled_dot_product_attention(query=q, key=k, value=v, is_causal=True)
+        return z
+
+
 class Mapped(Attention):
     def attend(self, q, k, v, whole_k, whole_v, logits, bias, scale):
         return torch.vmap(torch.vmap(lambda logits, v: logits.softmax(-1) @ v))(logits, whole_v)
@@ -62,6 +71,7 @@ UNSEEN = {
     ThreeFactors: r"or by another product than matmul, bmm or einsum of two tensors",
     Multiplied: r"or by another product than matmul, bmm or einsum of two tensors",
     EvenTokens: r"a softmax of shape \[3, 4, 9, 9\] mixes tokens and is not one from each",
+    EvenTokensFused: r"a softmax of shape \[3, 4, 9, 9\] mixes tokens and is not one from each",
     Mapped: r"a softmax of shape \[17, 17\] mixes tokens",
 }
 

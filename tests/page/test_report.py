@@ -195,6 +195,51 @@ def test_a_single_head_is_one_head(results):
     )
 
 
+@pytest.mark.parametrize(
+    ("relation", "words"),
+    [
+        ("redundant", "They replace each other"),
+        ("complementary", "They copy only together"),
+        ("independent", "They neither back each other up nor need each other"),
+        ("single", None),
+    ],
+)
+def test_how_the_heads_of_the_set_depend_on_each_other_is_said(results, relation, words):
+    one = dataclasses.replace(results.verification.sets[0], relation=relation)
+    found = finding(results.scan, dataclasses.replace(results.verification, sets=(one,)), None)
+    assert [said.startswith(words) for said in found.details if said.startswith("They ")] == ([True] if words else [])
+
+
+def test_where_no_other_head_could_be_drawn_the_finding_says_so(results):
+    controls = dataclasses.replace(results.verification.controls, random_heads=())
+    found = finding(results.scan, dataclasses.replace(results.verification, controls=controls), None)
+    assert "There is no other head in their layers to draw as a random control." in found.details
+
+
+def test_a_scan_without_the_induction_role_names_no_candidates(results):
+    roles = tuple(one for one in results.scan.roles if one.name != "induction")
+    scores = tuple(one for one in results.scan.scores if one.detector != "induction")
+    scan = dataclasses.replace(results.scan, roles=roles, scores=scores)
+    found = finding(scan, dataclasses.replace(results.verification, sets=()), None)
+    assert not any("best candidates" in said for said in found.details)
+
+
+def test_who_tells_them_where_to_look_is_said_by_the_paths(results):
+    def said(circuit):
+        found = finding(results.scan, results.verification, circuit)
+        return found.sentence + " " + " ".join(found.details)
+
+    circuit = results.circuit
+    assert "L0H4 tells them where to look" in said(circuit)
+    assert "; through their queries no sender moves it by more than" in said(circuit)
+    through_queries = tuple(dataclasses.replace(one, input="q") for one in circuit.edges)
+    assert "through their query." in said(dataclasses.replace(circuit, edges=through_queries))
+    # A sender that shares its part with others is no receiver's strongest, and without receivers there is none.
+    shared = tuple(dataclasses.replace(one, any_of=(one.sender, HeadId(0, 0))) for one in circuit.edges)
+    assert "where to look" not in said(dataclasses.replace(circuit, edges=shared, sets=()))
+    assert "where to look" not in said(dataclasses.replace(circuit, receivers=(), edges=(), sets=()))
+
+
 def test_results_of_another_model_are_refused(results):
     other = dataclasses.replace(results.scan, model=dataclasses.replace(results.scan.model, id="other"))
     with pytest.raises(hs.HeadscopeError, match="a Scan of other cannot go into a report of demo"):
