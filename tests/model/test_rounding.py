@@ -6,12 +6,16 @@ import copy
 
 import pytest
 import torch
+from pytest import approx
 from transformers import GptOssConfig, GptOssForCausalLM
 from transformers.models.gpt_oss import modeling_gpt_oss
 
 import headscope as hs
 from benchmarks.tiny import tiny_causal_lm
-from headscope.model.rounding import moved_by_rounding
+from headscope.model.attention import Scores
+from headscope.model.kernels import AttentionSpec
+from headscope.model.rounding import moved_by_rounding, of_logits
+from headscope.planted.handbuilt import DECOYS, handbuilt
 from tests.running import selfcheck
 
 
@@ -78,3 +82,20 @@ def test_only_a_difference_like_that_of_rounding_is_explained():
         own = run()
         for ours, moved in [((0, 0, 100.5), 0.5), ((0, 0, 101), 0.5), ((0, 0, 102), 0), ((0.5, 0.5, 100), 0)]:
             assert moved_by_rounding(embedding, run, own, torch.tensor([ours])[..., None], limit=0.01) == moved, ours
+
+
+def test_large_logits_are_rounded_more_and_a_masked_row_excuses_nothing():
+    # float32 has 2**-23 between numbers at 1. A probability exp(x - lse) with x of 1,000 is off by 1,000 times that.
+    def scores(*lse):
+        q = torch.zeros(1, 1, len(lse), 4)
+        return Scores(q=q, k=q, v=q, rule=AttentionSpec(scale=1.0, causal=True), lse=torch.tensor([[lse]]))
+
+    assert of_logits(scores(1.0, -1000.0)) == approx(1000 * 2**-23)
+    assert of_logits(scores(2.0, float("-inf"), -3e38, -1e9)) == approx(2 * 2**-23)
+    assert of_logits(scores(float("-inf"))) == 0.0
+
+
+def test_a_circuit_with_logits_in_the_thousands_is_exact():
+    # Its probabilities were off by 1.1e-4 on one processor, where 1e-4 is allowed to logits near 1.
+    built = handbuilt(copying="redundant", decoys=DECOYS, seed=13, n_layers=3)
+    assert selfcheck(built.model).support == "exact"

@@ -17,11 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headscope.model.attention import Scores
 from headscope.model.precision import widened
 from headscope.model.scope import hooking
 
 DRAWS = 16
 """At most: of a few tokens, not every draw changes a choice."""
+
+LARGEST_LOGIT = 1e5
+"""Past it a row's lse is that of masks: -1e9, the smallest number, minus infinity."""
 
 
 def moved_by_rounding(
@@ -55,6 +59,16 @@ def moved_by_rounding(
             if found_median <= max(limit, 2 * median) and found_worst <= 2 * worst:
                 return worst
     return 0.0
+
+
+def of_logits(scores: Scores) -> float:
+    """How far rounding of the logits moves a probability that is not near 0: eps max |lse|, but for masked rows.
+
+    exp(x) is off by the share that x is off by, and x by eps |x|; of probabilities that count, x is near the row's lse.
+    """
+    sizes = scores.lse.abs()
+    sizes = sizes[sizes < LARGEST_LOGIT]
+    return torch.finfo(sizes.dtype).eps * float(sizes.max()) if sizes.numel() else 0.0
 
 
 def _median_and_worst(difference: Tensor) -> tuple[float, float]:

@@ -39,7 +39,7 @@ from headscope.model.parallel import weight_of
 from headscope.model.precision import widened
 from headscope.model.product import NotMixing
 from headscope.model.proof import NotProven, by_patterns, proven_route
-from headscope.model.rounding import moved_by_rounding
+from headscope.model.rounding import moved_by_rounding, of_logits
 from headscope.model.scope import evaluating, implementation
 from headscope.model.taps import TOLERANCE, Route, forward
 from headscope.model.unseen import Noting
@@ -372,6 +372,7 @@ class _Seen:
     kernels: set[str] = field(default_factory=set)
     patterns_only: bool = False
     mixing_error: float = 0.0
+    logit_error: float = 0.0
     row_error: float = 0.0
     future: float = 0.0
     other_keys: int = 0
@@ -405,6 +406,7 @@ class _Seen:
             self.patterns_only = True
         else:
             self.kv_heads.add(scores.k.shape[1])
+            self.logit_error = _worse(self.logit_error, of_logits(scores))
             if scores.rule.sinks is not None:
                 rows = rows + torch.exp(widened(scores.rule.sinks) - widened(scores.lse))
             mixed = (pattern @ widened(repeat_heads(scores.v, attention.n_heads))).transpose(1, 2)
@@ -436,7 +438,7 @@ def _verify(model: Backbone, tokens: Tensor, look: _Look, own: Tensor) -> tuple[
         support, reason = "unsupported", _ENCODER
     elif not (difference <= min(100 * tolerance, LARGEST_DIFFERENCE) * size or rounded > 0):
         support, reason = "unsupported", f"its output through our attention differs from its own by {difference:.2g}"
-    elif not mistake <= tolerance:
+    elif not mistake <= tolerance + seen.logit_error:
         support, reason = (
             "unsupported",
             f"its heads' results are not the mix of their values by the probabilities seen (off by {mistake:.2g})",
