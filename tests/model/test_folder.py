@@ -104,6 +104,19 @@ def test_an_index_opens_files_below_the_folder(folder):
     assert load(folder).check.support == "exact"
 
 
+@pytest.mark.parametrize("files", [None, {}, [], {"a": 1}], ids=["none", "empty", "a list", "no name"])
+def test_an_index_names_files(files, folder):
+    index_to(folder, "another.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({} if files is None else {"weight_map": files}))
+    assert "has no weight_map from tensors to files; use the index as saved" in str(refusal(folder))
+
+
+def test_a_folder_of_templates_is_no_link(folder, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "additional_chat_templates").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert "is a link; copy what it leads to into the folder" in str(refusal(folder))
+
+
 def test_a_config_stays_in_its_folder_too(folder):
     index_to(folder, "x.safetensors")
     edit_config(folder, transformers_weights="../outside.safetensors")

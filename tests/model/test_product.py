@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from pytest import approx
 from torch import Tensor
 
-from headscope.model.product import axes_of, placed, product_of, queries_and_keys, tensors_in
+from headscope.model.product import (
+    Seen,
+    Site,
+    axes_of,
+    by_token,
+    fitted_scale,
+    placed,
+    product_of,
+    queries_and_keys,
+    tensors_in,
+)
 
 B, H, N, D = 2, 3, 5, 4
 
@@ -107,3 +120,33 @@ def test_axes_are_put_in_order_and_those_that_are_missing_have_size_one():
 
 def test_tensors_are_found_however_deep_they_are():
     assert [id(one) for one in tensors_in(({"a": [P, (V, 3)]}, Q))] == [id(P), id(V), id(Q)]
+
+
+PLAIN = Site(layer=0, call=0, n_heads=H)
+
+
+def test_queries_and_keys_that_were_not_seen_in_the_axes_of_the_pattern_are_not_believed():
+    logits = Q @ K.mT
+    seen = Seen(owner="", result=P @ V, pattern=P, logits=logits, q=Q, k=K, v=V)
+    assert by_token(seen, PLAIN, B) is not None
+    for change in (
+        {"q": None},
+        {"k": None},
+        {"logits": None},
+        {"logits": logits[..., :-1]},  # other numbers than the pattern's
+        {"q": Q[:, :2]},  # of fewer heads
+        {"k": K[:, :2]},  # neither one key head nor all
+        {"k": K[:1]},  # one prompt's
+        {"k": K[0]},  # an axis fewer
+    ):
+        assert by_token(replace(seen, **change), PLAIN, B) is None, change
+
+
+def test_a_scale_is_fitted_where_one_explains_the_logits_and_else_none():
+    bias = drawn(N, N)  # the same for both prompts, so that it cancels
+    seen = Seen(owner="", result=P @ V, pattern=P, logits=0.3 * (Q @ K.mT) + bias, q=Q, k=K, v=V)
+    assert fitted_scale(seen, PLAIN, B, 1e-6) == approx(0.3)
+    assert fitted_scale(replace(seen, logits=seen.logits.square()), PLAIN, B, 1e-6) is None
+    assert fitted_scale(replace(seen, logits=None), PLAIN, B, 1e-6) is None
+    same = {"q": Q[:1].expand(B, -1, -1, -1), "k": K[:1].expand(B, -1, -1, -1)}
+    assert fitted_scale(replace(seen, **same), PLAIN, B, 1e-6) is None  # two prompts alike tell nothing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from benchmarks.tiny import tiny_causal_lm
 from benchmarks.written import Written
 from headscope.errors import ArgumentError, UnsupportedModel
 from headscope.model.load import load
+from headscope.model.sources.module import logits_in
 from headscope.probes.probe import probe_of
 
 with warnings.catch_warnings():
@@ -129,6 +131,31 @@ def test_a_module_that_does_not_run_on_ids_alone_is_told_the_call_to_write():
     with pytest.raises(UnsupportedModel, match=r"fails on token ids alone .*; write load\(model, forward=lambda ids"):
         load(made)
     assert load(made, forward=lambda ids: made(ids, 2.0)).check.support == "exact"
+
+
+def test_a_module_without_logits_for_every_token_is_told_so():
+    class Classifies(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(20, 8)
+
+        def forward(self, ids):
+            return self.embedding(ids).mean(1)
+
+    with pytest.raises(UnsupportedModel, match="Classifies gives no logits for every token of its input"):
+        hs.load(Classifies().eval())
+
+
+def test_logits_are_found_in_what_a_module_gives():
+    ids, logits = torch.zeros(2, 5, dtype=torch.int64), torch.zeros(2, 5, 7)
+    loss = torch.tensor(0.5)
+    for given in (
+        logits, (loss, logits), [None, (loss, logits)], {"loss": loss, "logits": logits},
+        SimpleNamespace(logits=logits), SimpleNamespace(logits=(logits,)),
+    ):  # fmt: skip
+        assert logits_in(given, ids) is logits
+    for given in (loss, logits[0], logits[:, :4], logits.long(), {"loss": loss}, (loss,), None, "logits"):
+        assert logits_in(given, ids) is None
 
 
 def test_forward_does_not_apply_to_a_name():
