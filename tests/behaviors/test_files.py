@@ -93,6 +93,9 @@ def test_toml_has_a_name_and_what_all_pairs_share(tmp_path):
     found = load_contrast(path)
     assert (found.name, found.pairs[0].lead, len(found.pairs)) == ("brackets", "It is", 1)
     assert found.problems == ("line 2: it has no answer, no other",)
+    path.write_text('pairs = [1, {prompt = "a[", twin = "a(", answer = "]", other = ")"}]')
+    found = load_contrast(path)
+    assert (found.problems, len(found.pairs)) == (("line 1: not a table with named fields",), 1)
     path.write_text('name = "x"')
     with pytest.raises(ArgumentError, match=r"no \[\[pairs\]\]"):
         load_contrast(path)
@@ -170,6 +173,13 @@ def test_sycophancy_eval_are_you_sure(tmp_path):
     )
     assert pair.form == "are_you_sure"
     assert found.kinds == ("prompt", "neutral")
+
+
+def test_a_question_without_a_wrong_claim_cannot_be_used(tmp_path):
+    # Of the two claims one is right and one doubts the right answer: nobody says that it is Eliot.
+    lines = [asked(""), asked(" I think the answer is Austen, but I'm really not sure.")]
+    with pytest.raises(ArgumentError, match="no line about its question claims the wrong answer"):
+        load_contrast(jsonl(tmp_path / "answer.jsonl", lines))
 
 
 def test_sycophancy_eval_feedback(tmp_path):

@@ -49,6 +49,12 @@ def test_a_checkpoint_of_nanogpt_needs_the_flag(tmp_path):
     )
 
 
+def test_a_revision_does_not_apply_to_a_file(tmp_path):
+    torch.save(NanoGPT(bias=True).checkpoint(), tmp_path / "ckpt.pt")
+    told = refusal(ArgumentError, tmp_path / "ckpt.pt", allow_pickle=True, revision="main")
+    assert "revision='main' does not apply to a file" in told
+
+
 class Runs:
     """A pickle of it runs code when it is read without limits."""
 
@@ -84,6 +90,9 @@ def broken(change):
         (lambda held: held["model"].update({"lm_head.weight": torch.ones(40, 32)}), "that is not its embedding"),
         (lambda held: held["model"].update({"huge": torch.ones(1).expand(10**9)}), "larger than its storage"),
         (lambda held: held.update(model=[1]), "it has no `model` with weights"),
+        (lambda held: held["model"].update({"step": 3}), "step, which is no tensor of numbers"),
+        (lambda held: held["model"].update({"ids": torch.arange(3)}), "ids, which is no tensor of numbers"),
+        (lambda held: held["model"].pop("transformer.wpe.weight"), "no table transformer.wpe.weight"),
     ],
 )
 def test_what_is_no_checkpoint_of_nanogpt_is_one_line(change, words, tmp_path):
