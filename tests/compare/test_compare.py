@@ -238,6 +238,17 @@ def test_at_most_four_heads_are_drawn_on_at_most_64_tokens():
     assert [one.id for one in shown.tokens] == prompts.prompts[0][:64].tolist()
 
 
+def test_heads_beyond_the_first_are_counted_in_the_terminal(capsys):
+    one, two = random_gpt2(), random_gpt2()
+    with torch.no_grad():
+        for block in two.transformer.h:
+            block.attn.c_attn.weight[:, :32] *= -1  # all queries
+    found = hs.compare(one, two, n_prompts=8, period=30)
+    assert len(found.changed) > 1
+    print_comparison(found, top=1)
+    assert f"{len(found.changed) - 1} more heads changed; --top shows them." in capsys.readouterr().out
+
+
 def test_tables_of_more_than_twelve_models_say_what_they_leave_out(capsys):
     model = hs.load(random_gpt2())
     scan = hs.scan(model, probe=hs.repeated_tokens(model, n_prompts=2, period=12))
@@ -362,6 +373,8 @@ def test_the_terminal_says_what_changed_and_which_head_is_its_source(built, caps
     assert swapped[str(later)][-3:] == ["passes", "it", "on"]
     assert {"all", "sources", "random"} <= swapped.keys()
     assert sum(one[0] == "random" for one in printed(shown, "swapped")) == len(swap.random)
+    print_comparison(replace(found, pairs=(replace(found.pairs[0], swap=replace(swap, sources=None)),)), top=10)
+    assert "sources" not in {one[0] for one in printed(capsys.readouterr().out, "swapped")}
 
 
 def test_the_terminal_names_a_head_that_changed_places_and_what_it_holds_in_the_atlas(built, capsys, monkeypatch):
@@ -374,8 +387,10 @@ def test_the_terminal_names_a_head_that_changed_places_and_what_it_holds_in_the_
         head=head, counterpart=where[head], role="induction", a="primary", b=None, status="lost", apart=False,
         score_a=Estimate(mean=0.9, ci95=None), score_b=Estimate(mean=0.25, ci95=None),
     )  # fmt: skip
-    print_comparison(replace(found, pairs=(replace(pair, outcomes=(held,)),)), top=10)
+    kept = replace(held, role="sink", status="kept")
+    print_comparison(replace(found, pairs=(replace(pair, outcomes=(held, kept)),)), top=10)
     shown = capsys.readouterr().out
+    assert "sink in the atlas" not in shown
     assert f"{head} lost induction in the atlas: primary (0.90), now not tried (0.25); the intervals" in shown
     assert pair.moved
     for one in pair.moved:
@@ -422,6 +437,9 @@ def test_a_head_that_writes_nothing_attends_as_before_and_its_verdict_changes(bu
     shown = " ".join(capsys.readouterr().out.split())
     assert f"{head} induction, now attends only" in shown
     assert f"{sender} -> k of {head}: lost" in shown
+    kept = tuple(replace(one, status="kept") for one in pair.edges)
+    print_comparison(replace(found, pairs=(replace(pair, edges=kept),)), top=5)
+    assert "->" not in capsys.readouterr().out
     assert " ".join("; ".join(changed[0].reasons_b).split()) in shown
     assert hs.Comparison.from_dict(json.loads(found.to_json())) == found
 
