@@ -12,6 +12,7 @@ import headscope as hs
 from benchmarks.written import HEADS, Attention, D, Written, agree
 from headscope.errors import UnsupportedModel
 from headscope.model.load import load
+from headscope.model.unseen import Unseen
 from headscope.model.weights import layer_weights
 
 
@@ -84,6 +85,19 @@ def test_what_is_not_read_is_said_also_where_another_layer_is(kind, layers):
         written.blocks[layer].attention.__class__ = kind
     with pytest.raises(UnsupportedModel, match=UNSEEN[kind] + ".* so part of its attention would go unseen"):
         load(written)
+
+
+def test_a_factor_depends_on_the_tokens_where_it_differs_by_more_than_rounding():
+    # Three prompts, the third like the first but for one part in a million; numbers that are infinite in all are equal.
+    first, second = torch.randn(2, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+    for part in (first, second):
+        part[0, 0, 0] = float("-inf")
+    batch = torch.stack([first, second, first * (1 + 1e-6)])
+    found = Unseen(n_rows=3, n_tokens=5)
+    assert found._depends_on_tokens(batch)
+    assert found._depends_on_tokens(batch.transpose(0, 1).contiguous())
+    assert not found._depends_on_tokens(torch.stack([first] * 3))
+    assert not found._depends_on_tokens(torch.stack([first, first * (1 + 1e-6), first * (1 - 1e-6)]))
 
 
 class Cast(Attention):

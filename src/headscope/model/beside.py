@@ -139,10 +139,11 @@ def found(backbone: Backbone, route: Route, prompts: Int[Tensor, "prompt positio
 
 
 def _by_place(given: Tensor, n_tokens: int) -> Tensor | None:
-    """A view [prompt position ...] of two prompts' numbers; None of a tensor of other axes, or of pairs of tokens."""
-    if given.dim() < 2 or not (
-        given.is_floating_point() or given.dim() == 2
-    ):  # whole numbers are ids, or places chosen
+    """A view [prompt position ...] of two prompts' numbers; None of a tensor of other axes, or of pairs of tokens.
+
+    Whole numbers on two axes are ids; on more they are places that were chosen.
+    """
+    if given.dim() < 2 or not (given.is_floating_point() or given.dim() == 2):
         return None
     view: Tensor | None = None
     if given.shape[:2] == (2, n_tokens):

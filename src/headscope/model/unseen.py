@@ -104,7 +104,8 @@ class Unseen:
             if size % self.n_rows == 0 and (axis == 0 or size == self.n_rows):
                 for split in ((self.n_rows, -1), (-1, self.n_rows)):
                     by_prompt = given.unflatten(axis, split).movedim(axis + (split[0] == -1), 0)
-                    second, third = ((by_prompt[one].double() - by_prompt[0].double()).abs().max() for one in (1, 2))
+                    apart = ((by_prompt[one].double() - by_prompt[0].double()).abs() for one in (1, 2))
+                    second, third = (one.nan_to_num().max() for one in apart)  # infinite in both is equal
                     if 10 * third < second:  # a batch's rows may be rounded in ways of their own
                         return True
         return False
